@@ -1,0 +1,104 @@
+package cri
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/klog/v2"
+)
+
+// What Version answers.
+const (
+	// runtimeName is the runtime's name in node.status.nodeInfo.containerRuntimeVersion.
+	runtimeName = "berth"
+	// kubeletAPIVersion is the version of the kubelet's own API, which has not changed since the CRI began.
+	kubeletAPIVersion = "0.1.0"
+	// criVersion is the version of the CRI that is served.
+	criVersion = "v1"
+)
+
+// Version names the runtime and its versions.
+func (s *runtimeService) Version(context.Context, *runtimeapi.VersionRequest) (*runtimeapi.VersionResponse, error) {
+	return &runtimeapi.VersionResponse{
+		Version: kubeletAPIVersion, RuntimeName: runtimeName, RuntimeVersion: s.version, RuntimeApiVersion: criVersion,
+	}, nil
+}
+
+// Status says whether pods can be run, and with which handlers and features.
+func (s *runtimeService) Status(ctx context.Context, r *runtimeapi.StatusRequest) (*runtimeapi.StatusResponse, error) {
+	answer := &runtimeapi.StatusResponse{
+		Status: &runtimeapi.RuntimeStatus{Conditions: []*runtimeapi.RuntimeCondition{
+			{Type: runtimeapi.RuntimeReady, Status: true},
+			s.networkCondition(ctx),
+		}},
+		RuntimeHandlers: s.handlers,
+		Features:        &runtimeapi.RuntimeFeatures{SupplementalGroupsPolicy: true},
+	}
+	if !r.GetVerbose() {
+		return answer, nil
+	}
+	pulls, err := marshal(nonNil(s.images.Pulls()))
+	if err != nil {
+		return nil, err
+	}
+	facts, err := marshal(s.facts)
+	if err != nil {
+		return nil, err
+	}
+	answer.Info = map[string]string{"config": facts, "pulls": pulls}
+	return answer, nil
+}
+
+// networkCondition is NetworkReady.
+func (s *runtimeService) networkCondition(ctx context.Context) *runtimeapi.RuntimeCondition {
+	c := &runtimeapi.RuntimeCondition{Type: runtimeapi.NetworkReady, Status: true}
+	if err := s.network.Status(ctx); err != nil {
+		c.Status, c.Reason, c.Message = false, "NetworkPluginNotReady", redact(validText(err.Error()))
+	}
+	return c
+}
+
+// RuntimeConfig tells the kubelet how to name cgroups.
+func (s *runtimeService) RuntimeConfig(context.Context, *runtimeapi.RuntimeConfigRequest) (*runtimeapi.RuntimeConfigResponse, error) {
+	return &runtimeapi.RuntimeConfigResponse{
+		Linux: &runtimeapi.LinuxRuntimeConfiguration{CgroupDriver: runtimeapi.CgroupDriver_CGROUPFS},
+	}, nil
+}
+
+// UpdateRuntimeConfig takes the pod range that the kubelet knows. Nothing depends on it: the addresses come from the CNI
+// configuration or from the bridge's own ranges.
+func (s *runtimeService) UpdateRuntimeConfig(ctx context.Context, r *runtimeapi.UpdateRuntimeConfigRequest) (*runtimeapi.UpdateRuntimeConfigResponse, error) {
+	if cidr := r.GetRuntimeConfig().GetNetworkConfig().GetPodCidr(); cidr != "" {
+		klog.FromContext(ctx).V(2).Info("Left the pod range to the network configuration", "podCIDR", bounded(cidr))
+	}
+	return &runtimeapi.UpdateRuntimeConfigResponse{}, nil
+}
+
+// marshal makes a value of an info map, which must be JSON.
+func marshal(v any) (string, error) {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return "", fmt.Errorf("encode verbose information: %w", err)
+	}
+	return string(b), nil
+}
+
+// nonNil makes JSON say [] instead of null.
+func nonNil[T any](s []T) []T {
+	if s == nil {
+		return []T{}
+	}
+	return s
+}
+
+// matchLabels says whether labels have all that a selector asks for.
+func matchLabels(selector, labels map[string]string) bool {
+	for key, want := range selector {
+		if got, ok := labels[key]; !ok || got != want {
+			return false
+		}
+	}
+	return true
+}

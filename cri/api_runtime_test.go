@@ -1,0 +1,80 @@
+package cri
+
+import (
+	"encoding/json"
+	"errors"
+	"testing"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berthd/berth/imageservice"
+)
+
+func TestVersion(t *testing.T) {
+	w := newWorld(t)
+	v, err := w.runtime.Version(t.Context(), &runtimeapi.VersionRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if v.GetVersion() != "0.1.0" || v.GetRuntimeName() != "berth" || v.GetRuntimeVersion() != "0.0.1-test" || v.GetRuntimeApiVersion() != "v1" {
+		t.Errorf("Version = %v", v)
+	}
+}
+
+func TestStatusHasBothConditions(t *testing.T) {
+	w := newWorld(t)
+	for _, err := range []error{nil, errors.New("no bridge at http://u:SECRET@x/y")} {
+		w.network.err = err
+		s, callErr := w.runtime.Status(t.Context(), &runtimeapi.StatusRequest{})
+		if callErr != nil {
+			t.Fatal(callErr)
+		}
+		conditions := map[string]*runtimeapi.RuntimeCondition{}
+		for _, c := range s.GetStatus().GetConditions() {
+			conditions[c.GetType()] = c
+		}
+		if !conditions["RuntimeReady"].GetStatus() {
+			t.Error("RuntimeReady is false")
+		}
+		n := conditions["NetworkReady"]
+		if n.GetStatus() != (err == nil) {
+			t.Errorf("NetworkReady = %v with %v", n.GetStatus(), err)
+		}
+		if err != nil && (n.GetReason() != "NetworkPluginNotReady" || n.GetMessage() != "no bridge at http://x/y") {
+			t.Errorf("condition = %v", n)
+		}
+		if s.GetInfo() != nil {
+			t.Error("information without verbose")
+		}
+		if len(s.GetRuntimeHandlers()) != 2 || !s.GetFeatures().GetSupplementalGroupsPolicy() {
+			t.Errorf("handlers %v, features %v", s.GetRuntimeHandlers(), s.GetFeatures())
+		}
+	}
+}
+
+func TestVerboseStatusIsJSON(t *testing.T) {
+	w := newWorld(t)
+	w.images.pulls = []imageservice.Progress{{Ref: "r"}}
+	s, err := w.runtime.Status(t.Context(), &runtimeapi.StatusRequest{Verbose: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, key := range []string{"config", "pulls"} {
+		if !json.Valid([]byte(s.GetInfo()[key])) {
+			t.Errorf("info[%q] = %q", key, s.GetInfo()[key])
+		}
+	}
+}
+
+func TestRuntimeConfigNamesTheCgroupDriver(t *testing.T) {
+	w := newWorld(t)
+	c, err := w.runtime.RuntimeConfig(t.Context(), &runtimeapi.RuntimeConfigRequest{})
+	if err != nil || c.GetLinux().GetCgroupDriver() != runtimeapi.CgroupDriver_CGROUPFS {
+		t.Errorf("RuntimeConfig = %v, %v", c, err)
+	}
+	if _, err := w.runtime.UpdateRuntimeConfig(t.Context(), &runtimeapi.UpdateRuntimeConfigRequest{
+		RuntimeConfig: &runtimeapi.RuntimeConfig{NetworkConfig: &runtimeapi.NetworkConfig{PodCidr: "10.0.0.0/24"}},
+	}); err != nil {
+		t.Errorf("UpdateRuntimeConfig = %v", err)
+	}
+}

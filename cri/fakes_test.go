@@ -1,0 +1,241 @@
+package cri
+
+import (
+	"context"
+	"fmt"
+	"io/fs"
+	"net"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/klog/v2"
+
+	"github.com/berthd/berth/imageservice"
+	"github.com/berthd/berth/sandbox"
+)
+
+// fakeSandboxes is Pods and Containers in memory. A test may make any method fail, or panic, by its name.
+type fakeSandboxes struct {
+	mu         sync.Mutex
+	pods       []sandbox.Pod
+	containers []sandbox.Container
+	creates    []sandbox.CreateRequest
+	fail       map[string]error
+	panics     map[string]bool
+	calls      []string
+	timeout    time.Duration
+	exec       sandbox.ExecResult
+}
+
+func (f *fakeSandboxes) call(method, id string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.calls = append(f.calls, method+" "+id)
+	if f.panics[method] {
+		panic("the fake panics in " + method)
+	}
+	return f.fail[method]
+}
+
+func (f *fakeSandboxes) RunPod(_ context.Context, c *runtimeapi.PodSandboxConfig, handler string) (string, error) {
+	if err := f.call("RunPod", handler); err != nil {
+		return "", err
+	}
+	id := strings.Repeat("a", 64)
+	f.pods = append(f.pods, sandbox.Pod{ID: id, Config: c, Handler: handler, State: sandbox.PodReady, CreatedAt: time.Now()})
+	return id, nil
+}
+
+func (f *fakeSandboxes) StopPod(_ context.Context, id string) error   { return f.call("StopPod", id) }
+func (f *fakeSandboxes) RemovePod(_ context.Context, id string) error { return f.call("RemovePod", id) }
+
+func (f *fakeSandboxes) Pod(id string) (sandbox.Pod, error) {
+	for _, p := range f.pods {
+		if strings.HasPrefix(p.ID, id) {
+			return p, nil
+		}
+	}
+	return sandbox.Pod{}, fmt.Errorf("sandbox %s: %w", id, sandbox.ErrNotFound)
+}
+
+func (f *fakeSandboxes) Pods() []sandbox.Pod { return append([]sandbox.Pod(nil), f.pods...) }
+
+func (f *fakeSandboxes) CreateContainer(_ context.Context, r sandbox.CreateRequest) (string, error) {
+	if err := f.call("CreateContainer", r.SandboxID); err != nil {
+		return "", err
+	}
+	f.creates = append(f.creates, r)
+	return strings.Repeat("c", 64), nil
+}
+
+func (f *fakeSandboxes) StartContainer(_ context.Context, id string) error {
+	return f.call("StartContainer", id)
+}
+
+func (f *fakeSandboxes) StopContainer(_ context.Context, id string, timeout time.Duration) error {
+	f.timeout = timeout
+	return f.call("StopContainer", id)
+}
+
+func (f *fakeSandboxes) RemoveContainer(_ context.Context, id string) error {
+	return f.call("RemoveContainer", id)
+}
+
+func (f *fakeSandboxes) ReopenLog(_ context.Context, id string) error { return f.call("ReopenLog", id) }
+
+func (f *fakeSandboxes) ExecSync(ctx context.Context, id string, _ []string, timeout time.Duration) (sandbox.ExecResult, error) {
+	f.timeout = timeout
+	if err := f.call("ExecSync", id); err != nil {
+		return sandbox.ExecResult{}, err
+	}
+	return f.exec, nil
+}
+
+func (f *fakeSandboxes) Container(id string) (sandbox.Container, error) {
+	for _, c := range f.containers {
+		if strings.HasPrefix(c.ID, id) {
+			return c, nil
+		}
+	}
+	return sandbox.Container{}, fmt.Errorf("container %s: %w", id, sandbox.ErrNotFound)
+}
+
+func (f *fakeSandboxes) Containers() []sandbox.Container {
+	return append([]sandbox.Container(nil), f.containers...)
+}
+
+// fakeImages is Images in memory.
+type fakeImages struct {
+	images []imageservice.Image
+	files  map[string]string
+	pulls  []imageservice.Progress
+	fail   map[string]error
+	auth   imageservice.Auth
+	block  chan struct{}
+}
+
+func (f *fakeImages) Pull(ctx context.Context, reference string, auth imageservice.Auth, _ func(imageservice.Progress)) (string, error) {
+	f.auth = auth
+	if f.block != nil {
+		select {
+		case <-f.block:
+		case <-ctx.Done():
+			return "", fmt.Errorf("pull %s: %w: %w", reference, imageservice.ErrRegistryUnavailable, ctx.Err())
+		}
+	}
+	if err := f.fail["Pull"]; err != nil {
+		return "", err
+	}
+	return "sha256:" + strings.Repeat("1", 64), nil
+}
+
+func (f *fakeImages) Image(reference string) (imageservice.Image, error) {
+	if err := f.fail["Image"]; err != nil {
+		return imageservice.Image{}, err
+	}
+	for _, i := range f.images {
+		for _, name := range append(append([]string{i.ID}, i.RepoTags...), i.RepoDigests...) {
+			if name == reference {
+				return i, nil
+			}
+		}
+	}
+	return imageservice.Image{}, fmt.Errorf("image %s: %w", reference, imageservice.ErrNotFound)
+}
+
+func (f *fakeImages) Images() []imageservice.Image               { return f.images }
+func (f *fakeImages) Remove(_ context.Context, ref string) error { return f.fail["Remove"] }
+func (f *fakeImages) Pulls() []imageservice.Progress             { return f.pulls }
+
+func (f *fakeImages) ReadFile(_ context.Context, _, path string, _ int64) ([]byte, error) {
+	if err := f.fail["ReadFile"]; err != nil {
+		return nil, err
+	}
+	if s, ok := f.files[path]; ok {
+		return []byte(s), nil
+	}
+	return nil, fmt.Errorf("read %s: %w", path, fs.ErrNotExist)
+}
+
+func (f *fakeImages) FsUsage(context.Context) (images, containers imageservice.FsUsage, err error) {
+	return imageservice.FsUsage{Bytes: 10, Inodes: 2, Mountpoint: "/i"}, imageservice.FsUsage{Bytes: 3, Inodes: 1, Mountpoint: "/c"}, f.fail["FsUsage"]
+}
+
+// fakeNetwork is ready when err is nil.
+type fakeNetwork struct{ err error }
+
+func (f *fakeNetwork) Status(context.Context) error { return f.err }
+
+// world is a server over a real socket, and what is behind it.
+type world struct {
+	sandboxes *fakeSandboxes
+	images    *fakeImages
+	network   *fakeNetwork
+	socket    string
+	conn      *grpc.ClientConn
+	runtime   runtimeapi.RuntimeServiceClient
+	image     runtimeapi.ImageServiceClient
+}
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	w := &world{
+		sandboxes: &fakeSandboxes{fail: map[string]error{}, panics: map[string]bool{}},
+		images:    &fakeImages{fail: map[string]error{}, files: map[string]string{}},
+		network:   &fakeNetwork{}, socket: filepath.Join(t.TempDir(), "s"),
+	}
+	l, err := Listen(t.Context(), w.socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := NewServer(Config{
+		Pods: w.sandboxes, Containers: w.sandboxes, Images: w.images, Network: w.network,
+		Handlers: []*runtimeapi.RuntimeHandler{{Name: ""}, {Name: "native"}},
+		Version:  "0.0.1-test", Facts: map[string]string{"root": "/r"}, Logger: klog.TODO(),
+	})
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(l) }()
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		w.conn.Close()
+		server.Shutdown(ctx)
+		if err := <-served; err != nil {
+			t.Errorf("Serve = %v", err)
+		}
+	})
+	w.conn, err = grpc.NewClient("unix:"+w.socket, grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(16<<20), grpc.MaxCallSendMsgSize(200<<20)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.runtime, w.image = runtimeapi.NewRuntimeServiceClient(w.conn), runtimeapi.NewImageServiceClient(w.conn)
+	return w
+}
+
+// dial opens a bare connection.
+func (w *world) dial(t *testing.T) net.Conn {
+	t.Helper()
+	c, err := net.Dial("unix", w.socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+func podConfig() *runtimeapi.PodSandboxConfig {
+	return &runtimeapi.PodSandboxConfig{Metadata: &runtimeapi.PodSandboxMetadata{Name: "n", Namespace: "ns", Uid: "u"}}
+}
+
+func containerConfig(image string) *runtimeapi.ContainerConfig {
+	return &runtimeapi.ContainerConfig{
+		Metadata: &runtimeapi.ContainerMetadata{Name: "c"}, Image: &runtimeapi.ImageSpec{Image: image},
+	}
+}

@@ -1,0 +1,137 @@
+package cri
+
+import (
+	"context"
+	"fmt"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/klog/v2"
+)
+
+// interceptor stands before every call.
+type interceptor struct {
+	logger klog.Logger
+}
+
+// unary logs a call with its objects and outcome, and turns its error into a status.
+func (i interceptor) unary(ctx context.Context, request any, call *grpc.UnaryServerInfo, next grpc.UnaryHandler) (answer any, err error) {
+	start := time.Now()
+	method := methodName(call.FullMethod)
+	logger := i.logger.WithValues(callValues(method, request)...)
+	ctx = klog.NewContext(ctx, logger)
+	defer func() {
+		if cause := recover(); cause != nil {
+			answer, err = nil, recovered(logger, cause, method)
+		}
+		err = statusOf(ctx, err)
+		finished(logger, method, time.Since(start), err)
+	}()
+	if sentence, ok := unimplemented[method]; ok {
+		return nil, status.Error(codes.Unimplemented, sentence)
+	}
+	return next(ctx, request)
+}
+
+// stream does for a streaming call what unary does.
+func (i interceptor) stream(server any, s grpc.ServerStream, call *grpc.StreamServerInfo, next grpc.StreamHandler) (err error) {
+	start := time.Now()
+	method := methodName(call.FullMethod)
+	logger := i.logger.WithValues("method", method)
+	defer func() {
+		if cause := recover(); cause != nil {
+			err = recovered(logger, cause, method)
+		}
+		err = statusOf(s.Context(), err)
+		finished(logger, method, time.Since(start), err)
+	}()
+	if sentence, ok := unimplemented[method]; ok {
+		return status.Error(codes.Unimplemented, sentence)
+	}
+	return next(server, loggedStream{ServerStream: s, ctx: klog.NewContext(s.Context(), logger)})
+}
+
+// loggedStream is a stream whose context has the call's logger.
+type loggedStream struct {
+	grpc.ServerStream
+	ctx context.Context
+}
+
+// Context has the call's logger.
+func (s loggedStream) Context() context.Context { return s.ctx }
+
+// methodName is the last part of /runtime.v1.RuntimeService/RunPodSandbox.
+func methodName(full string) string { return full[strings.LastIndexByte(full, '/')+1:] }
+
+// recovered logs the stack of a panic and makes the error that its caller gets.
+func recovered(logger klog.Logger, cause any, method string) error {
+	logger.Error(fmt.Errorf("panic: %v", cause), "Recovered from a panic", "stack", string(debug.Stack()))
+	return status.Errorf(codes.Internal, "%s panicked; the daemon's log has the stack", method)
+}
+
+// finished logs a call's outcome. What reads is asked many times a second, so it is shown when one debugs.
+func finished(logger klog.Logger, method string, duration time.Duration, err error) {
+	code := status.Code(err)
+	switch {
+	case err == nil && changes(method):
+		logger.V(2).Info("Answered a call", "code", code.String(), "duration", duration)
+	case err == nil:
+		logger.V(5).Info("Answered a call", "code", code.String(), "duration", duration)
+	case expected(method, code):
+		logger.V(4).Info("Refused a call", "code", code.String(), "duration", duration, "err", err)
+	default:
+		logger.Info("Refused a call", "code", code.String(), "duration", duration, "err", err)
+	}
+}
+
+// expected says that a call's refusal is everyday: asking for what is gone, or for what is not built.
+func expected(method string, code codes.Code) bool {
+	return code == codes.Unimplemented || code == codes.NotFound && !changes(method)
+}
+
+// changes says that a method changes something on the host.
+func changes(method string) bool {
+	switch method {
+	case "RunPodSandbox", "StopPodSandbox", "RemovePodSandbox", "CreateContainer", "StartContainer", "StopContainer",
+		"RemoveContainer", "PullImage", "RemoveImage", "UpdateRuntimeConfig":
+		return true
+	}
+	return false
+}
+
+// callValues are the log values that name a call's objects. Nothing else of a request is logged.
+func callValues(method string, request any) []any {
+	values := []any{"method", method}
+	if r, ok := request.(interface{ GetPodSandboxId() string }); ok && r.GetPodSandboxId() != "" {
+		values = append(values, "podSandboxID", bounded(r.GetPodSandboxId()))
+	}
+	if r, ok := request.(interface{ GetContainerId() string }); ok && r.GetContainerId() != "" {
+		values = append(values, "containerID", bounded(r.GetContainerId()))
+	}
+	if r, ok := request.(interface{ GetImage() *runtimeapi.ImageSpec }); ok && r.GetImage().GetImage() != "" {
+		values = append(values, "image", bounded(redact(r.GetImage().GetImage())))
+	}
+	switch r := request.(type) {
+	case *runtimeapi.RunPodSandboxRequest:
+		meta := r.GetConfig().GetMetadata()
+		values = append(values, "pod", klog.KRef(bounded(meta.GetNamespace()), bounded(meta.GetName())), "attempt", meta.GetAttempt())
+	case *runtimeapi.CreateContainerRequest:
+		meta := r.GetConfig().GetMetadata()
+		values = append(values, "container", bounded(meta.GetName()), "attempt", meta.GetAttempt())
+	}
+	return values
+}
+
+// bounded cuts what a client may have made long.
+func bounded(s string) string {
+	const most = 256
+	if len(s) > most {
+		return s[:most]
+	}
+	return s
+}

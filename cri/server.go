@@ -1,0 +1,166 @@
+package cri
+
+import (
+	"context"
+	"net"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/keepalive"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/klog/v2"
+
+	"github.com/berthd/berth/imageservice"
+	"github.com/berthd/berth/sandbox"
+)
+
+// Limits of the gRPC server.
+const (
+	// maxMessageBytes bounds a request and an answer. It is the limit of the kubelet's client too
+	// (k8s.io/cri-client/pkg/utils.go).
+	maxMessageBytes = 16 << 20
+	// maxStreams bounds the calls under way on one connection; more wait in the client. The kubelet uses one
+	// connection, and 500 pods starting at once stay below it.
+	maxStreams = 1024
+	// handshakeTimeout bounds how long a connection may take for HTTP/2's preface.
+	handshakeTimeout = 10 * time.Second
+	// keepaliveIdle is after how much silence a client is asked whether it is still there. On a unix socket a client
+	// that died has closed; what this finds is one that is stopped.
+	keepaliveIdle = 5 * time.Minute
+	// keepaliveMinimum is how often a client may ping.
+	keepaliveMinimum = 10 * time.Second
+	// bufferBytes is the size of a connection's read and of its write buffer.
+	bufferBytes = 8 << 10
+)
+
+// Pods runs and knows sandboxes. Its errors are those of package sandbox.
+type Pods interface {
+	RunPod(ctx context.Context, config *runtimeapi.PodSandboxConfig, handler string) (sandboxID string, err error)
+	StopPod(ctx context.Context, sandboxID string) error
+	RemovePod(ctx context.Context, sandboxID string) error
+	// Pod finds one by its ID or a unique prefix of it.
+	Pod(sandboxID string) (sandbox.Pod, error)
+	Pods() []sandbox.Pod
+}
+
+// Containers runs and knows containers. Its errors are those of package sandbox.
+type Containers interface {
+	CreateContainer(ctx context.Context, request sandbox.CreateRequest) (containerID string, err error)
+	StartContainer(ctx context.Context, containerID string) error
+	StopContainer(ctx context.Context, containerID string, timeout time.Duration) error
+	RemoveContainer(ctx context.Context, containerID string) error
+	ReopenLog(ctx context.Context, containerID string) error
+	ExecSync(ctx context.Context, containerID string, cmd []string, timeout time.Duration) (sandbox.ExecResult, error)
+	// Container finds one by its ID or a unique prefix of it.
+	Container(containerID string) (sandbox.Container, error)
+	Containers() []sandbox.Container
+}
+
+// Images pulls and knows images. Its errors are those of package imageservice.
+type Images interface {
+	// Pull answers with the image ID.
+	Pull(ctx context.Context, reference string, auth imageservice.Auth, progress func(imageservice.Progress)) (imageID string, err error)
+	// Image finds one by any reference, its ID or a unique prefix of its ID.
+	Image(reference string) (imageservice.Image, error)
+	Images() []imageservice.Image
+	Remove(ctx context.Context, reference string) error
+	// Pulls are those under way.
+	Pulls() []imageservice.Progress
+	// ReadFile reads a regular file of the image's root of at most max bytes; fs.ErrNotExist when there is none.
+	ReadFile(ctx context.Context, imageID, path string, max int64) ([]byte, error)
+	FsUsage(ctx context.Context) (images, containers imageservice.FsUsage, err error)
+}
+
+// Network knows whether pods can be given a network.
+type Network interface {
+	// Status is nil when they can.
+	Status(ctx context.Context) error
+}
+
+// Config is what a Server is made of. Every field but Facts must be set.
+type Config struct {
+	Pods       Pods
+	Containers Containers
+	Images     Images
+	Network    Network
+	// Handlers that a pod may name, as Status lists them; "" is the one that is used when a pod names none.
+	Handlers []*runtimeapi.RuntimeHandler
+	// Version of berthd, semantic.
+	Version string
+	// Facts go into the answer of Status when it is asked to be verbose. They must not contain secrets.
+	Facts map[string]string
+	// Logger is what the calls' contextual loggers are made from.
+	Logger klog.Logger
+}
+
+// Server serves the CRI.
+type Server struct {
+	grpc *grpc.Server
+}
+
+// NewServer makes a Server that waits for Serve.
+func NewServer(c Config) *Server {
+	i := interceptor{logger: c.Logger}
+	g := grpc.NewServer(
+		grpc.MaxRecvMsgSize(maxMessageBytes),
+		grpc.MaxSendMsgSize(maxMessageBytes),
+		grpc.MaxConcurrentStreams(maxStreams),
+		grpc.ConnectionTimeout(handshakeTimeout),
+		grpc.ReadBufferSize(bufferBytes),
+		grpc.WriteBufferSize(bufferBytes),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveIdle}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepaliveMinimum, PermitWithoutStream: true}),
+		grpc.UnaryInterceptor(i.unary),
+		grpc.StreamInterceptor(i.stream),
+	)
+	handlers := make(knownHandlers, len(c.Handlers))
+	for _, h := range c.Handlers {
+		handlers[h.GetName()] = true
+	}
+	runtimeapi.RegisterRuntimeServiceServer(g, &runtimeService{
+		pods: c.Pods, containers: c.Containers, images: c.Images, network: c.Network,
+		handlers: c.Handlers, known: handlers, version: c.Version, facts: c.Facts,
+	})
+	runtimeapi.RegisterImageServiceServer(g, &imageServer{images: c.Images, known: handlers})
+	return &Server{grpc: g}
+}
+
+// Serve answers calls that come in through l until Shutdown. It closes l.
+func (s *Server) Serve(l net.Listener) error { return s.grpc.Serve(l) }
+
+// Shutdown takes no more calls and waits for those under way until ctx ends, then cancels them. A cancelled call is undone by
+// who carries it out, and its client asks the next daemon.
+func (s *Server) Shutdown(ctx context.Context) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		s.grpc.GracefulStop()
+	}()
+	select {
+	case <-done:
+	case <-ctx.Done():
+		s.grpc.Stop()
+		<-done
+	}
+}
+
+// runtimeService is runtime.v1.RuntimeService; its methods stand in the api_*.go files.
+type runtimeService struct {
+	// What is not built is answered by the interceptor before it comes here (unimplemented.go).
+	runtimeapi.UnimplementedRuntimeServiceServer
+	pods       Pods
+	containers Containers
+	images     Images
+	network    Network
+	handlers   []*runtimeapi.RuntimeHandler
+	known      knownHandlers
+	version    string
+	facts      map[string]string
+}
+
+// imageServer is runtime.v1.ImageService; its methods stand in api_image.go.
+type imageServer struct {
+	runtimeapi.UnimplementedImageServiceServer
+	images Images
+	known  knownHandlers
+}

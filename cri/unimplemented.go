@@ -1,0 +1,31 @@
+package cri
+
+// unimplemented holds every method of the two services that is not built, with the sentence that its callers get. A test holds it
+// against the services: a method is in this table or has an implementation.
+var unimplemented = map[string]string{
+	"Exec":        "berth does not stream yet: use ExecSync",
+	"Attach":      "berth does not stream yet: read the container's log file",
+	"PortForward": "berth does not stream yet: connect to the pod's address or to a host port",
+
+	"ContainerStats":           "berth does not measure containers yet",
+	"ListContainerStats":       "berth does not measure containers yet",
+	"StreamContainerStats":     "berth does not measure containers yet",
+	"PodSandboxStats":          "berth does not measure pods yet",
+	"ListPodSandboxStats":      "berth does not measure pods yet",
+	"StreamPodSandboxStats":    "berth does not measure pods yet",
+	"ListMetricDescriptors":    "berth has no metrics yet",
+	"ListPodSandboxMetrics":    "berth has no metrics yet",
+	"StreamPodSandboxMetrics":  "berth has no metrics yet",
+	"GetContainerEvents":       "berth does not send events yet: list containers",
+	"UpdateContainerResources": "berth does not change the resources of a running container yet: create it anew",
+
+	"UpdatePodSandboxResources": "berth does not change the resources of a running pod yet",
+
+	"StreamPodSandboxes": "berth does not stream lists yet: use ListPodSandbox",
+	"StreamContainers":   "berth does not stream lists yet: use ListContainers",
+	"StreamImages":       "berth does not stream lists yet: use ListImages",
+
+	"CheckpointContainer": "berth does not checkpoint containers",
+	"CheckpointPod":       "berth does not checkpoint pods",
+	"RestorePod":          "berth does not restore pods",
+}

@@ -1,0 +1,49 @@
+# berth: see README.md. Every target is one of `make help`.
+
+GO      ?= go
+GOFLAGS += -trimpath
+BIN     := $(CURDIR)/bin
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+export CGO_ENABLED = 0
+
+# Debian packages that the tests and the demonstration use besides Go; `make setup` installs those that are missing.
+PACKAGES := busybox-static gcc libc6-dev libseccomp-dev nftables iproute2 procps util-linux ca-certificates git
+
+UNIT = $(shell $(GO) list ./... | grep -v /test/integration)
+
+.PHONY: help build test test-unit test-integration test-critest bench demo lint setup clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## build berthd, berth-monitor and berth into bin/ (static, no C)
+	@mkdir -p $(BIN)
+	$(GO) build $(GOFLAGS) -ldflags "$(LDFLAGS)" -o $(BIN)/ ./cmd/...
+
+demo: build ## run a pod from a registry to a served page, on berthd's defaults (root)
+	@BERTH_BIN=$(BIN) $(GO) run ./hack/demo
+
+test: setup lint test-unit test-integration ## everything below but critest and bench (root)
+
+test-unit: ## unit tests of all packages (root for those that touch the kernel)
+	$(GO) test -count=1 -v -timeout 15m $(UNIT)
+
+test-integration: build ## berthd, berth-monitor and the kernel, driven over the CRI (root)
+	BERTH_BIN=$(BIN) $(GO) test -count=1 -v -timeout 30m ./test/integration
+
+test-critest: build ## the CRI's conformance tests in five random orders; needs critest on PATH (root)
+	BERTH_BIN=$(BIN) $(GO) run ./hack/critest
+
+bench: build ## latencies as multiples of the kernel's own floor, as a Markdown table (root)
+	@BERTH_BIN=$(BIN) $(GO) run ./hack/bench
+
+lint: build ## budgets, import order, formats, vet, manual pages
+	$(GO) run ./hack/lint -bin $(BIN)
+
+setup: ## install the Debian packages that are missing (root)
+	@hack/setup $(PACKAGES)
+
+clean: ## remove bin/
+	rm -rf $(BIN)

@@ -1,0 +1,119 @@
+package ipam
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// create makes the reservation's file. Preconditions: locked.
+func (s *Store) create(owner Owner, a netip.Addr) error {
+	path := s.path(a.String())
+	fd, err := unix.Open(path, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = unix.Write(fd, []byte(owner.ContainerID+lineBreak+owner.IfName))
+	if err = errors.Join(err, unix.Close(fd)); err != nil {
+		return errors.Join(err, os.Remove(path))
+	}
+	s.note(owner, a)
+	return nil
+}
+
+// note remembers a reservation. Preconditions: locked.
+func (s *Store) note(owner Owner, a netip.Addr) {
+	for _, have := range s.owned[owner] {
+		if have == a {
+			return
+		}
+	}
+	s.owned[owner] = append(s.owned[owner], a)
+}
+
+// release removes those of addrs that belong to owner. Preconditions: locked.
+func (s *Store) release(owner Owner, addrs []netip.Addr) error {
+	var errs []error
+	for _, a := range addrs {
+		if holder, err := s.readOwner(a); err != nil || holder != owner {
+			if err != nil && !errors.Is(err, fs.ErrNotExist) {
+				errs = append(errs, fmt.Errorf("release address %s: %w", a, err))
+				continue
+			}
+		} else if err := unix.Unlink(s.path(a.String())); err != nil && err != unix.ENOENT {
+			errs = append(errs, fmt.Errorf("release address %s: %w", a, err))
+			continue
+		}
+		s.forget(owner, a)
+	}
+	return errors.Join(errs...)
+}
+
+// forget is the opposite of note. Preconditions: locked.
+func (s *Store) forget(owner Owner, a netip.Addr) {
+	var left []netip.Addr
+	for _, have := range s.owned[owner] {
+		if have != a {
+			left = append(left, have)
+		}
+	}
+	if left == nil {
+		delete(s.owned, owner)
+	} else {
+		s.owned[owner] = left
+	}
+}
+
+func (s *Store) path(name string) string { return s.dir + "/" + name }
+
+func (s *Store) readOwner(a netip.Addr) (Owner, error) {
+	b, err := readSmall(s.path(a.String()))
+	if err != nil {
+		return Owner{}, err
+	}
+	id, ifName, _ := strings.Cut(strings.TrimSpace(string(b)), "\n")
+	return Owner{ContainerID: strings.TrimSpace(id), IfName: strings.TrimSpace(ifName)}, nil
+}
+
+// read returns all reservations of the directory.
+func (s *Store) read() (map[netip.Addr]Owner, error) {
+	files, err := os.ReadDir(s.dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("read address reservations: %w", err)
+	}
+	m := make(map[netip.Addr]Owner, len(files))
+	for _, f := range files {
+		a, err := netip.ParseAddr(f.Name())
+		if err != nil {
+			continue // lock, last_reserved_ip.N
+		}
+		owner, err := s.readOwner(a)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read address reservations: %w", err)
+		}
+		m[a] = owner
+	}
+	return m, nil
+}
+
+func readSmall(path string) ([]byte, error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer unix.Close(fd)
+	b := make([]byte, maxFile)
+	n, err := unix.Read(fd, b)
+	if err != nil {
+		return nil, &fs.PathError{Op: "read", Path: path, Err: err}
+	}
+	return b[:n], nil
+}

@@ -1,0 +1,237 @@
+package rtnl
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"slices"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// Limits of one netlink exchange.
+const (
+	receiveBuffer  = 64 << 10
+	receiveTimeout = 20 // seconds: an answer is queued before the send returns, so only a lost one takes that long
+)
+
+// Flags of an acknowledgement, include/uapi/linux/netlink.h.
+const (
+	nlmFCapped  = 0x100
+	nlmFAckTLVs = 0x200
+	nlmsgerrMsg = 1
+)
+
+// Request is one rtnetlink message, without its header.
+type Request struct {
+	What   string       // verb phrase that starts the error: "add address 10.88.0.5/16"
+	Type   uint16       // RTM_*
+	Flags  uint16       // NLM_F_*, besides REQUEST and ACK
+	Body   []byte       // family header and attributes
+	Ignore []unix.Errno // answers that count as success
+}
+
+// Conn is a rtnetlink socket. Close it when done.
+type Conn struct {
+	mu  sync.Mutex
+	fd  int
+	seq uint32
+	in  []byte
+	out []byte
+}
+
+// Dial opens a socket in the network namespace of the calling thread.
+func Dial() (*Conn, error) {
+	fd, err := socket()
+	if err != nil {
+		return nil, err
+	}
+	return &Conn{fd: fd}, nil
+}
+
+func socket() (int, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
+	if err != nil {
+		return -1, os.NewSyscallError("socket", err)
+	}
+	// Both options only make answers shorter and errors clearer: a kernel without them is fine.
+	_ = unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_CAP_ACK, 1)
+	_ = unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_EXT_ACK, 1)
+	_ = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: receiveTimeout})
+	return fd, nil
+}
+
+// DialIn opens a socket in the network namespace target and runs there, when it is not nil, which may open files of that
+// namespace's /proc/sys/net; it must not start goroutines. home is the namespace of the process. The thread that made the visit is
+// ended if it cannot come home.
+func DialIn(target, home int, there func() error) (*Conn, error) {
+	type result struct {
+		fd  int
+		err error
+	}
+	ch := make(chan result, 1)
+	go func() {
+		runtime.LockOSThread()
+		fd, err := -1, unix.Setns(target, unix.CLONE_NEWNET)
+		if err != nil {
+			runtime.UnlockOSThread()
+			ch <- result{-1, fmt.Errorf("enter network namespace: %w", os.NewSyscallError("setns", err))}
+			return
+		}
+		if fd, err = socket(); err == nil && there != nil {
+			err = there()
+		}
+		// A thread that stays away keeps its lock, so the runtime ends it with this goroutine.
+		if back := unix.Setns(home, unix.CLONE_NEWNET); back == nil {
+			runtime.UnlockOSThread()
+		}
+		ch <- result{fd, err}
+	}()
+	r := <-ch
+	if r.err != nil {
+		if r.fd >= 0 {
+			unix.Close(r.fd)
+		}
+		return nil, r.err
+	}
+	return &Conn{fd: r.fd}, nil
+}
+
+// Close closes the socket. It must not run at the same time as Do.
+func (c *Conn) Close() error {
+	if c == nil || c.fd < 0 {
+		return nil
+	}
+	fd := c.fd
+	c.fd = -1
+	return unix.Close(fd)
+}
+
+// Do sends the requests in one datagram and waits for all answers. The error joins those of the requests that failed, in order;
+// the others are done all the same.
+func (c *Conn) Do(requests ...Request) error {
+	_, err := c.exchange(requests)
+	return err
+}
+
+// Get is Do for requests that return messages: the bodies of all answers, headers cut off.
+func (c *Conn) Get(requests ...Request) ([][]byte, error) {
+	return c.exchange(requests)
+}
+
+func (c *Conn) exchange(requests []Request) ([][]byte, error) {
+	if len(requests) == 0 {
+		return nil, nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	first := c.seq + 1
+	c.out = c.out[:0]
+	for _, r := range requests {
+		c.seq++
+		c.out = appendMessage(c.out, r, c.seq)
+	}
+	if err := unix.Sendto(c.fd, c.out, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return nil, fmt.Errorf("%s: %w", requests[0].What, os.NewSyscallError("sendto", err))
+	}
+	a := answers{requests: requests, first: first, errs: make([]error, len(requests))}
+	if c.in == nil {
+		c.in = make([]byte, receiveBuffer)
+	}
+	for a.done < len(requests) {
+		n, err := receive(c.fd, c.in)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", requests[0].What, os.NewSyscallError("recvfrom", err))
+		}
+		if err := a.take(c.in[:n]); err != nil {
+			return nil, err
+		}
+	}
+	return a.bodies, errors.Join(a.errs...)
+}
+
+func receive(fd int, buf []byte) (int, error) {
+	for {
+		n, _, err := unix.Recvfrom(fd, buf, 0)
+		if err != unix.EINTR {
+			return n, err
+		}
+	}
+}
+
+func appendMessage(b []byte, r Request, seq uint32) []byte {
+	b = binary.NativeEndian.AppendUint32(b, uint32(unix.SizeofNlMsghdr+len(r.Body)))
+	b = binary.NativeEndian.AppendUint16(b, r.Type)
+	b = binary.NativeEndian.AppendUint16(b, r.Flags|unix.NLM_F_REQUEST|unix.NLM_F_ACK)
+	b = binary.NativeEndian.AppendUint32(b, seq)
+	b = binary.NativeEndian.AppendUint32(b, 0)
+	b = append(b, r.Body...)
+	return pad(b)
+}
+
+// answers sorts what comes back to the requests of one batch.
+type answers struct {
+	requests []Request
+	first    uint32 // sequence number of requests[0]
+	done     int
+	bodies   [][]byte
+	errs     []error
+}
+
+var errShort = errors.New("netlink answer is cut short")
+
+func (a *answers) take(b []byte) error {
+	for len(b) >= unix.SizeofNlMsghdr {
+		length := int(binary.NativeEndian.Uint32(b))
+		if length < unix.SizeofNlMsghdr || length > len(b) {
+			return errShort
+		}
+		kind, flags := binary.NativeEndian.Uint16(b[4:]), binary.NativeEndian.Uint16(b[6:])
+		i := binary.NativeEndian.Uint32(b[8:]) - a.first
+		body := b[unix.SizeofNlMsghdr:length]
+		b = b[min((length+3)&^3, len(b)):]
+		if int64(i) >= int64(len(a.requests)) {
+			continue // a late answer to an earlier exchange that gave up
+		}
+		switch kind {
+		case unix.NLMSG_ERROR, unix.NLMSG_DONE:
+			a.done++
+			if len(body) < 4 {
+				break // NLMSG_DONE of an old kernel
+			}
+			if code := int32(binary.NativeEndian.Uint32(body)); code < 0 {
+				a.fail(int(i), unix.Errno(-code), body, flags)
+			}
+		default:
+			if flags&unix.NLM_F_DUMP_INTR != 0 && a.errs[i] == nil {
+				a.errs[i] = fmt.Errorf("%s: list changed while it was read: %w", a.requests[i].What, unix.EAGAIN)
+			}
+			a.bodies = append(a.bodies, slices.Clone(body))
+		}
+	}
+	return nil
+}
+
+func (a *answers) fail(i int, errno unix.Errno, body []byte, flags uint16) {
+	if slices.Contains(a.requests[i].Ignore, errno) {
+		return
+	}
+	if text := kernelText(body, flags); text != "" {
+		a.errs[i] = fmt.Errorf("%s: %w (%s)", a.requests[i].What, errno, text)
+		return
+	}
+	a.errs[i] = fmt.Errorf("%s: %w", a.requests[i].What, errno)
+}
+
+// kernelText returns the sentence of an extended acknowledgement, or "".
+func kernelText(body []byte, flags uint16) string {
+	const errorHeader = 4 + unix.SizeofNlMsghdr
+	if flags&nlmFAckTLVs == 0 || flags&nlmFCapped == 0 || len(body) < errorHeader {
+		return ""
+	}
+	text := attributes(body[errorHeader:])[nlmsgerrMsg]
+	return string(cutZero(text))
+}

@@ -117,11 +117,15 @@ type fakeImages struct {
 	pulls  []imageservice.Progress
 	fail   map[string]error
 	auth   imageservice.Auth
-	block  chan struct{}
+	// Pull closes entered, if there is one, and waits for block, if there is one.
+	entered, block chan struct{}
 }
 
 func (f *fakeImages) Pull(ctx context.Context, reference string, auth imageservice.Auth, _ func(imageservice.Progress)) (string, error) {
 	f.auth = auth
+	if f.entered != nil {
+		close(f.entered)
+	}
 	if f.block != nil {
 		select {
 		case <-f.block:
@@ -177,6 +181,7 @@ type world struct {
 	sandboxes *fakeSandboxes
 	images    *fakeImages
 	network   *fakeNetwork
+	server    *Server
 	socket    string
 	conn      *grpc.ClientConn
 	runtime   runtimeapi.RuntimeServiceClient
@@ -194,18 +199,18 @@ func newWorld(t *testing.T) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := NewServer(Config{
+	w.server = NewServer(Config{
 		Pods: w.sandboxes, Containers: w.sandboxes, Images: w.images, Network: w.network,
 		Handlers: []*runtimeapi.RuntimeHandler{{Name: ""}, {Name: "native"}},
-		Version:  "0.0.1-test", Facts: map[string]string{"root": "/r"}, Logger: klog.TODO(),
+		Version:  "0.0.1-test", Facts: map[string]string{"root": "/r"}, Logger: klog.Background(),
 	})
 	served := make(chan error, 1)
-	go func() { served <- server.Serve(l) }()
+	go func() { served <- w.server.Serve(l) }()
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
 		w.conn.Close()
-		server.Shutdown(ctx)
+		w.server.Shutdown(ctx)
 		if err := <-served; err != nil {
 			t.Errorf("Serve = %v", err)
 		}

@@ -37,19 +37,21 @@ func TestAPanicIsOneCallsTrouble(t *testing.T) {
 func TestShutdownCancelsWhatDoesNotEnd(t *testing.T) {
 	w := newWorld(t)
 	w.images.block = make(chan struct{})
+	w.images.entered = make(chan struct{})
 	done := make(chan error, 1)
 	go func() {
-		_, err := w.image.PullImage(context.Background(), &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: "x"}})
+		_, err := w.image.PullImage(t.Context(), &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: "x"}})
 		done <- err
 	}()
-	time.Sleep(50 * time.Millisecond)
+	<-w.images.entered
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
-	<-ctx.Done()
-	// The clean-up of newWorld does it again, which must do no harm.
-	w.conn.Close()
+	w.server.Shutdown(ctx)
 	if err := <-done; err == nil {
 		t.Error("the call did not end")
+	}
+	if _, err := net.Dial("unix", w.socket); err == nil {
+		t.Error("the socket is still served")
 	}
 }
 

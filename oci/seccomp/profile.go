@@ -125,6 +125,9 @@ func Load(b []byte, t Target) (*specs.LinuxSeccomp, error) {
 		}
 	}
 	all := p.LinuxSeccomp
+	for _, a := range p.ArchMap {
+		all.Architectures = append(append(all.Architectures, a.Arch), a.SubArches...)
+	}
 	for _, s := range p.Syscalls { // conditional rules are checked even where they do not apply
 		all.Syscalls = append(all.Syscalls, oci(s))
 	}

@@ -1,0 +1,37 @@
+// Package cgroup makes, limits, kills and removes the control groups of containers.
+//
+// # Terms
+//
+// A hierarchy is one mounted cgroup tree: a host has one per version 1 controller (or pair of them), or a single version 2
+// tree, or, when hybrid, both. The unified hierarchy is the version 2 one. A path names the same cgroup in every
+// hierarchy, absolute and clean, as the CRI's cgroup_parent does: /kubepods/pod7/4f2a. A leaf is the cgroup of one
+// container; what stands above it are its ancestors. The own tree of a daemon is /berth, or /berth-INST.
+//
+// # Files
+//
+//	/sys/fs/cgroup/...              the mounted hierarchies, as /proc/self/mountinfo names them
+//	PATH in every hierarchy         one container; own tree: /berth[-INST]/SANDBOX/CONTAINER
+//	PATH/exec-ID, unified only      one exec, without controllers of its own, so that cgroup.kill ends all that it started
+//	/berth[-INST]/monitors          the monitors, with a small cpu weight and no limit
+//
+// The files are written here, not by a library: creating and limiting one container over ten hierarchies takes 0.36 ms this way, and
+// 0.55 ms through containerd/cgroups for the nine of version 1 (BenchmarkCreate, BenchmarkLibrary), which leaves out the unified
+// leaf and the inherited cpuset. That library compiles the version 2 device rules, which are eBPF.
+//
+// # Ownership
+//
+// A cgroup that berth did not make is never removed or limited. Two things in a foreign ancestor are written because nothing can
+// run below it otherwise, both as runc does: a version 1 cpuset without cpus or mems takes its parent's, and a version 2 ancestor
+// has the missing controllers enabled in cgroup.subtree_control. Ancestors that are missing are listed by Missing, recorded by the
+// caller, made by Create, and given back with RemoveEmpty.
+//
+// # Concurrency
+//
+// A Driver may be used from several goroutines; calls on one path must not overlap, except for Kill, Wait and readers.
+// Create tolerates that RemoveEmpty takes an ancestor away meanwhile.
+//
+// # Errors
+//
+// ErrInvalid: the path cannot name a cgroup. ErrNotSupported: the kernel or the mounted hierarchies lack what was asked for. Removing,
+// killing and waiting for what is not there is nil.
+package cgroup

@@ -1,0 +1,312 @@
+package hostport
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"net/netip"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/google/nftables"
+	mdnetlink "github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Errors that a caller may decide on.
+var (
+	ErrNotSupported = errors.New("kernel has no nftables NAT")
+	ErrInUse        = errors.New("host port is in use")
+)
+
+// answerTimeout bounds the wait for the kernel's answer to one transaction.
+const answerTimeout = 20 * time.Second
+
+// Mapping leads one port of the host to a port of a pod.
+type Mapping struct {
+	Protocol uint8          // unix.IPPROTO_TCP, UDP or SCTP
+	HostIP   netip.Addr     // zero: every address of the host of Pod's family
+	HostPort uint16         // not 0
+	Pod      netip.AddrPort // of HostIP's family
+}
+
+func (m Mapping) String() string {
+	host := ":" + strconv.Itoa(int(m.HostPort))
+	if m.HostIP.IsValid() {
+		host = netip.AddrPortFrom(m.HostIP, m.HostPort).String()
+	}
+	return host + "/" + protocolName(m.Protocol)
+}
+
+func protocolName(p uint8) string {
+	switch p {
+	case unix.IPPROTO_TCP:
+		return "tcp"
+	case unix.IPPROTO_UDP:
+		return "udp"
+	case unix.IPPROTO_SCTP:
+		return "sctp"
+	}
+	return strconv.Itoa(int(p))
+}
+
+// key is what may occur only once: the left side of a map's element.
+type key struct {
+	protocol uint8
+	ip       netip.Addr // the unspecified address of the family for "every address"
+	port     uint16
+}
+
+func (m Mapping) key() key {
+	k := key{m.Protocol, m.HostIP, m.HostPort}
+	if !k.ip.IsValid() {
+		k.ip = netip.IPv4Unspecified()
+		if m.Pod.Addr().Is6() {
+			k.ip = netip.IPv6Unspecified()
+		}
+	}
+	return k
+}
+
+// Config names a table and the bridge that it serves.
+type Config struct {
+	Table   string
+	Bridge  string
+	Subnets []netip.Prefix // at most one of each family
+}
+
+// Table is one nftables table and what is wanted in it.
+type Table struct {
+	cfg Config
+
+	mu     sync.Mutex
+	wanted map[string][]Mapping // by owner
+	taken  map[key]string       // owner of each key
+}
+
+// New makes the description of a table; the kernel is not touched.
+func New(cfg Config) *Table {
+	return &Table{cfg: cfg, wanted: make(map[string][]Mapping), taken: make(map[key]string)}
+}
+
+// Install writes the whole table with all mappings, in place of one that is there.
+func (t *Table) Install() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.install()
+}
+
+// install is Install. Preconditions: t.mu held.
+func (t *Table) install() error {
+	c, err := connect()
+	if err != nil {
+		return err
+	}
+	t.write(c)
+	for _, owner := range slices.Sorted(maps.Keys(t.wanted)) {
+		if err := t.elements(c, t.wanted[owner], (*nftables.Conn).SetAddElements); err != nil {
+			return err
+		}
+	}
+	if err := c.Flush(); err != nil {
+		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINVAL) {
+			// No chain type "nat", or no such expression.
+			err = fmt.Errorf("%w: %w", ErrNotSupported, err)
+		}
+		return fmt.Errorf("write nftables table %s: %w", t.cfg.Table, supported(err))
+	}
+	return nil
+}
+
+// Ensure writes the table if it is not there.
+func (t *Table) Ensure() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if there, err := t.there(); err != nil || there {
+		return err
+	}
+	return t.install()
+}
+
+func (t *Table) there() (bool, error) {
+	c, err := connect()
+	if err != nil {
+		return false, err
+	}
+	tables, err := c.ListTablesOfFamily(nftables.TableFamilyINet)
+	if err != nil {
+		return false, fmt.Errorf("list nftables tables: %w", supported(err))
+	}
+	return slices.ContainsFunc(tables, func(x *nftables.Table) bool { return x.Name == t.cfg.Table }), nil
+}
+
+// Add leads the ports of mappings to owner's pod. It is idempotent for the same mappings; others of the same owner are replaced.
+// ErrInUse names who has the port; nothing is changed then. After another error the caller calls Remove.
+func (t *Table) Add(owner string, mappings []Mapping) error {
+	if len(mappings) == 0 {
+		return nil
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if slices.Equal(t.wanted[owner], mappings) {
+		return nil
+	}
+	for _, m := range mappings {
+		if holder, ok := t.taken[m.key()]; ok && holder != owner {
+			return fmt.Errorf("map host port %s: %w by %s", m, ErrInUse, holder)
+		}
+	}
+	old := t.wanted[owner]
+	if err := t.change(old, mappings); errors.Is(err, fs.ErrNotExist) {
+		// Somebody has removed the table: write it again, with what was in it.
+		t.set(owner, mappings)
+		if err := t.install(); err != nil {
+			t.set(owner, old)
+			return err
+		}
+	} else if errors.Is(err, unix.EBUSY) || errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("map host ports %v: %w by an unknown pod", mappings, ErrInUse)
+	} else if err != nil {
+		return err
+	}
+	t.set(owner, mappings)
+	return forgetFlowsToHost(mappings)
+}
+
+// Check returns an error unless owner has these mappings.
+func (t *Table) Check(owner string, mappings []Mapping) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, m := range mappings {
+		if !slices.Contains(t.wanted[owner], m) {
+			return fmt.Errorf("host port %s is not mapped", m)
+		}
+	}
+	return nil
+}
+
+// Owner returns who has the host port of m, or "".
+func (t *Table) Owner(m Mapping) string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.taken[m.key()]
+}
+
+// Remove takes owner's mappings away, and those of mappings, which the process that made them may not have lived to tell. It is
+// idempotent.
+func (t *Table) Remove(owner string, mappings []Mapping) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	gone := slices.Clone(t.wanted[owner])
+	for _, m := range mappings {
+		if !slices.Contains(gone, m) && t.taken[m.key()] == "" {
+			gone = append(gone, m)
+		}
+	}
+	if len(gone) == 0 {
+		return nil
+	}
+	err := t.change(gone, nil)
+	if errors.Is(err, fs.ErrNotExist) {
+		// An element, or the table, is not there: each on its own, then.
+		err = nil
+		for _, m := range gone {
+			if e := t.change([]Mapping{m}, nil); e != nil && !errors.Is(e, fs.ErrNotExist) {
+				err = errors.Join(err, e)
+			}
+		}
+	}
+	if err != nil && !errors.Is(err, ErrNotSupported) {
+		return err
+	}
+	t.set(owner, nil)
+	return forgetFlowsToPod(gone)
+}
+
+// Replace makes wanted, by owner, all that is in the table, which is written whole, in one transaction. Of two owners of one
+// port the first by name keeps it.
+func (t *Table) Replace(wanted map[string][]Mapping) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, owner := range slices.Collect(maps.Keys(t.wanted)) {
+		t.set(owner, nil)
+	}
+	for _, owner := range slices.Sorted(maps.Keys(wanted)) {
+		t.set(owner, slices.DeleteFunc(slices.Clone(wanted[owner]), func(m Mapping) bool { return t.taken[m.key()] != "" }))
+	}
+	return t.install()
+}
+
+// Delete removes the table. A table that is not there is no error.
+func (t *Table) Delete() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if there, err := t.there(); err != nil || !there {
+		if errors.Is(err, ErrNotSupported) {
+			return nil
+		}
+		return err
+	}
+	c, err := connect()
+	if err != nil {
+		return err
+	}
+	c.DelTable(t.table())
+	if err := c.Flush(); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("delete nftables table %s: %w", t.cfg.Table, err)
+	}
+	return nil
+}
+
+// set remembers what owner has. Preconditions: t.mu held.
+func (t *Table) set(owner string, mappings []Mapping) {
+	for _, m := range t.wanted[owner] {
+		delete(t.taken, m.key())
+	}
+	delete(t.wanted, owner)
+	if len(mappings) == 0 {
+		return
+	}
+	t.wanted[owner] = slices.Clone(mappings)
+	for _, m := range mappings {
+		t.taken[m.key()] = owner
+	}
+}
+
+// change takes old out of the maps and puts fresh in, in one transaction.
+func (t *Table) change(old, fresh []Mapping) error {
+	c, err := connect()
+	if err != nil {
+		return err
+	}
+	if err := t.elements(c, old, (*nftables.Conn).SetDeleteElements); err != nil {
+		return err
+	}
+	if err := t.elements(c, fresh, (*nftables.Conn).SetAddElements); err != nil {
+		return err
+	}
+	if err := c.Flush(); err != nil {
+		return fmt.Errorf("change nftables table %s: %w", t.cfg.Table, supported(err))
+	}
+	return nil
+}
+
+// connect returns a connection that opens a socket for each exchange, in the namespace of the process.
+func connect() (*nftables.Conn, error) {
+	return nftables.New(nftables.WithSockOptions(func(c *mdnetlink.Conn) error {
+		return c.SetDeadline(time.Now().Add(answerTimeout))
+	}))
+}
+
+// supported marks the errors that only a kernel without the feature gives.
+func supported(err error) error {
+	for _, errno := range []unix.Errno{unix.EOPNOTSUPP, unix.EPROTONOSUPPORT, unix.EAFNOSUPPORT} {
+		if errors.Is(err, errno) {
+			return fmt.Errorf("%w: %w", ErrNotSupported, err)
+		}
+	}
+	return err
+}

@@ -1,0 +1,294 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/berthd/berth/imageservice/reference"
+)
+
+// Config is the operator's. Zero fields mean the defaults.
+type Config struct {
+	HostsDir     string        // folder of HOST/hosts.toml; "" = none
+	DialTimeout  time.Duration // 30 s
+	StallTimeout time.Duration // 1 min: a connection that brings fewer than StallBytes in it is dead
+	StallBytes   int64         // 64 KiB
+	Patience     time.Duration // 2 s: how long a mirror may think before the next is asked
+	Backoff      time.Duration // 200 ms: first pause before asking again
+	Platform     Platform      // HostPlatform()
+}
+
+func (c Config) withDefaults() Config {
+	set := func(d *time.Duration, v time.Duration) {
+		if *d <= 0 {
+			*d = v
+		}
+	}
+	set(&c.DialTimeout, 30*time.Second)
+	set(&c.StallTimeout, time.Minute)
+	set(&c.Patience, 2*time.Second)
+	set(&c.Backoff, 200*time.Millisecond)
+	if c.StallBytes <= 0 {
+		c.StallBytes = progressBytes
+	}
+	if c.Platform == nil {
+		c.Platform = HostPlatform()
+	}
+	return c
+}
+
+// Client opens Sources. It can be used by many goroutines.
+type Client struct {
+	config Config
+}
+
+// New makes a Client; nothing is read yet.
+func New(config Config) *Client { return &Client{config: config.withDefaults()} }
+
+// Source is one repository for the time of one pull. Close it.
+type Source struct {
+	ref       reference.Reference
+	config    Config
+	endpoints []*endpoint
+
+	mu  sync.Mutex
+	bad map[digest.Digest][]*endpoint // who served wrong bytes; guarded by mu
+}
+
+// Open reads the hosts.toml that holds for the reference's host. Nothing is sent yet.
+func (c *Client) Open(ref reference.Reference, cred Credentials) (*Source, error) {
+	specs, err := hostSpecs(c.config.HostsDir, ref.Host)
+	if err != nil {
+		return nil, err
+	}
+	s := &Source{ref: ref, config: c.config, bad: map[digest.Digest][]*endpoint{}}
+	for i, spec := range specs {
+		dialTimeout := c.config.DialTimeout
+		if i < len(specs)-1 {
+			dialTimeout = c.config.Patience
+		}
+		tr, err := newTransports(spec, dialTimeout)
+		if err != nil {
+			s.Close()
+			return nil, err
+		}
+		e := &endpoint{
+			spec: spec, repository: ref.Path, tr: tr, auth: newAuthorizer(nil), base: spec.base, guessing: spec.guess,
+			stall: stallRule{window: c.config.StallTimeout, bytes: c.config.StallBytes},
+		}
+		if cred.meantFor(spec, ref.Host) {
+			e.auth = newAuthorizer(&cred)
+		}
+		if !sameHost(spec.base.Host, ref.Host) {
+			e.query = "ns=" + url.QueryEscape(ref.Host)
+		}
+		s.endpoints = append(s.endpoints, e)
+	}
+	return s, nil
+}
+
+// Close drops the connections that are not in use. Blob readers that are still open go on.
+func (s *Source) Close() {
+	for _, e := range s.endpoints {
+		e.tr.close()
+	}
+}
+
+// Manifest gets what the reference names; if that is an index, the manifest in it for this platform.
+func (s *Source) Manifest(ctx context.Context) (Manifest, error) {
+	raw, contentType, err := s.document(ctx, s.ref.Target(), Descriptor{Digest: s.ref.Digest, Size: -1})
+	if err != nil {
+		return Manifest{}, err
+	}
+	named := s.ref.Digest
+	if named == "" {
+		named = digest.FromBytes(raw)
+	}
+	for depth := 0; ; depth++ {
+		m, k, err := parse(raw, contentType)
+		if err != nil {
+			return Manifest{}, fmt.Errorf("read manifest of %s: %w", s.ref, err)
+		}
+		if k == kindManifest {
+			image, err := m.image(raw, contentType)
+			if err != nil {
+				return Manifest{}, fmt.Errorf("read manifest of %s: %w", s.ref, err)
+			}
+			image.Named = named
+			return image, nil
+		}
+		if depth >= maxIndexDepth {
+			return Manifest{}, fmt.Errorf("read index of %s: %w: indexes nested deeper than %d", s.ref, ErrInvalidManifest, maxIndexDepth)
+		}
+		if len(m.Manifests) > maxManifests {
+			return Manifest{}, fmt.Errorf("read index of %s: %w: %d manifests are more than %d", s.ref, ErrInvalidManifest, len(m.Manifests), maxManifests)
+		}
+		chosen, err := s.config.Platform.choose(m.Manifests)
+		if err != nil {
+			return Manifest{}, fmt.Errorf("read index of %s: %w", s.ref, err)
+		}
+		desc, err := chosen.check(MaxManifest)
+		if err != nil {
+			return Manifest{}, fmt.Errorf("read index of %s: %w", s.ref, err)
+		}
+		if raw, contentType, err = s.document(ctx, desc.Digest.String(), desc); err != nil {
+			return Manifest{}, err
+		}
+	}
+}
+
+// document gets a manifest or an index and checks it against want: a digest unless that is "", a size unless it is < 0.
+func (s *Source) document(ctx context.Context, target string, want Descriptor) (raw []byte, contentType string, err error) {
+	need := canPull
+	if want.Digest == "" {
+		need = canResolve
+	}
+	g := get{op: "get manifest " + s.ref.Path + ":" + target, path: "manifests/" + target, header: http.Header{"Accept": acceptManifests}}
+	if want.Digest != "" {
+		g.op = "get manifest " + s.ref.Path + "@" + target
+	}
+	err = s.ask(ctx, need, nil, func(e *endpoint, wait time.Duration) error {
+		g.wait = wait
+		a, err := e.open(ctx, g)
+		if err != nil {
+			return err
+		}
+		defer a.Body.Close()
+		contentType = a.Header.Get("Content-Type")
+		raw, err = readDocument(a, want)
+		var re *Error
+		if errors.As(err, &re) {
+			re.Op, re.Host = g.op, e.host()
+		}
+		return err
+	})
+	return raw, contentType, err
+}
+
+// readDocument reads and checks the body of an answer; its errors are *Error.
+func readDocument(a answer, want Descriptor) ([]byte, error) {
+	if a.StatusCode != http.StatusOK {
+		return nil, &Error{Detail: fmt.Sprintf("status %d to a request for everything", a.StatusCode), Err: ErrUnavailable}
+	}
+	raw, err := io.ReadAll(io.LimitReader(a.Body, MaxManifest+1))
+	if err != nil {
+		return nil, &Error{Err: fmt.Errorf("%w: %w", ErrUnavailable, err), retry: true}
+	}
+	if len(raw) > MaxManifest {
+		return nil, &Error{Detail: fmt.Sprintf("it is larger than %d bytes", MaxManifest), Err: ErrInvalidManifest}
+	}
+	algorithm := digest.SHA256
+	if want.Digest != "" {
+		algorithm = want.Digest.Algorithm()
+	}
+	got := algorithm.FromBytes(raw)
+	if want.Digest != "" && got != want.Digest {
+		return nil, &Error{Detail: fmt.Sprintf("digest %s instead of %s", got, want.Digest), Err: ErrDigestMismatch}
+	}
+	if want.Size >= 0 && int64(len(raw)) != want.Size {
+		return nil, &Error{Detail: fmt.Sprintf("%d bytes instead of %d", len(raw), want.Size), Err: ErrDigestMismatch}
+	}
+	if h := digest.Digest(a.Header.Get("Docker-Content-Digest")); h.Validate() == nil && h.Algorithm() == algorithm && h != got {
+		return nil, &Error{Detail: fmt.Sprintf("Docker-Content-Digest %s on content of %s", h, got), Err: ErrDigestMismatch}
+	}
+	return raw, nil
+}
+
+// ask calls fn for the endpoints in order until one succeeds, and all of them again while that may help. An endpoint
+// that is not the last has Patience to answer; if it lets that pass it is asked again after the others, with time.
+func (s *Source) ask(ctx context.Context, need capability, without []*endpoint, fn func(*endpoint, time.Duration) error) error {
+	for round := 0; ; round++ {
+		order := s.order(need, without)
+		if len(order) == 0 && len(without) > 0 {
+			return fmt.Errorf("%w: every host of %s served wrong bytes", ErrDigestMismatch, s.ref.Host)
+		}
+		if len(order) == 0 {
+			return fmt.Errorf("%w: no host of %s has the capability that is needed", ErrConfig, s.ref.Host)
+		}
+		err := s.round(ctx, order, fn)
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+		again, after := retryable(err)
+		if !again || round+1 >= maxRounds {
+			return err
+		}
+		if err := sleep(ctx, max(after, backoff(s.config.Backoff, round))); err != nil {
+			return err
+		}
+	}
+}
+
+// order lists who can be asked, slow ones last.
+func (s *Source) order(need capability, without []*endpoint) []*endpoint {
+	var fast, slow []*endpoint
+	for _, e := range s.endpoints {
+		if e.spec.caps&need == 0 || slices.Contains(without, e) {
+			continue
+		}
+		if e.isSlow() {
+			slow = append(slow, e)
+		} else {
+			fast = append(fast, e)
+		}
+	}
+	return append(fast, slow...)
+}
+
+func (s *Source) round(ctx context.Context, order []*endpoint, fn func(*endpoint, time.Duration) error) error {
+	errs := map[*endpoint]error{}
+	var late []*endpoint
+	for i, e := range order {
+		wait := s.config.StallTimeout
+		if i < len(order)-1 {
+			wait = min(wait, s.config.Patience)
+		}
+		err := fn(e, wait)
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+		errs[e] = err
+		if errors.Is(err, errStalled) && wait < s.config.StallTimeout {
+			e.setSlow()
+			late = append(late, e)
+		}
+	}
+	for _, e := range late {
+		err := fn(e, s.config.StallTimeout)
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+		errs[e] = err
+	}
+	joined := &hostsError{}
+	for _, e := range s.endpoints { // in the operator's order: the registry itself is last, and decides
+		if err := errs[e]; err != nil {
+			joined.all = append(joined.all, err)
+		}
+	}
+	if len(joined.all) == 1 {
+		return joined.all[0]
+	}
+	return joined
+}
+
+func (e *endpoint) isSlow() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.slow
+}
+
+func (e *endpoint) setSlow() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.slow = true
+}

@@ -1,0 +1,134 @@
+package main
+
+import (
+	"bytes"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func write(t *testing.T, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "config.toml")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestConfigDefaults(t *testing.T) {
+	for _, path := range []string{write(t, ""), filepath.Join(t.TempDir(), "none")} {
+		c, err := readDefaultConfig(path, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c.hostsDir != "/etc/berth/certs.d" || c.confDir != "/etc/cni/net.d" || c.bridge != "berth0" || c.verbosity != 2 ||
+			!strings.HasSuffix(c.monitor, "/berth-monitor") || c.subnets[0] != netip.MustParsePrefix("10.88.0.0/16") || len(c.subnets) != 2 {
+			t.Errorf("configuration = %+v", c)
+		}
+	}
+	if _, err := readConfig(filepath.Join(t.TempDir(), "none"), ""); err == nil {
+		t.Error("a file that was asked for may be missing")
+	}
+}
+
+func TestInstancesShareNothing(t *testing.T) {
+	if instanceOf("/var/lib/berth/") != "" {
+		t.Error("the default root has an instance")
+	}
+	a, b := instanceOf("/srv/a"), instanceOf("/srv/b")
+	if len(a) != 6 || a == b {
+		t.Fatalf("instances %q, %q", a, b)
+	}
+	ca, err := fileConfig{}.parse(a)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cb, err := fileConfig{}.parse(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if ca.bridge == cb.bridge || len(ca.bridge) > maxLinkName || ca.subnets[0] == cb.subnets[0] || ca.subnets[1] == cb.subnets[1] {
+		t.Errorf("%+v and %+v", ca, cb)
+	}
+}
+
+func TestConfigFile(t *testing.T) {
+	c, err := readConfig(write(t, `
+[registry]
+config_path = "/c"
+[network]
+conf_dir = "/n"
+bin_dirs = ["/b", "/d"]
+bridge = "br9"
+subnets = ["10.1.0.0/24"]
+mtu = 1400
+[runtime]
+monitor = "/m"
+[log]
+verbosity = 0
+`), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.hostsDir != "/c" || c.confDir != "/n" || len(c.binDirs) != 2 || c.bridge != "br9" || len(c.subnets) != 1 || c.mtu != 1400 ||
+		c.monitor != "/m" || c.verbosity != 0 {
+		t.Errorf("configuration = %+v", c)
+	}
+}
+
+func TestConfigErrorsNameLineAndKey(t *testing.T) {
+	for _, tc := range []struct{ name, text, want string }{
+		{"unknown key", "[network]\nbrigde = \"x\"\n", ":2: unknown key network.brigde"},
+		{"unknown section", "\n\n[netwrok]\nbridge = \"x\"\n", "unknown key netwrok"},
+		{"wrong type", "[network]\nmtu = \"big\"\n", ":2:"},
+		{"no TOML", "[network\n", ":1:"},
+		{"relative path", "[registry]\nconfig_path = \"certs\"\n", `key registry.config_path: "certs" is not an absolute path`},
+		{"relative folder", "[network]\nbin_dirs = [\"bin\"]\n", "key network.bin_dirs"},
+		{"bridge too long", "[network]\nbridge = \"a-very-long-name-\"\n", "key network.bridge"},
+		{"bridge with a slash", "[network]\nbridge = \"a/b\"\n", "key network.bridge"},
+		{"mtu", "[network]\nmtu = 100\n", "key network.mtu: 100"},
+		{"subnet", "[network]\nsubnets = [\"10.0.0.0\"]\n", "key network.subnets"},
+		{"host bits", "[network]\nsubnets = [\"10.0.0.1/24\"]\n", "the range is 10.0.0.0/24"},
+		{"overlap", "[network]\nsubnets = [\"10.0.0.0/8\", \"10.1.0.0/16\"]\n", "overlap"},
+		{"verbosity", "[log]\nverbosity = 11\n", "key log.verbosity"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			path := write(t, tc.text)
+			_, err := readConfig(path, "")
+			if err == nil || !strings.Contains(err.Error(), tc.want) || !strings.HasPrefix(err.Error(), path) {
+				t.Errorf("error = %v, want %q", err, path+tc.want)
+			}
+		})
+	}
+}
+
+func TestFlags(t *testing.T) {
+	var out bytes.Buffer
+	f, err := parseFlags([]string{"--state", "/s/x/../y"}, &out)
+	if err != nil || f.socket != "/s/y/berth.sock" || f.state != "/s/y" || f.root != "/var/lib/berth" || f.mustConfig {
+		t.Errorf("flags = %+v, %v", f, err)
+	}
+	if f, err = parseFlags([]string{"--config", "/c", "--socket", "/k", "--v", "4"}, &out); err != nil || !f.mustConfig || f.socket != "/k" || f.verbosity != 4 {
+		t.Errorf("flags = %+v, %v", f, err)
+	}
+	for _, args := range [][]string{{"x"}, {"--nothing"}, {"--root", "/"}, {"--root", ""}, {"--v", "much"}} {
+		out.Reset()
+		if _, err := parseFlags(args, &out); err == nil || out.Len() == 0 {
+			t.Errorf("%q: %v, %q", args, err, out.String())
+		}
+	}
+}
+
+func TestVersionIsSemantic(t *testing.T) {
+	for in, want := range map[string]string{
+		"v1.2.3": "1.2.3", "1.2.3-rc.1": "1.2.3-rc.1", "v1.2.3-4-g8e94786-dirty": "1.2.3-4-g8e94786-dirty",
+		"8e94786-dirty": "0.1.0-dev+8e94786-dirty", "unknown": "0.1.0-dev+unknown", "0.1.0-dev": "0.1.0-dev",
+	} {
+		if got := semanticVersion(in); got != want {
+			t.Errorf("semanticVersion(%q) = %q, want %q", in, got, want)
+		}
+	}
+}

@@ -1,0 +1,77 @@
+package main
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+func TestTwoDaemonsCannotHaveOneFolder(t *testing.T) {
+	dir := t.TempDir()
+	first, err := lockFolder(t.Context(), dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	start := time.Now()
+	_, err = lockFolder(t.Context(), dir)
+	if !errors.Is(err, errLocked) || !strings.Contains(err.Error(), "PID") {
+		t.Errorf("second lock = %v, want errLocked with the holder", err)
+	}
+	if d := time.Since(start); d > time.Second {
+		t.Errorf("the refusal took %v", d)
+	}
+	first.Close()
+	again, err := lockFolder(t.Context(), dir)
+	if err != nil {
+		t.Fatalf("lock after the holder's end = %v", err)
+	}
+	again.Close()
+}
+
+// A daemon that was killed holds its lock for a moment longer.
+func TestALockIsWaitedForShortly(t *testing.T) {
+	dir := t.TempDir()
+	first, err := lockFolder(t.Context(), dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	time.AfterFunc(100*time.Millisecond, func() { first.Close() })
+	second, err := lockFolder(t.Context(), dir)
+	if err != nil {
+		t.Fatalf("lock = %v", err)
+	}
+	second.Close()
+}
+
+// Threat B2.
+func TestFoldersAreClosedToOthers(t *testing.T) {
+	old := unix.Umask(0)
+	defer unix.Umask(old)
+	top := t.TempDir()
+	open := filepath.Join(top, "open")
+	if err := os.Mkdir(open, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range []string{open, filepath.Join(top, "new", "below")} {
+		if err := makeFolder(dir); err != nil {
+			t.Fatal(err)
+		}
+		st, err := os.Stat(dir)
+		if err != nil || st.Mode().Perm() != 0o700 {
+			t.Errorf("%s has mode %v, %v", dir, st.Mode(), err)
+		}
+		lock, err := lockFolder(t.Context(), dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer lock.Close()
+		if st, err := lock.Stat(); err != nil || st.Mode().Perm() != 0o600 {
+			t.Errorf("lock has mode %v, %v", st.Mode(), err)
+		}
+	}
+}

@@ -1,0 +1,237 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
+
+	"github.com/berthd/berth/cri"
+)
+
+// Exit statuses.
+const (
+	exitFailed = 1
+	exitUsage  = 2
+)
+
+// How long what is under way may take once the daemon is told to end.
+const (
+	shutdownCalls   = 3 * time.Second
+	shutdownManager = 5 * time.Second
+)
+
+// flags are the command line.
+type flags struct {
+	root, state, socket, config string
+	// mustConfig says that --config was given, so that the file must be there.
+	mustConfig  bool
+	verbosity   int
+	showVersion bool
+}
+
+func main() {
+	f, err := parseFlags(os.Args[1:], os.Stderr)
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		return
+	case err != nil:
+		os.Exit(exitUsage) // the flag package has said why
+	case f.showVersion:
+		fmt.Println(describeVersion())
+		return
+	}
+	if err := run(context.Background(), f); err != nil {
+		fmt.Fprintf(os.Stderr, "berthd: %v\n", err)
+		os.Exit(exitFailed)
+	}
+}
+
+// parseFlags reads the command line. What is wrong with it goes to stderr.
+func parseFlags(args []string, stderr io.Writer) (flags, error) {
+	f := flags{}
+	set := flag.NewFlagSet("berthd", flag.ContinueOnError)
+	set.SetOutput(stderr)
+	set.Usage = func() { usage(set) }
+	set.StringVar(&f.root, "root", defaultRoot, "`folder` for what survives a reboot: images, records, writable layers")
+	set.StringVar(&f.state, "state", defaultState, "`folder` for what does not: sockets and pins")
+	set.StringVar(&f.socket, "socket", "", "`path` of the CRI's socket (default STATE/"+socketName+")")
+	set.StringVar(&f.config, "config", defaultConfig, "configuration `file`")
+	set.IntVar(&f.verbosity, "v", -1, "log `level`: 0 what an operator must see, 2 changes, 4 debug, 5 trace (default from the configuration, else 2)")
+	set.BoolVar(&f.showVersion, "version", false, "print the version and exit")
+	if err := set.Parse(args); err != nil {
+		return f, err
+	}
+	set.Visit(func(g *flag.Flag) { f.mustConfig = f.mustConfig || g.Name == "config" })
+	err := f.check(set.Args())
+	if err != nil {
+		fmt.Fprintf(stderr, "berthd: %v\nhint: berthd --help\n", err)
+	}
+	return f, err
+}
+
+// usage prints the flags with two dashes, as other programs' are.
+func usage(set *flag.FlagSet) {
+	w := set.Output()
+	fmt.Fprint(w, "berthd serves the Kubernetes CRI: it runs pods and pulls images.\n\nUsage:\n  berthd [flags]\n\nFlags:\n")
+	set.VisitAll(func(g *flag.Flag) {
+		kind, text := flag.UnquoteUsage(g)
+		if g.DefValue != "" && g.DefValue != "false" && g.DefValue != "-1" {
+			text += " (default " + g.DefValue + ")"
+		}
+		fmt.Fprintf(w, "  %-18s %s\n", strings.TrimSpace("--"+g.Name+" "+kind), text)
+	})
+}
+
+// check makes paths absolute and clean, and refuses what cannot be meant.
+func (f *flags) check(rest []string) error {
+	if len(rest) > 0 {
+		return fmt.Errorf("unknown argument %q", rest[0])
+	}
+	if f.socket == "" {
+		f.socket = filepath.Join(f.state, socketName)
+	}
+	for _, p := range []*string{&f.root, &f.state, &f.socket, &f.config} {
+		if *p == "" {
+			return errors.New("a path is empty")
+		}
+		abs, err := filepath.Abs(*p)
+		if err != nil {
+			return fmt.Errorf("find the working directory: %w", err)
+		}
+		*p = abs
+	}
+	if f.root == "/" || f.state == "/" {
+		return errors.New("--root and --state must be folders of berthd's own")
+	}
+	return nil
+}
+
+// run is the daemon's life, until a signal.
+func run(ctx context.Context, f flags) error {
+	ctx, stop := signal.NotifyContext(ctx, unix.SIGTERM, unix.SIGINT)
+	defer stop()
+	instance := instanceOf(f.root)
+	read := readDefaultConfig
+	if f.mustConfig {
+		read = readConfig
+	}
+	c, err := read(f.config, instance)
+	if err != nil {
+		return err
+	}
+	if f.verbosity >= 0 {
+		c.verbosity = f.verbosity
+	}
+	if err := setUpLog(c.verbosity); err != nil {
+		return err
+	}
+	if err := setUpProcess(); err != nil {
+		return err
+	}
+	for _, dir := range []string{f.root, f.state} {
+		if err := makeFolder(dir); err != nil {
+			return err
+		}
+		lock, err := lockFolder(ctx, dir)
+		if err != nil {
+			return err
+		}
+		defer lock.Close()
+	}
+	logger := klog.Background()
+	ctx = klog.NewContext(ctx, logger)
+	ignoreHangup(ctx, logger)
+	// Clients that come while the parts are opened wait in the socket's queue.
+	listener, err := cri.Listen(ctx, f.socket)
+	if err != nil {
+		return err
+	}
+	defer listener.Close()
+	parts, err := openParts(ctx, f, c, instance)
+	if err != nil {
+		return err
+	}
+	err = serve(ctx, parts.server(f, c, logger), listener, logger)
+	closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownManager)
+	defer cancel()
+	return errors.Join(err, parts.close(closing))
+}
+
+// setUpLog makes klog write to stderr at a level.
+func setUpLog(verbosity int) error {
+	var set flag.FlagSet
+	klog.InitFlags(&set)
+	if err := set.Set("v", strconv.Itoa(verbosity)); err != nil {
+		return fmt.Errorf("set log level: %w", err)
+	}
+	return nil
+}
+
+// setUpProcess sets what the whole process has and its children inherit.
+func setUpProcess() error {
+	unix.Umask(0o022)
+	// A core file of this process could hold registry credentials. The hard limit stays, so a container may raise its own.
+	var core unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_CORE, &core); err != nil {
+		return fmt.Errorf("read core file limit: %w", err)
+	}
+	core.Cur = 0
+	if err := unix.Setrlimit(unix.RLIMIT_CORE, &core); err != nil {
+		return fmt.Errorf("forbid core files: %w", err)
+	}
+	debug.SetGCPercent(gcPercent)
+	return nil
+}
+
+// ignoreHangup logs SIGHUP until ctx ends.
+func ignoreHangup(ctx context.Context, logger klog.Logger) {
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, unix.SIGHUP)
+	go func() {
+		defer signal.Stop(hangup)
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-hangup:
+				logger.Info("Ignored a request to reload: the configuration is read at start")
+			}
+		}
+	}()
+}
+
+// serve answers calls until ctx ends.
+func serve(ctx context.Context, server *cri.Server, l net.Listener, logger klog.Logger) error {
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(l) }()
+	if err := notify("READY=1"); err != nil {
+		logger.Info("Left the service manager waiting", "err", err)
+	}
+	logger.Info("Served the CRI", "version", version, "path", l.Addr().String())
+	select {
+	case err := <-served:
+		return fmt.Errorf("serve: %w", err)
+	case <-ctx.Done():
+	}
+	logger.Info("Took a signal to end; pods run on")
+	if err := notify("STOPPING=1"); err != nil {
+		logger.Info("Left the service manager waiting", "err", err)
+	}
+	deadline, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownCalls)
+	defer cancel()
+	server.Shutdown(deadline)
+	return <-served
+}

@@ -1,0 +1,97 @@
+package store
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"strings"
+)
+
+// States of a record. A sandbox is Creating, Ready or NotReady; a container Creating, Created, Starting, Running or Exited.
+const (
+	Creating = "Creating"
+	Ready    = "Ready"
+	NotReady = "NotReady"
+	Created  = "Created"
+	Starting = "Starting"
+	Running  = "Running"
+	Exited   = "Exited"
+)
+
+// Process names a process for good: a pid alone is given to another one later.
+type Process struct {
+	PID       int    `json:"pid"`
+	StartTime uint64 `json:"startTime"` // field 22 of /proc/PID/stat, in clock ticks since boot
+}
+
+// Pod is the record of a sandbox. What it names may exist on the host; what no record names is removed at the next start.
+type Pod struct {
+	ID         string          `json:"id"`
+	State      string          `json:"state"`
+	CreatedAt  int64           `json:"createdAt"` // nanoseconds since 1970
+	Handler    string          `json:"handler,omitempty"`
+	ConfigHash string          `json:"configHash"`
+	Config     []byte          `json:"config"`               // PodSandboxConfig of the CRI, as protobuf
+	NetNS      string          `json:"netns,omitempty"`      // path of the pin; empty with the host's network
+	Attachment json.RawMessage `json:"attachment,omitempty"` // cni.Attachment, while the network holds anything for the pod
+	IPs        []netip.Addr    `json:"ips,omitempty"`        // the pod's addresses, kept when the attachment is given back
+	Cgroup     string          `json:"cgroup"`               // parent of the containers' cgroups
+	Ancestors  []string        `json:"ancestors,omitempty"`  // cgroups, outermost first, that berth makes above the containers'
+	Monitor    Process         `json:"monitor"`
+	BootID     string          `json:"bootID"`
+}
+
+// Container is the record of a container.
+type Container struct {
+	ID          string          `json:"id"`
+	SandboxID   string          `json:"sandboxID"`
+	State       string          `json:"state"`
+	CreatedAt   int64           `json:"createdAt"`            // nanoseconds since 1970, as the others
+	StartedAt   int64           `json:"startedAt,omitempty"`  // 0: never
+	FinishedAt  int64           `json:"finishedAt,omitempty"` // 0: not yet
+	ExitCode    int32           `json:"exitCode,omitempty"`
+	Reason      string          `json:"reason,omitempty"`
+	Message     string          `json:"message,omitempty"`
+	PID         int             `json:"pid,omitempty"`
+	ConfigHash  string          `json:"configHash"`
+	Config      []byte          `json:"config"` // ContainerConfig of the CRI, as protobuf
+	ImageID     string          `json:"imageID"`
+	ImageRef    string          `json:"imageRef"`
+	StopSignal  int             `json:"stopSignal,omitempty"`
+	LogPath     string          `json:"logPath,omitempty"`
+	SnapshotKey string          `json:"snapshotKey"`
+	Cgroup      string          `json:"cgroup"`
+	User        json.RawMessage `json:"user,omitempty"`
+}
+
+// validate refuses a record that is whole, but is not the one that its place says.
+func (p *Pod) validate(sandboxID string) error {
+	switch {
+	case p.ID != sandboxID:
+		return fmt.Errorf("pod record names sandbox %q: %w", p.ID, ErrDamaged)
+	case p.State != Creating && p.State != Ready && p.State != NotReady:
+		return fmt.Errorf("pod record has state %q: %w", p.State, ErrDamaged)
+	case !strings.HasPrefix(p.Cgroup, "/"):
+		return fmt.Errorf("pod record has cgroup %q: %w", p.Cgroup, ErrDamaged)
+	}
+	return nil
+}
+
+func (c *Container) validate(sandboxID, containerID string) error {
+	switch {
+	case c.ID != containerID || c.SandboxID != sandboxID:
+		return fmt.Errorf("container record names container %q of sandbox %q: %w", c.ID, c.SandboxID, ErrDamaged)
+	case !strings.HasPrefix(c.Cgroup, "/"):
+		return fmt.Errorf("container record has cgroup %q: %w", c.Cgroup, ErrDamaged)
+	}
+	switch c.State {
+	case Creating, Created, Starting, Running, Exited:
+		return nil
+	}
+	return fmt.Errorf("container record has state %q: %w", c.State, ErrDamaged)
+}
+
+// ValidID tells whether id has the form of a sandbox or container ID: 64 lower-case hex digits.
+func ValidID(id string) bool {
+	return len(id) == 64 && strings.Trim(id, "0123456789abcdef") == ""
+}

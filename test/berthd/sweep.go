@@ -1,0 +1,138 @@
+package berthd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/google/nftables"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berthd/berth/test/invariants"
+)
+
+// RemovePods stops and removes every pod that the daemon lists.
+func (p *Process) RemovePods(ctx context.Context) error {
+	pods, err := p.Runtime.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
+	if err != nil {
+		return fmt.Errorf("list pods: %w", err)
+	}
+	var errs []error
+	for _, pod := range pods.Items {
+		if _, err := p.Runtime.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: pod.Id}); err != nil {
+			errs = append(errs, fmt.Errorf("stop pod %s: %w", pod.Id, err))
+		}
+		if _, err := p.Runtime.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: pod.Id}); err != nil {
+			errs = append(errs, fmt.Errorf("remove pod %s: %w", pod.Id, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Sweep takes everything of a daemon that does not run off the host, except its two folders: what pods left, the bridge, its
+// firewall and the cgroup tree. It is for the end of a test, also of one that failed.
+func Sweep(d invariants.Daemon) error {
+	var errs []error
+	for range 3 { // what is killed may take a moment to leave its cgroup
+		errs = nil
+		items, err := invariants.Take(d)
+		if err != nil {
+			return err
+		}
+		for _, name := range items.Names(invariants.Process) {
+			pid, _, _ := strings.Cut(name, " ")
+			if n, err := strconv.Atoi(pid); err == nil && n > 1 {
+				unix.Kill(n, unix.SIGKILL)
+			}
+		}
+		for _, m := range slices.Backward(items.Names(invariants.Mount)) {
+			if err := unix.Unmount(m, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+				errs = append(errs, fmt.Errorf("unmount %s: %w", m, err))
+			}
+		}
+		for _, pin := range items.Names(invariants.Pin) {
+			errs = append(errs, ignore(os.Remove(pin)))
+		}
+		errs = append(errs, sweepLinks(items), sweepFirewall(d), sweepCgroups(d))
+		if errors.Join(errs...) == nil {
+			return nil
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	return errors.Join(errs...)
+}
+
+func ignore(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+func sweepLinks(items invariants.Items) error {
+	var errs []error
+	for _, name := range items.Names(invariants.Link) {
+		link, err := netlink.LinkByName(name)
+		if err == nil {
+			err = netlink.LinkDel(link)
+		}
+		if err != nil && !errors.As(err, &netlink.LinkNotFoundError{}) && !errors.Is(err, unix.ENODEV) {
+			errs = append(errs, fmt.Errorf("delete link %s: %w", name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func sweepFirewall(d invariants.Daemon) error {
+	conn, err := nftables.New()
+	if err != nil {
+		return fmt.Errorf("open nftables: %w", err)
+	}
+	tables, err := conn.ListTables()
+	if err != nil {
+		return fmt.Errorf("list nftables: %w", err)
+	}
+	for _, t := range tables {
+		if strings.Contains(t.Name, d.Bridge) {
+			conn.DelTable(t)
+		}
+	}
+	if err := conn.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("delete nftables of %s: %w", d.Bridge, err)
+	}
+	return nil
+}
+
+// sweepCgroups removes folders, the deepest first.
+func sweepCgroups(d invariants.Daemon) error {
+	dirs, err := invariants.CgroupDirs(d)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, dir := range slices.Backward(dirs) {
+		if err := ignore(os.Remove(dir)); err != nil {
+			errs = append(errs, fmt.Errorf("remove cgroup: %w", err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// SweepFolders removes a daemon's two folders, whatever attributes are on what is in them.
+func SweepFolders(opts Options) error {
+	for _, dir := range []string{opts.Root, opts.State} {
+		if !filepath.IsAbs(dir) || strings.Count(filepath.Clean(dir), "/") < 2 {
+			return fmt.Errorf("remove folder %q: too near the root", dir)
+		}
+	}
+	return errors.Join(os.RemoveAll(opts.Root), os.RemoveAll(opts.State))
+}

@@ -1,0 +1,259 @@
+package harness
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berthd/berth/test/berthd"
+	"github.com/berthd/berth/test/invariants"
+)
+
+// Timeout bounds every call that a test makes.
+const Timeout = 30 * time.Second
+
+// Daemon is a berthd of one test.
+type Daemon struct {
+	*berthd.Process
+	T       testing.TB
+	Dir     string // folder of the test: root, state, configuration, logs
+	CNIConf string // CNI configurations; empty at first
+	CNIBin  string
+	Hosts   string // HOST/hosts.toml
+	Subnet  string // the bridge's, "10.250.N"; IPv6 is fd00:be27:N::/64
+	Log     string // the daemon's log
+
+	before invariants.Items
+	config []string
+	pods   int
+	mu     sync.Mutex
+}
+
+// Option changes a daemon before it starts.
+type Option func(*Daemon, *berthd.Options)
+
+// WithConfig adds a piece of configuration.
+func WithConfig(toml string) Option {
+	return func(d *Daemon, _ *berthd.Options) { d.config = append(d.config, toml) }
+}
+
+// WithEnv adds NAME=VALUE to the daemon's environment.
+func WithEnv(env ...string) Option {
+	return func(_ *Daemon, o *berthd.Options) { o.Env = append(o.Env, env...) }
+}
+
+// WithRoot puts the daemon's root on another file system.
+func WithRoot(dir string) Option {
+	return func(_ *Daemon, o *berthd.Options) { o.Root = dir }
+}
+
+// WithCgroupParent names a cgroup parent that the test gives its pods. It is made in all hierarchies and removed at the end.
+func WithCgroupParent(path string) Option {
+	return func(_ *Daemon, o *berthd.Options) { o.CgroupParents = append(o.CgroupParents, path) }
+}
+
+var binaries = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "berth-bin")
+	if err != nil {
+		return "", err
+	}
+	return berthd.Build(dir)
+})
+
+// Start starts a daemon and arranges the checks of the test's end. The test is skipped for anybody but root.
+func Start(t testing.TB, options ...Option) *Daemon {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: namespaces, mounts, cgroups, links")
+	}
+	bin, err := binaries()
+	if err != nil {
+		t.Fatal(err)
+	}
+	base := os.Getenv("BERTH_TEST_DIR")
+	if base == "" {
+		base = "/var/tmp"
+	}
+	dir, err := os.MkdirTemp(base, "bt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := number(t)
+	d := &Daemon{T: t, Dir: dir, CNIConf: filepath.Join(dir, "net.d"), CNIBin: filepath.Join(dir, "cni"), Hosts: filepath.Join(dir, "certs.d"),
+		Subnet: fmt.Sprintf("10.250.%d", n), Log: filepath.Join(dir, "berthd.log")}
+	opts := berthd.Options{Bin: bin, Root: filepath.Join(dir, "r"), State: filepath.Join(dir, "s"), Config: filepath.Join(dir, "config.toml"),
+		Bridge: fmt.Sprintf("bt%d-%d", n, os.Getpid()%10000), Log: d.Log, Verbosity: 4}
+	for _, o := range options {
+		o(d, &opts)
+	}
+	for _, sub := range []string{d.CNIConf, d.CNIBin, d.Hosts} {
+		if err := os.Mkdir(sub, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	config := fmt.Sprintf("[registry]\nconfig_path = %q\n\n[network]\nconf_dir = %q\nbin_dirs = [%q]\nbridge = %q\nsubnets = [\"%s.0/24\", \"fd00:be27:%d::/64\"]\n%s\n",
+		d.Hosts, d.CNIConf, d.CNIBin, opts.Bridge, d.Subnet, n, strings.Join(d.config, "\n"))
+	d.Write(opts.Config, config)
+	if d.Process, err = berthd.New(opts); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(d.end)
+	d.Start()
+	if d.before, err = invariants.Take(d.Process.Daemon()); err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+// number takes a number of 0 to 255 that no other test on this host has, until the test ends: the daemon's subnet.
+func number(t testing.TB) int {
+	for n := range 256 {
+		f, err := os.OpenFile(filepath.Join(os.TempDir(), fmt.Sprintf("berth-test-subnet-%d", n)), os.O_CREATE|os.O_RDWR, 0o600)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
+			t.Cleanup(func() {
+				os.Remove(f.Name())
+				f.Close()
+			})
+			return n
+		}
+		f.Close()
+	}
+	t.Fatal("256 tests run at the same time")
+	return 0
+}
+
+// Start starts the daemon again after Kill or Stop.
+func (d *Daemon) Start() {
+	d.T.Helper()
+	if err := d.Process.Start(d.Context()); err != nil {
+		d.T.Fatal(err)
+	}
+}
+
+// Kill ends the daemon with SIGKILL.
+func (d *Daemon) Kill() {
+	d.T.Helper()
+	if err := d.Process.Kill(); err != nil {
+		d.T.Fatal(err)
+	}
+}
+
+// Restart kills the daemon and starts it again.
+func (d *Daemon) Restart() {
+	d.T.Helper()
+	d.Kill()
+	d.Start()
+}
+
+// Context ends with the test or after Timeout.
+func (d *Daemon) Context() context.Context {
+	ctx, cancel := context.WithTimeout(d.T.Context(), Timeout)
+	context.AfterFunc(ctx, cancel)
+	return ctx
+}
+
+// Write writes a file, or fails the test.
+func (d *Daemon) Write(path, text string) string {
+	d.T.Helper()
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		d.T.Fatal(err)
+	}
+	return path
+}
+
+// Check holds the host against records and lists now.
+func (d *Daemon) Check() {
+	d.T.Helper()
+	invariants.Check(d.T, d.Process.Daemon(), d.Runtime)
+}
+
+// AsBefore fails the test if anything differs from before the test's first pod.
+func (d *Daemon) AsBefore() {
+	d.T.Helper()
+	invariants.AsBefore(d.T, d.Process.Daemon(), d.before)
+}
+
+// end makes the checks that every test ends with, and clears the host.
+func (d *Daemon) end() {
+	t := d.T
+	ctx, cancel := context.WithTimeout(context.Background(), 2*Timeout)
+	defer cancel()
+	if d.PID() != 0 {
+		if !t.Failed() {
+			d.Check()
+		}
+		if err := d.RemovePods(ctx); err != nil {
+			t.Errorf("remove all pods: %v", err)
+		}
+		if !t.Failed() {
+			d.AsBefore()
+		}
+	}
+	if t.Failed() {
+		d.showLog()
+	}
+	described := d.Process.Daemon()
+	described.PID = 0
+	if err := d.Process.Stop(); err != nil {
+		t.Errorf("stop berthd: %v", err)
+		d.Process.Kill()
+	}
+	d.Process.Close()
+	if err := berthd.Sweep(described); err != nil {
+		t.Errorf("sweep: %v", err)
+	}
+	if t.Failed() && os.Getenv("BERTH_TEST_KEEP") != "" {
+		t.Logf("kept %s", d.Dir)
+		return
+	}
+	if err := os.RemoveAll(d.Dir); err != nil {
+		t.Errorf("sweep: %v", err)
+	}
+}
+
+// showLog prints the end of the daemon's log.
+func (d *Daemon) showLog() {
+	text, err := os.ReadFile(d.Log)
+	if err != nil {
+		return
+	}
+	lines := strings.Split(strings.TrimSpace(string(text)), "\n")
+	d.T.Logf("berthd's log ends with:\n%s", strings.Join(lines[max(0, len(lines)-40):], "\n"))
+}
+
+// Status asks for the daemon's conditions by name.
+func (d *Daemon) Status() map[string]*runtimeapi.RuntimeCondition {
+	d.T.Helper()
+	r, err := d.Runtime.Status(d.Context(), &runtimeapi.StatusRequest{})
+	if err != nil {
+		d.T.Fatalf("Status: %v", err)
+	}
+	all := map[string]*runtimeapi.RuntimeCondition{}
+	for _, c := range r.GetStatus().GetConditions() {
+		all[c.Type] = c
+	}
+	return all
+}
+
+// Eventually polls until ok, or fails the test after a time.
+func (d *Daemon) Eventually(within time.Duration, what string, ok func() bool) {
+	d.T.Helper()
+	end := time.Now().Add(within)
+	for !ok() {
+		if time.Now().After(end) {
+			d.T.Fatalf("not within %s: %s", within, what)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}

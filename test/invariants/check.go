@@ -1,0 +1,242 @@
+package invariants
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path"
+	"slices"
+	"strings"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// lists is what the CRI says.
+type lists struct {
+	pods       map[string]*runtimeapi.PodSandboxStatus
+	containers map[string]*runtimeapi.Container
+}
+
+func readLists(ctx context.Context, rt runtimeapi.RuntimeServiceClient) (lists, error) {
+	l := lists{pods: map[string]*runtimeapi.PodSandboxStatus{}, containers: map[string]*runtimeapi.Container{}}
+	pods, err := rt.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
+	if err != nil {
+		return l, fmt.Errorf("list pods: %w", err)
+	}
+	for _, p := range pods.Items {
+		s, err := rt.PodSandboxStatus(ctx, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: p.Id})
+		if err != nil {
+			return l, fmt.Errorf("status of a listed pod: %w", err)
+		}
+		l.pods[p.Id] = s.Status
+	}
+	containers, err := rt.ListContainers(ctx, &runtimeapi.ListContainersRequest{})
+	if err != nil {
+		return l, fmt.Errorf("list containers: %w", err)
+	}
+	for _, c := range containers.Containers {
+		l.containers[c.Id] = c
+	}
+	return l, nil
+}
+
+// Hold compares CRI lists, records and host once, and returns the breaches of I1, a line each.
+func Hold(ctx context.Context, d Daemon, rt runtimeapi.RuntimeServiceClient) ([]string, error) {
+	l, err := readLists(ctx, rt)
+	if err != nil {
+		return nil, err
+	}
+	items, err := Take(d)
+	if err != nil {
+		return nil, err
+	}
+	var breaches []string
+	for _, check := range []func(Daemon, lists, Items) ([]string, error){
+		owners, podThings, addresses, containerThings, monitors, leaks,
+	} {
+		found, err := check(d, l, items)
+		if err != nil {
+			return nil, err
+		}
+		breaches = append(breaches, found...)
+	}
+	slices.Sort(breaches)
+	return breaches, nil
+}
+
+// owners: whatever carries an ID belongs to a listed object.
+func owners(d Daemon, l lists, items Items) (breaches []string, err error) {
+	for i := range items {
+		for _, part := range strings.FieldsFunc(i.Name, func(r rune) bool { return r == '/' || r == ':' || r == ' ' }) {
+			part = strings.TrimPrefix(part, d.marked()+"-")
+			if !sandboxID.MatchString(part) || i.Kind == Process {
+				continue
+			}
+			if l.pods[part] == nil && l.containers[part] == nil {
+				breaches = append(breaches, i.String()+": no pod or container of this ID is listed")
+			}
+		}
+	}
+	return breaches, nil
+}
+
+func ready(p *runtimeapi.PodSandboxStatus) bool {
+	return p.State == runtimeapi.PodSandboxState_SANDBOX_READY
+}
+
+// ownNetwork tells whether a pod has a network namespace of its own.
+func ownNetwork(p *runtimeapi.PodSandboxStatus) bool {
+	return p.GetLinux().GetNamespaces().GetOptions().GetNetwork() != runtimeapi.NamespaceMode_NODE
+}
+
+// podThings: a ready pod has its record, pin, shm mount and link; one that is not ready has no pin, mount, link or socket.
+func podThings(d Daemon, l lists, items Items) (breaches []string, err error) {
+	owned := map[string]bool{d.Bridge: true}
+	for id, p := range l.pods {
+		owned[d.VethName(id)] = ready(p)
+		if items[Item{Record, id}] == 0 {
+			breaches = append(breaches, "pod "+id+" has no record")
+		}
+		pin, shm := items[Item{Pin, d.Pin(id)}] > 0, items[Item{Mount, path.Join(d.State, "pods", id, "shm")}] > 0
+		mounted := items[Item{Mount, d.Pin(id)}] > 0
+		link := items[Item{Link, d.VethName(id)}] > 0
+		switch {
+		case !ready(p) && (pin || shm || mounted || link):
+			breaches = append(breaches, fmt.Sprintf("pod %s is not ready: pin %t (mounted %t), shm %t, link %t", id, pin, mounted, shm, link))
+		case ready(p) && ownNetwork(p) && (!pin || !mounted):
+			breaches = append(breaches, fmt.Sprintf("pod %s is ready: pin %t (mounted %t)", id, pin, mounted))
+		case ready(p) && !shm && p.GetLinux().GetNamespaces().GetOptions().GetIpc() != runtimeapi.NamespaceMode_NODE:
+			breaches = append(breaches, "pod "+id+" is ready without its shm mount")
+		}
+	}
+	for _, name := range items.Names(Link) {
+		if !owned[name] {
+			breaches = append(breaches, "link "+name+" belongs to no ready pod")
+		}
+	}
+	return breaches, nil
+}
+
+// addresses: each address of a ready pod is reserved for it once, no address is shared, and no other one is reserved by the bridge.
+func addresses(d Daemon, l lists, items Items) (breaches []string, err error) {
+	owner := map[string]string{}
+	for id, p := range l.pods {
+		if !ready(p) || p.Network == nil || !ownNetwork(p) {
+			continue
+		}
+		ips := []string{p.Network.Ip}
+		for _, more := range p.Network.AdditionalIps {
+			ips = append(ips, more.Ip)
+		}
+		for _, ip := range ips {
+			if ip == "" {
+				breaches = append(breaches, "pod "+id+" is ready without an address")
+				continue
+			}
+			if other := owner[ip]; other != "" {
+				breaches = append(breaches, fmt.Sprintf("address %s: of pod %s and of pod %s", ip, id, other))
+			}
+			owner[ip] = id
+		}
+	}
+	for _, file := range items.Names(Address) {
+		id := owner[path.Base(file)]
+		text, err := os.ReadFile(path.Join(d.Root, "network", file))
+		switch {
+		case gone(err):
+		case err != nil:
+			return nil, fmt.Errorf("read reservation: %w", err)
+		case id == "":
+			breaches = append(breaches, "address "+file+" is reserved, and no ready pod has it: "+string(text))
+		case !strings.Contains(string(text), id):
+			breaches = append(breaches, fmt.Sprintf("address %s is reserved for %q, and pod %s has it", file, text, id))
+		}
+	}
+	return breaches, nil
+}
+
+// containerThings: a running container has a process in its cgroup, another has none; each has its record and its writable layer.
+func containerThings(d Daemon, l lists, items Items) (breaches []string, err error) {
+	for id, c := range l.containers {
+		if items[Item{Record, path.Join(c.PodSandboxId, "containers", id)}] == 0 {
+			breaches = append(breaches, "container "+id+" has no record")
+		}
+		if l.pods[c.PodSandboxId] == nil {
+			breaches = append(breaches, "container "+id+" belongs to no listed pod")
+		}
+		pids, err := membersBelow(d, id)
+		if err != nil {
+			return nil, err
+		}
+		if running := c.State == runtimeapi.ContainerState_CONTAINER_RUNNING; running != (len(pids) > 0) {
+			breaches = append(breaches, fmt.Sprintf("container %s is %s and has %d processes %v", id, c.State, len(pids), pids))
+		}
+	}
+	for _, id := range items.Names(Layer) {
+		if l.containers[id] == nil {
+			breaches = append(breaches, "writable layer "+id+" belongs to no container")
+		}
+	}
+	return breaches, nil
+}
+
+// monitors: one a ready pod, in the pod's network namespace, and no other.
+func monitors(d Daemon, l lists, items Items) (breaches []string, err error) {
+	pids, err := processes(d)
+	if err != nil {
+		return nil, err
+	}
+	count := map[uint64]int{}
+	total := 0
+	for pid, cgroup := range pids {
+		if within(cgroup, d.CgroupRoot()+"/monitors") {
+			total++
+			count[inode(fmt.Sprintf("/proc/%d/ns/net", pid))]++
+		}
+	}
+	want := 0
+	for id, p := range l.pods {
+		if !ready(p) {
+			continue
+		}
+		want++
+		if ownNetwork(p) && count[inode(d.Pin(id))] != 1 {
+			breaches = append(breaches, fmt.Sprintf("pod %s is ready and has %d monitors", id, count[inode(d.Pin(id))]))
+		}
+	}
+	if total != want {
+		breaches = append(breaches, fmt.Sprintf("%d monitors for %d ready pods", total, want))
+	}
+	return breaches, nil
+}
+
+// inode names a namespace; 0 if there is none.
+func inode(path string) uint64 {
+	if st, ok := stat(path); ok {
+		return st.Ino
+	}
+	return 0
+}
+
+// leaks: no process in a container's cgroup has a descriptor of berth's.
+func leaks(d Daemon, l lists, _ Items) (breaches []string, err error) {
+	for id := range l.containers {
+		pids, err := membersBelow(d, id)
+		if err != nil {
+			return nil, err
+		}
+		for _, pid := range pids {
+			targets, err := descriptors(pid)
+			if err != nil {
+				return nil, err
+			}
+			for _, target := range targets {
+				if within(target, d.Root) && !strings.Contains(target, "/images/") || within(target, d.State) && !strings.Contains(target, "/shm/") ||
+					strings.HasPrefix(target, "anon_inode:[pidfd") || strings.HasPrefix(target, "/memfd:berth") || strings.HasPrefix(target, "net:[") {
+					breaches = append(breaches, fmt.Sprintf("container %s: process %d holds %s", id, pid, target))
+				}
+			}
+		}
+	}
+	return breaches, nil
+}

@@ -1,0 +1,101 @@
+package invariants
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"syscall"
+
+	"github.com/google/nftables"
+	"github.com/vishvananda/netlink"
+)
+
+// gone tells whether an error says that something went while we looked at it.
+func gone(err error) bool {
+	return errors.Is(err, syscall.ENOENT) || errors.Is(err, syscall.ENODEV) || errors.Is(err, syscall.ESRCH)
+}
+
+// takeLinks collects the bridge, its ports, and host ends of pods' links that belong to no bridge.
+func takeLinks(d Daemon, items Items) error {
+	links, err := listLinks()
+	if err != nil {
+		return err
+	}
+	bridge := 0
+	for _, l := range links {
+		if l.Attrs().Name == d.Bridge && d.Bridge != "" {
+			bridge = l.Attrs().Index
+		}
+	}
+	for _, l := range links {
+		a := l.Attrs()
+		port := bridge != 0 && a.MasterIndex == bridge
+		orphan := a.MasterIndex == 0 && l.Type() == "veth" && strings.HasPrefix(a.Name, "vb")
+		if a.Index == bridge && bridge != 0 || port || orphan && d.Instance() == "" {
+			items[Item{Link, a.Name}] = 1
+		}
+	}
+	return nil
+}
+
+// listLinks asks again when the kernel's answer was disturbed by a change.
+func listLinks() (links []netlink.Link, err error) {
+	for range 5 {
+		if links, err = netlink.LinkList(); err == nil {
+			return links, nil
+		}
+	}
+	return nil, fmt.Errorf("list links: %w", err)
+}
+
+// takeFirewall collects nftables tables that carry the bridge's name, and the number of rules and elements in them.
+func takeFirewall(d Daemon, items Items) error {
+	if d.Bridge == "" {
+		return nil
+	}
+	conn, err := nftables.New()
+	if err != nil {
+		return fmt.Errorf("open nftables: %w", err)
+	}
+	tables, err := conn.ListTables()
+	if err != nil {
+		return fmt.Errorf("list nftables: %w", err)
+	}
+	for _, t := range tables {
+		if !strings.Contains(t.Name, d.Bridge) {
+			continue
+		}
+		name := fmt.Sprintf("table %d %s", t.Family, t.Name)
+		items[Item{Firewall, name}] = 1
+		sets, err := conn.GetSets(t)
+		if err != nil && !gone(err) {
+			return fmt.Errorf("list sets of %s: %w", name, err)
+		}
+		for _, s := range sets {
+			elements, err := conn.GetSetElements(s)
+			if err != nil && !gone(err) {
+				return fmt.Errorf("list elements of %s: %w", s.Name, err)
+			}
+			if len(elements) > 0 && !s.Anonymous {
+				items[Item{Firewall, name + " set " + s.Name + " rules"}] = len(elements)
+			}
+		}
+	}
+	chains, err := conn.ListChains()
+	if err != nil && !gone(err) {
+		return fmt.Errorf("list chains: %w", err)
+	}
+	for _, c := range chains {
+		if !strings.Contains(c.Table.Name, d.Bridge) {
+			continue
+		}
+		rules, err := conn.GetRules(c.Table, c)
+		if err != nil && !gone(err) {
+			return fmt.Errorf("list rules of %s: %w", c.Name, err)
+		}
+		if len(rules) > 0 {
+			items[Item{Firewall, fmt.Sprintf("table %d %s chain %s rules", c.Table.Family, c.Table.Name, c.Name)}] = len(rules)
+		}
+	}
+	return nil
+}

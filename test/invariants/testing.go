@@ -1,0 +1,64 @@
+package invariants
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// Grace is how long things may take to settle.
+const Grace = 5 * time.Second
+
+// Check fails the test if I1 does not hold within Grace.
+func Check(t testing.TB, d Daemon, rt runtimeapi.RuntimeServiceClient) {
+	t.Helper()
+	lines, err := Settle(context.Background(), func(ctx context.Context) ([]string, error) { return Hold(ctx, d, rt) })
+	if err != nil {
+		t.Errorf("check invariants: %v", err)
+	}
+	if len(lines) > 0 {
+		t.Errorf("CRI lists, records and host differ:\n  %s", strings.Join(lines, "\n  "))
+	}
+}
+
+// AsBefore fails the test if things are left behind, or gone, after Grace.
+func AsBefore(t testing.TB, d Daemon, before Items) {
+	t.Helper()
+	lines, err := Settle(context.Background(), func(context.Context) ([]string, error) {
+		after, err := Take(d)
+		return Diff(d, before, after), err
+	})
+	if err != nil {
+		t.Errorf("check that all is as before: %v", err)
+	}
+	if len(lines) > 0 {
+		t.Errorf("not as before:\n  %s", strings.Join(lines, "\n  "))
+	}
+}
+
+// Settle asks until nothing is found or Grace is over, and returns what is still found.
+func Settle(ctx context.Context, look func(context.Context) ([]string, error)) (lines []string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, Grace+10*time.Second)
+	defer cancel()
+	end := time.Now().Add(Grace)
+	for {
+		lines, err = look(ctx)
+		if err == nil && len(lines) == 0 || !time.Now().Before(end) {
+			return lines, err
+		}
+		select {
+		case <-ctx.Done():
+			return lines, ctx.Err()
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// stat tells a file's identity.
+func stat(path string) (st unix.Stat_t, ok bool) {
+	return st, unix.Stat(path, &st) == nil
+}

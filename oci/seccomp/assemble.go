@@ -110,15 +110,15 @@ func (w *writer) clauses(d *decision, base verdict) place {
 	for _, c := range slices.Backward(d.clauses) {
 		hit := w.ret(c.give)
 		for _, cmp := range slices.Backward(c.all) {
-			hit = w.compare(cmp, d.wide, hit, next)
+			hit = w.compare(cmp, d.words, hit, next)
 		}
 		next = hit
 	}
 	return next
 }
 
-// compare writes one condition on an argument of 64 bits, in two words; with narrow arguments on the low word only.
-func (w *writer) compare(c compare, wide bool, yes, no place) place {
+// compare writes one condition on an argument, on both words of it or on the low one only.
+func (w *writer) compare(c compare, words int, yes, no place) place {
 	low, high := uint32(offsetArgs+8*c.index), uint32(offsetArgs+8*c.index)
 	if binary.NativeEndian.Uint16([]byte{1, 0}) == 1 {
 		high += 4
@@ -127,7 +127,7 @@ func (w *writer) compare(c compare, wide bool, yes, no place) place {
 	}
 	if c.op == specs.OpMaskedEqual {
 		p := w.masked(low, uint32(c.value), uint32(c.two), yes, no)
-		if mask := uint32(c.value >> 32); wide && mask != 0 {
+		if mask := uint32(c.value >> 32); words == 2 && mask != 0 {
 			p = w.masked(high, mask, uint32(c.two>>32), p, no)
 		}
 		return p
@@ -136,7 +136,7 @@ func (w *writer) compare(c compare, wide bool, yes, no place) place {
 	w.jump(op, uint32(c.value), yes, no)
 	w.load(low)
 	lowWord := w.here()
-	if !wide {
+	if words == 1 {
 		return lowWord
 	}
 	w.jump(unix.BPF_JEQ, uint32(c.value>>32), lowWord, no)

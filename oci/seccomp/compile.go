@@ -25,7 +25,7 @@ type clause struct {
 // decision is what happens to one call.
 type decision struct {
 	always  bool // give holds whatever the arguments
-	wide    bool // the clauses compare 64 bits
+	words   int  // of arguments that the clauses compare
 	give    verdict
 	clauses []clause
 }
@@ -128,7 +128,7 @@ func archOutcomes(p *specs.LinuxSeccomp, a int, base verdict) ([]outcome, error)
 		}
 	}
 	for _, d := range calls {
-		d.wide = arches[a].wide
+		d.words = arches[a].words
 	}
 	return sortOutcomes(calls, end, base), nil
 }

@@ -45,7 +45,7 @@ func reference(p *specs.LinuxSeccomp, c call) verdict {
 				continue
 			}
 			for _, all := range args {
-				if !slices.ContainsFunc(all, func(k compare) bool { return !k.holds(c, arches[a].wide) }) {
+				if !slices.ContainsFunc(all, func(k compare) bool { return !k.holds(c, arches[a].words) }) {
 					if !found || give.severity() > strictest.severity() {
 						strictest = give
 					}
@@ -65,9 +65,9 @@ func reference(p *specs.LinuxSeccomp, c call) verdict {
 	return base
 }
 
-func (k compare) holds(c call, wide bool) bool {
+func (k compare) holds(c call, words int) bool {
 	x, v, two := c.args[k.index], k.value, k.two
-	if !wide {
+	if words == 1 {
 		x, v, two = uint64(uint32(x)), uint64(uint32(v)), uint64(uint32(two))
 	}
 	switch k.op {
@@ -95,7 +95,7 @@ func TestCompileDecidesAsTheRulesSay(t *testing.T) {
 	slices.Sort(names)
 	for seed := range uint64(40) {
 		r := rand.New(rand.NewPCG(seed, 3))
-		p := randomProfile(r, names, true)
+		p := randomProfile(r, names, wild)
 		program := compiled(t, p)
 		for _, c := range probes(p, r) {
 			if got, want := run(t, program, c), reference(p, c); got != want {

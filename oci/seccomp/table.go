@@ -24,18 +24,18 @@ type arch struct {
 	name  specs.Arch
 	goArc string // GOARCH, or x32; also the table's column
 	audit uint32 // AUDIT_ARCH_*: seccomp_data.arch
-	wide  bool   // arguments are compared with all 64 bits
+	words int    // that are compared of an argument: 1 the low half, 2 all of it
 }
 
 // arches are in the order of the table's columns.
 var arches = []arch{
-	{specs.ArchX86_64, "amd64", unix.AUDIT_ARCH_X86_64, true},
-	{specs.ArchX86, "386", unix.AUDIT_ARCH_I386, false},
-	{specs.ArchX32, "x32", unix.AUDIT_ARCH_X86_64, false},
-	{specs.ArchAARCH64, "arm64", unix.AUDIT_ARCH_AARCH64, true},
-	{specs.ArchARM, "arm", unix.AUDIT_ARCH_ARM, false},
-	{specs.ArchRISCV64, "riscv64", unix.AUDIT_ARCH_RISCV64, true},
-	{specs.ArchLOONGARCH64, "loong64", unix.AUDIT_ARCH_LOONGARCH64, true},
+	{specs.ArchX86_64, "amd64", unix.AUDIT_ARCH_X86_64, 2},
+	{specs.ArchX86, "386", unix.AUDIT_ARCH_I386, 1},
+	{specs.ArchX32, "x32", unix.AUDIT_ARCH_X86_64, 1},
+	{specs.ArchAARCH64, "arm64", unix.AUDIT_ARCH_AARCH64, 2},
+	{specs.ArchARM, "arm", unix.AUDIT_ARCH_ARM, 1},
+	{specs.ArchRISCV64, "riscv64", unix.AUDIT_ARCH_RISCV64, 2},
+	{specs.ArchLOONGARCH64, "loong64", unix.AUDIT_ARCH_LOONGARCH64, 2},
 }
 
 // table maps a call's name to its number by architecture, -1 where there is none.

@@ -182,7 +182,7 @@ func matchContainer(f *runtimeapi.ContainerFilter, c sandbox.Container) bool {
 // containerState maps the state that package sandbox keeps.
 func containerState(state sandbox.ContainerState) runtimeapi.ContainerState {
 	switch state {
-	case sandbox.ContainerCreated:
+	case sandbox.ContainerCreating, sandbox.ContainerCreated:
 		return runtimeapi.ContainerState_CONTAINER_CREATED
 	case sandbox.ContainerRunning:
 		return runtimeapi.ContainerState_CONTAINER_RUNNING

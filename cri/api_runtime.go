@@ -36,6 +36,11 @@ func (s *runtimeService) Status(ctx context.Context, r *runtimeapi.StatusRequest
 		RuntimeHandlers: s.handlers,
 		Features:        &runtimeapi.RuntimeFeatures{SupplementalGroupsPolicy: true},
 	}
+	for _, w := range s.network.Warnings(ctx) {
+		answer.Status.Conditions = append(answer.Status.Conditions, &runtimeapi.RuntimeCondition{
+			Type: w.Type, Status: true, Message: redact(validText(w.Message)),
+		})
+	}
 	if !r.GetVerbose() {
 		return answer, nil
 	}
@@ -43,11 +48,15 @@ func (s *runtimeService) Status(ctx context.Context, r *runtimeapi.StatusRequest
 	if err != nil {
 		return nil, err
 	}
-	facts, err := marshal(s.facts)
+	facts := map[string]string{}
+	if s.facts != nil {
+		facts = s.facts()
+	}
+	config, err := marshal(facts)
 	if err != nil {
 		return nil, err
 	}
-	answer.Info = map[string]string{"config": facts, "pulls": pulls}
+	answer.Info = map[string]string{"config": config, "pulls": pulls}
 	return answer, nil
 }
 

@@ -52,6 +52,19 @@ func TestStatusHasBothConditions(t *testing.T) {
 	}
 }
 
+func TestWarningsAreConditionsThatHold(t *testing.T) {
+	w := newWorld(t)
+	w.network.warnings = []Warning{{Type: "NoIPv6", Message: "Pods get no IPv6 address"}}
+	s, err := w.runtime.Status(t.Context(), &runtimeapi.StatusRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	last := s.GetStatus().GetConditions()[2]
+	if last.GetType() != "NoIPv6" || !last.GetStatus() || last.GetMessage() == "" {
+		t.Errorf("condition = %v", last)
+	}
+}
+
 func TestVerboseStatusIsJSON(t *testing.T) {
 	w := newWorld(t)
 	w.images.pulls = []imageservice.Progress{{Ref: "r"}}

@@ -134,12 +134,15 @@ type sandboxFacts struct {
 	NetNS          string                       `json:"netNamespace,omitempty"`
 	RuntimeHandler string                       `json:"runtimeHandler"`
 	Attachment     any                          `json:"attachment,omitempty"`
+	Message        string                       `json:"message,omitempty"`
 	Config         *runtimeapi.PodSandboxConfig `json:"config"`
 }
 
 // sandboxInfo collects them. The PID is the monitor's, which is in the sandbox's namespaces.
 func sandboxInfo(p sandbox.Pod) sandboxFacts {
-	return sandboxFacts{
-		PID: p.MonitorPID, NetNS: p.NetNS, RuntimeHandler: p.Handler, Attachment: p.Attachment, Config: p.Config,
+	facts := sandboxFacts{PID: p.MonitorPID, NetNS: p.NetNS, RuntimeHandler: p.Handler, Message: p.Message, Config: p.Config}
+	if p.Attachment != nil {
+		facts.Attachment = p.Attachment
 	}
+	return facts
 }

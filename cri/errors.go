@@ -57,7 +57,13 @@ var rules = []rule{
 
 	{is: imageservice.ErrUnauthorized, code: codes.Unauthenticated},
 	{is: imageservice.ErrDigestMismatch, code: codes.DataLoss},
+	{is: imageservice.ErrTooLarge, code: codes.ResourceExhausted},
+	{is: imageservice.ErrInvalidImage, code: codes.FailedPrecondition},
+	{is: imageservice.ErrRegistryConfig, code: codes.FailedPrecondition},
+	{is: imageservice.ErrAmbiguous, code: codes.InvalidArgument},
+	{is: imageservice.ErrNoPlatform, code: codes.NotFound},
 	{is: imageservice.ErrNotFound, code: codes.NotFound},
+	{is: imageservice.ErrClosed, code: codes.Unavailable},
 }
 
 // errNotBuilt is what a request gets that asks for something that is not built.

@@ -172,7 +172,12 @@ func (f *fakeImages) FsUsage(context.Context) (images, containers imageservice.F
 }
 
 // fakeNetwork is ready when err is nil.
-type fakeNetwork struct{ err error }
+type fakeNetwork struct {
+	err      error
+	warnings []Warning
+}
+
+func (f *fakeNetwork) Warnings(context.Context) []Warning { return f.warnings }
 
 func (f *fakeNetwork) Status(context.Context) error { return f.err }
 
@@ -202,7 +207,7 @@ func newWorld(t *testing.T) *world {
 	w.server = NewServer(Config{
 		Pods: w.sandboxes, Containers: w.sandboxes, Images: w.images, Network: w.network,
 		Handlers: []*runtimeapi.RuntimeHandler{{Name: ""}, {Name: "native"}},
-		Version:  "0.0.1-test", Facts: map[string]string{"root": "/r"}, Logger: klog.Background(),
+		Version:  "0.0.1-test", Facts: func() map[string]string { return map[string]string{"root": "/r"} }, Logger: klog.Background(),
 	})
 	served := make(chan error, 1)
 	go func() { served <- w.server.Serve(l) }()

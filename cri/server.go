@@ -75,6 +75,14 @@ type Images interface {
 type Network interface {
 	// Status is nil when they can.
 	Status(ctx context.Context) error
+	// Warnings are what the operator should know although they can. They are cheap to ask for.
+	Warnings(ctx context.Context) []Warning
+}
+
+// Warning is a condition that holds and that keeps no pod from running.
+type Warning struct {
+	Type    string // CamelCase
+	Message string // a sentence
 }
 
 // Config is what a Server is made of. Every field but Facts must be set.
@@ -87,8 +95,8 @@ type Config struct {
 	Handlers []*runtimeapi.RuntimeHandler
 	// Version of berthd, semantic.
 	Version string
-	// Facts go into the answer of Status when it is asked to be verbose. They must not contain secrets.
-	Facts map[string]string
+	// Facts go into the answer of Status when it is asked to be verbose. They must not contain secrets; nil is none.
+	Facts func() map[string]string
 	// Logger is what the calls' contextual loggers are made from.
 	Logger klog.Logger
 }
@@ -155,7 +163,7 @@ type runtimeService struct {
 	handlers   []*runtimeapi.RuntimeHandler
 	known      knownHandlers
 	version    string
-	facts      map[string]string
+	facts      func() map[string]string
 }
 
 // imageServer is runtime.v1.ImageService; its methods stand in api_image.go.

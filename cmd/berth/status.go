@@ -130,15 +130,17 @@ func (c *conn) count(cmd *cobra.Command, s *daemonStatus) error {
 // print shows the status to people.
 func (s daemonStatus) print(w io.Writer, socket string) error {
 	rows := [][]string{{"Version", s.Version}, {"CRI", s.API}, {"Socket", socket}}
-	for _, key := range []string{"root", "state"} {
-		if s.Config[key] != "" {
-			rows = append(rows, []string{map[string]string{"root": "Root", "state": "State"}[key], s.Config[key]})
+	for _, f := range [][2]string{{"Root", "root"}, {"State", "state"}, {"Network", "network"}} {
+		if s.Config[f[1]] != "" {
+			rows = append(rows, []string{f[0], s.Config[f[1]]})
 		}
 	}
 	for _, c := range s.Conditions {
 		text := "yes"
 		if !c.Status {
 			text = "no: " + c.Reason + ": " + c.Message
+		} else if c.Message != "" {
+			text = "yes: " + c.Message
 		}
 		rows = append(rows, []string{c.Type, text})
 	}

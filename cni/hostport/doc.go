@@ -33,7 +33,7 @@
 // # State
 //
 // A Table remembers the mappings of every owner; the kernel's table is a copy, written again when somebody has removed it. After a
-// restart of the process the owner of the Table gives it what is valid with Replace.
+// restart of the process the owner of the Table gives it what is valid with Keep.
 //
 // UDP has no end of connection: conntrack entries that a mapping makes wrong are removed with the change.
 //

@@ -92,6 +92,9 @@ func New(cfg Config) *Table {
 	return &Table{cfg: cfg, wanted: make(map[string][]Mapping), taken: make(map[key]string)}
 }
 
+// Is reports whether name is this table's.
+func (t *Table) Is(name string) bool { return name == t.cfg.Table }
+
 // Install writes the whole table with all mappings, in place of one that is there.
 func (t *Table) Install() error {
 	t.mu.Lock()
@@ -111,6 +114,11 @@ func (t *Table) install() error {
 			return err
 		}
 	}
+	return t.flushTable(c)
+}
+
+// flushTable sends a transaction that writes the whole table.
+func (t *Table) flushTable(c *nftables.Conn) error {
 	if err := c.Flush(); err != nil {
 		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINVAL) {
 			// No chain type "nat", or no such expression.
@@ -129,6 +137,20 @@ func (t *Table) Ensure() error {
 		return err
 	}
 	return t.install()
+}
+
+// Probe asks the kernel whether it could hold the table, and leaves nothing behind. ErrNotSupported when it could not.
+func (t *Table) Probe() error {
+	c, err := connect()
+	if err != nil {
+		return err
+	}
+	cfg := t.cfg
+	cfg.Table += "-probe"
+	p := New(cfg)
+	p.write(c)
+	c.DelTable(p.table()) // in the same transaction: the table never shows
+	return p.flushTable(c)
 }
 
 func (t *Table) there() (bool, error) {
@@ -226,16 +248,20 @@ func (t *Table) Remove(owner string, mappings []Mapping) error {
 	return forgetFlowsToPod(gone)
 }
 
-// Replace makes wanted, by owner, all that is in the table, which is written whole, in one transaction. Of two owners of one
-// port the first by name keeps it.
-func (t *Table) Replace(wanted map[string][]Mapping) error {
+// Keep makes wanted, by owner, all that is in the table, but for owners that busy names: those keep what they have. The table is
+// written whole, in one transaction. Of two owners of one port the first by name keeps it.
+func (t *Table) Keep(wanted map[string][]Mapping, busy func(owner string) bool) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, owner := range slices.Collect(maps.Keys(t.wanted)) {
-		t.set(owner, nil)
+		if !busy(owner) {
+			t.set(owner, nil)
+		}
 	}
 	for _, owner := range slices.Sorted(maps.Keys(wanted)) {
-		t.set(owner, slices.DeleteFunc(slices.Clone(wanted[owner]), func(m Mapping) bool { return t.taken[m.key()] != "" }))
+		if !busy(owner) {
+			t.set(owner, slices.DeleteFunc(slices.Clone(wanted[owner]), func(m Mapping) bool { return t.taken[m.key()] != "" }))
+		}
 	}
 	return t.install()
 }

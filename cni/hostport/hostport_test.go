@@ -162,24 +162,28 @@ func TestTableRemovedBehindOurBackIsWrittenAgain(t *testing.T) {
 	}
 }
 
-func TestReplaceKeepsOnlyWhatIsWanted(t *testing.T) {
+func TestKeepLeavesOnlyWhatIsWantedOrBusy(t *testing.T) {
 	table := newTable(t)
 	a := []Mapping{mapping(unix.IPPROTO_TCP, "0.0.0.0:8080", "10.77.0.2:80")}
 	c := []Mapping{mapping(unix.IPPROTO_TCP, "0.0.0.0:8082", "10.77.0.4:80")}
 	if err := table.Add("a", a); err != nil {
 		t.Fatal(err)
 	}
-	if err := table.Replace(map[string][]Mapping{"c": c}); err != nil {
+	b := []Mapping{mapping(unix.IPPROTO_TCP, "0.0.0.0:8081", "10.77.0.3:80")}
+	if err := table.Add("b", b); err != nil {
 		t.Fatal(err)
 	}
-	if got := listing(t); got != "" && (strings.Contains(got, "8080") || !strings.Contains(got, "8082")) {
-		t.Errorf("after Replace: %s", got)
+	if err := table.Keep(map[string][]Mapping{"c": c}, func(owner string) bool { return owner == "b" }); err != nil {
+		t.Fatal(err)
+	}
+	if got := listing(t); got != "" && (strings.Contains(got, "8080") || !strings.Contains(got, "8081") || !strings.Contains(got, "8082")) {
+		t.Errorf("after Keep: %s", got)
 	}
 	if err := table.Check("c", c); err != nil {
 		t.Error(err)
 	}
 	if table.Check("a", a) == nil {
-		t.Error("Check of a port that Replace took away is nil")
+		t.Error("Check of a port that Keep took away is nil")
 	}
 	if got := table.Owner(c[0]); got != "c" {
 		t.Errorf("Owner = %q, want c", got)

@@ -10,12 +10,14 @@ import (
 
 // Values of include/uapi/linux/{if_link,veth,rtnetlink}.h that x/sys/unix does not carry.
 const (
-	vethInfoPeer     = 1
-	iflaInfoKind     = 1
-	iflaInfoData     = 2
-	iflaBrportMode   = 4 // hairpin
-	rtextSkipStats   = 1 << 3
-	iflaInfoKindVeth = "veth"
+	vethInfoPeer      = 1
+	iflaInfoKind      = 1
+	iflaInfoData      = 2
+	iflaInfoSlaveKind = 4
+	iflaInfoSlaveData = 5
+	iflaBrportMode    = 4 // hairpin
+	rtextSkipStats    = 1 << 3
+	iflaInfoKindVeth  = "veth"
 )
 
 // Loopback is the index of lo in every network namespace.
@@ -80,12 +82,14 @@ func AddVeth(v Veth) Request {
 	}
 }
 
-// Hairpin lets the bridge send a frame back through the port that it came from.
+// Hairpin lets a bridge send a frame back through the port that it came from.
 func Hairpin(name string) Request {
-	b := linkHeader(unix.AF_BRIDGE, 0, 0, 0)
-	b = putString(b, unix.IFLA_IFNAME, name)
-	b = nest(b, unix.IFLA_PROTINFO|unix.NLA_F_NESTED, func(b []byte) []byte { return put(b, iflaBrportMode, []byte{1}) })
-	return Request{What: "set hairpin mode of " + name, Type: unix.RTM_SETLINK, Body: b}
+	b := putString(linkHeader(unix.AF_UNSPEC, 0, 0, 0), unix.IFLA_IFNAME, name)
+	b = nest(b, unix.IFLA_LINKINFO, func(b []byte) []byte {
+		b = put(b, iflaInfoSlaveKind, []byte("bridge"))
+		return nest(b, iflaInfoSlaveData, func(b []byte) []byte { return put(b, iflaBrportMode, []byte{1}) })
+	})
+	return Request{What: "set hairpin mode of " + name, Type: unix.RTM_NEWLINK, Body: b}
 }
 
 // SetGroup puts a link into a device group. A link that is gone is no error.

@@ -1,0 +1,135 @@
+package cni
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berthd/berth/cni/hostport"
+	"github.com/berthd/berth/cni/ipam"
+	"github.com/berthd/berth/cni/rtnl"
+)
+
+// gc is Network.GC for the attachments of this bridge, which valid holds by sandbox ID.
+func (b *bridge) gc(ctx context.Context, valid map[string]Attachment) error {
+	busy := b.pods.watch()
+	defer busy.stop()
+	there, err := b.doom(valid, busy)
+	if err != nil {
+		return err
+	}
+	portsErr := b.keepPorts(valid, busy, there)
+	// An address is free when its link is gone, not before.
+	if err := b.reaper.idle(ctx); err != nil {
+		return errors.Join(portsErr, fmt.Errorf("wait for the end of links: %w", err))
+	}
+	return errors.Join(portsErr, b.store.Sweep(ctx, func(o ipam.Owner, ip netip.Addr) bool {
+		if busy.has(o.ContainerID) {
+			return true
+		}
+		a, ok := valid[o.ContainerID]
+		return ok && (len(a.IPs) == 0 || slices.ContainsFunc(a.IPs, func(p netip.Prefix) bool { return p.Addr() == ip }))
+	}))
+}
+
+// doom queues the links of this bridge whose pods are neither valid nor busy. It reports whether the bridge exists.
+func (b *bridge) doom(valid map[string]Attachment, busy *keyWatch) (bool, error) {
+	var ports []rtnl.Link
+	err := b.withConn(func(c *rtnl.Conn) error {
+		master, err := c.Link(b.cfg.Name)
+		if err == nil {
+			ports, err = c.Ports(master.Index)
+		}
+		return err
+	})
+	if errors.Is(err, unix.ENODEV) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	keep := make(map[string]bool, len(valid))
+	for _, a := range valid {
+		keep[a.HostIf] = true
+	}
+	for _, id := range busy.all() { // now: a link in ports may be of an Add that began after gc
+		keep[hostIf(b.instance, id)] = true
+	}
+	for _, l := range ports {
+		if isHostIf(l) && !keep[l.Name] {
+			b.reaper.push(l.Name, nil)
+		}
+	}
+	return true, nil
+}
+
+// isHostIf reports whether a link is one that hostIf named.
+func isHostIf(l rtnl.Link) bool {
+	digits, ok := strings.CutPrefix(l.Name, hostIfPrefix)
+	return ok && l.Kind == "veth" && len(digits) == hostIfDigits && strings.Trim(digits, "0123456789abcdef") == ""
+}
+
+// keepPorts leaves only the host ports of valid and busy pods.
+func (b *bridge) keepPorts(valid map[string]Attachment, busy *keyWatch, bridgeThere bool) error {
+	wanted := make(map[string][]hostport.Mapping)
+	for id, a := range valid {
+		if list := mappings(a); len(list) > 0 {
+			wanted[id] = list
+		}
+	}
+	if !bridgeThere && len(wanted) == 0 && len(busy.all()) == 0 {
+		return b.ports.Delete()
+	}
+	if err := b.ports.Keep(wanted, busy.has); err != nil && !errors.Is(err, ErrNotSupported) {
+		return err
+	}
+	return nil
+}
+
+// close waits for the links that are ending. When no pod is left, the bridge and the table go as well.
+func (b *bridge) close() error {
+	b.reaper.close()
+	defer b.home.Close()
+	err := b.tearDown()
+	for {
+		select {
+		case c := <-b.conns:
+			c.Close()
+		default:
+			return err
+		}
+	}
+}
+
+// tearDown removes bridge and table if nobody uses them. A bridge that somebody else has made stays.
+func (b *bridge) tearDown() error {
+	held, err := b.store.List()
+	if err != nil || len(held) > 0 {
+		return err
+	}
+	return b.withConn(func(c *rtnl.Conn) error {
+		master, err := c.Link(b.cfg.Name)
+		if errors.Is(err, unix.ENODEV) {
+			return b.ports.Delete()
+		}
+		if err != nil {
+			return err
+		}
+		ports, err := c.Ports(master.Index)
+		if err != nil || len(ports) > 0 {
+			return err
+		}
+		if master.Kind == bridgeKind && bytes.HasPrefix(master.MAC, macPrefix) {
+			if err := c.Do(rtnl.Del(b.cfg.Name)); err != nil {
+				return err
+			}
+		}
+		return b.ports.Delete()
+	})
+}

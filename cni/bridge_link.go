@@ -1,0 +1,104 @@
+package cni
+
+import (
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berthd/berth/cni/rtnl"
+)
+
+// connect makes the pair and sets the pod's end up. An interface of the pod that is there already is taken over if it is as planned,
+// and made again if it is the end of an earlier try.
+func (b *bridge) connect(ns int, facts *bridgeFacts, a Attachment) error {
+	pair := rtnl.Veth{
+		Name: a.HostIf, Master: facts.index, MTU: facts.mtu, Peer: a.IfName, PeerMAC: podMAC(a.IPs), PeerNS: ns,
+	}
+	err := b.withConn(func(c *rtnl.Conn) error {
+		err := c.Do(rtnl.AddVeth(pair))
+		if errors.Is(err, unix.EEXIST) {
+			if b.checkLinks(a) == nil {
+				return nil
+			}
+			if err = c.Do(rtnl.Del(a.HostIf)); err == nil {
+				err = c.Do(rtnl.AddVeth(pair))
+			}
+		} else if err != nil {
+			if fresh, lost := b.lost(c, facts); lost == nil && fresh.index != pair.Master {
+				pair.Master = fresh.index
+				err = c.Do(rtnl.AddVeth(pair))
+			}
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	// Neither the host nor the pod takes routes and addresses from what other pods announce (CVE-2020-10749).
+	if err := writeSysctl(ipv6Sysctl(a.HostIf, "accept_ra"), "0"); err != nil {
+		return err
+	}
+	return b.configure(ns, facts, a)
+}
+
+// lost sets the bridge up again when it has gone, and returns what there is now.
+func (b *bridge) lost(c *rtnl.Conn, facts *bridgeFacts) (*bridgeFacts, error) {
+	if l, err := c.Link(b.cfg.Name); err == nil && l.Index == facts.index {
+		return facts, nil
+	}
+	b.forget(facts)
+	return b.setUp()
+}
+
+// configure gives the pod's end its addresses and routes.
+func (b *bridge) configure(ns int, facts *bridgeFacts, a Attachment) error {
+	c, err := rtnl.DialIn(ns, int(b.home.Fd()), func() error {
+		// The link-local address is usable at once: its hardware address is berth's own.
+		return errors.Join(writeSysctl(ipv6Sysctl(a.IfName, "accept_ra"), "0"), writeSysctl(ipv6Sysctl(a.IfName, "accept_dad"), "0"))
+	})
+	if err != nil {
+		return fmt.Errorf("configure %s: %w", a.IfName, err)
+	}
+	defer c.Close()
+	bodies, err := c.Get(rtnl.Up(rtnl.Loopback), rtnl.GetLink(a.IfName))
+	if err != nil {
+		return err
+	}
+	if len(bodies) == 0 {
+		return fmt.Errorf("configure %s: no such interface", a.IfName)
+	}
+	link, err := rtnl.ParseLink(bodies[len(bodies)-1])
+	if err != nil {
+		return err
+	}
+	requests := []rtnl.Request{rtnl.Up(link.Index)}
+	for i, p := range a.IPs {
+		address, route := rtnl.AddAddress(link.Index, p), rtnl.AddDefaultRoute(link.Index, a.Gateways[i])
+		// EEXIST: an interface that was taken over.
+		address.Ignore = []unix.Errno{unix.EEXIST}
+		route.Ignore = []unix.Errno{unix.EEXIST}
+		requests = append(requests, address, route)
+	}
+	return c.Do(requests...)
+}
+
+// deleteLinks ends veth pairs in one step. It is the reaper's.
+func (b *bridge) deleteLinks(names []string) error {
+	return b.withConn(func(c *rtnl.Conn) error {
+		if len(names) == 1 {
+			return c.Do(rtnl.Del(names[0]))
+		}
+		requests := make([]rtnl.Request, 0, len(names))
+		for _, name := range names {
+			requests = append(requests, rtnl.SetGroup(name, doomedGroup))
+		}
+		if err := c.Do(requests...); err != nil {
+			return err
+		}
+		return c.Do(rtnl.DelGroup(doomedGroup))
+	})
+}
+
+// doomedGroup is the device group of links that are about to be deleted; whoever deletes it deletes nothing that was to live.
+const doomedGroup = 0xbe747ed0

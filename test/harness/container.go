@@ -188,7 +188,7 @@ func (c *Container) PID() int {
 	if err != nil {
 		c.T.Fatalf("ContainerStatus: %v", err)
 	}
-	return infoPID(c.T, r.Info)
+	return InfoPID(c.T, r.Info)
 }
 
 // Host reads a file of /proc/PID of the container's first process.

@@ -149,6 +149,14 @@ func (d *Daemon) Kill() {
 	}
 }
 
+// Stop ends the daemon in an orderly way.
+func (d *Daemon) Stop() {
+	d.T.Helper()
+	if err := d.Process.Stop(); err != nil {
+		d.T.Fatal(err)
+	}
+}
+
 // Restart kills the daemon and starts it again.
 func (d *Daemon) Restart() {
 	d.T.Helper()
@@ -256,4 +264,30 @@ func (d *Daemon) Eventually(within time.Duration, what string, ok func() bool) {
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
+}
+
+// Reboot takes away what a reboot would: processes, mounts, links, cgroups and the state folder. The daemon must not run.
+func (d *Daemon) Reboot() {
+	d.T.Helper()
+	if err := berthd.Sweep(d.Process.Daemon()); err != nil {
+		d.T.Fatal(err)
+	}
+	if err := os.RemoveAll(d.Options().State); err != nil {
+		d.T.Fatal(err)
+	}
+}
+
+// StartSecond tries to start another berthd with the same folders. One that started is ended, and nil is returned.
+func StartSecond(d *Daemon) error {
+	opts := d.Options()
+	opts.Socket, opts.Log = filepath.Join(d.Dir, "second.sock"), filepath.Join(d.Dir, "second.log")
+	second, err := berthd.New(opts)
+	if err != nil {
+		return nil
+	}
+	defer second.Close()
+	if err := second.Start(d.Context()); err != nil {
+		return err
+	}
+	return second.Kill()
 }

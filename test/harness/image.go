@@ -123,3 +123,6 @@ func (d *Daemon) Mirror(host string) {
 	d.Write(filepath.Join(dir, "hosts.toml"), fmt.Sprintf("server = %q\n\n[host.%q]\n  capabilities = [\"pull\", \"resolve\"]\n",
 		"https://"+host, Registry(d.T).URL))
 }
+
+// ShellLayer is the base image's first layer.
+func ShellLayer(t testing.TB) registrytest.Layer { return openSite(t).shell }

@@ -80,8 +80,8 @@ func (c *Container) WaitOutput(text string) {
 	})
 }
 
-// infoPID reads the PID from verbose information.
-func infoPID(t testing.TB, info map[string]string) int {
+// InfoPID reads the PID from verbose information.
+func InfoPID(t testing.TB, info map[string]string) int {
 	t.Helper()
 	var v struct {
 		PID int `json:"pid"`

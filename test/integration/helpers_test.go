@@ -1,10 +1,15 @@
 package integration_test
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -78,4 +83,28 @@ func registrytestLayer(t testing.TB, fill func(*builder)) registrytest.Layer {
 		t.Fatal(err)
 	}
 	return layer
+}
+
+func mustBusybox(t testing.TB) string {
+	t.Helper()
+	path, err := images.Busybox()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func contextFor(t testing.TB, d time.Duration) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(t.Context(), d)
+}
+
+func contains(err error, text string) bool { return err != nil && strings.Contains(err.Error(), text) }
+
+// expected tells whether an error is what the state of an object explains.
+func expected(err error) bool {
+	switch status.Code(err) {
+	case codes.FailedPrecondition, codes.NotFound:
+		return true
+	}
+	return false
 }

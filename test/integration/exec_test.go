@@ -1,0 +1,163 @@
+package integration_test
+
+import (
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berthd/berth/test/harness"
+)
+
+func TestExecSync(t *testing.T) {
+	d := harness.Start(t)
+	pod := d.RunPod(d.Pod("exec"))
+	c := pod.Run(d.Sleeper("c", func(c *runtimeapi.ContainerConfig) {
+		c.WorkingDir, c.Envs = "/tmp", []*runtimeapi.KeyValue{{Key: "FROM", Value: []byte("request")}}
+	}))
+	for _, tc := range []struct {
+		name    string
+		command []string
+		want    harness.Result
+	}{
+		{"output", []string{"sh", "-c", "echo out; echo err >&2"}, harness.Result{Stdout: "out\n", Stderr: "err\n"}},
+		{"code", []string{"sh", "-c", "exit 42"}, harness.Result{Code: 42}},
+		{"signal", []string{"sh", "-c", "kill -9 $$"}, harness.Result{Code: 137}},
+		{"folder and environment", []string{"sh", "-c", "pwd; echo $FROM"}, harness.Result{Stdout: "/tmp\nrequest\n"}},
+		{"no input", []string{"cat"}, harness.Result{}},
+		{"arguments", []string{"echo", "a b", "", "c"}, harness.Result{Stdout: "a b  c\n"}},
+		{"zero bytes", []string{"printf", `a\0b`}, harness.Result{Stdout: "a\x00b"}},
+	} {
+		if got := c.Exec(tc.command...); got != tc.want {
+			t.Errorf("%s: %+v, want %+v", tc.name, got, tc.want)
+		}
+	}
+	for name, command := range map[string][]string{"missing": {"/no/such/program"}, "not executable": {"/etc/passwd"}, "a folder": {"/tmp"}} {
+		r, err := c.TryExec(5*time.Second, command...)
+		if err == nil && r.Code != 126 && r.Code != 127 {
+			t.Errorf("%s: %+v, want an error or code 126 or 127", name, r)
+		}
+	}
+	_, err := c.TryExec(5 * time.Second)
+	wantCode(t, "no command", err, codes.InvalidArgument)
+	d.Check()
+	c.Stop(time.Second)
+	_, err = c.TryExec(5*time.Second, "true")
+	wantCode(t, "exec in an exited container", err, codes.FailedPrecondition)
+	created := pod.Create(d.Sleeper("created"))
+	_, err = created.TryExec(5*time.Second, "true")
+	wantCode(t, "exec in a created container", err, codes.FailedPrecondition)
+}
+
+func TestExecOutputIsBounded(t *testing.T) {
+	const most = 16 << 20
+	d := harness.Start(t)
+	c := d.RunPod(d.Pod("flood")).Run(d.Sleeper("c"))
+	before := peak(t, d.PID())
+	for _, script := range []string{"probe bytes 40000000 x", "probe bytes 40000000 x >&2; exit 3"} {
+		r := c.Exec("sh", "-c", script)
+		if n := len(r.Stdout) + len(r.Stderr); n > most || n < most*9/10 {
+			t.Errorf("%s: %d and %d bytes, want 16 MiB", script, len(r.Stdout), len(r.Stderr))
+		}
+		if strings.Contains(script, "exit 3") && r.Code != 3 {
+			t.Errorf("%s: code %d, want 3", script, r.Code)
+		}
+	}
+	if grown := peak(t, d.PID()) - before; grown > 160<<10 {
+		t.Errorf("the daemon's memory grew by %d KiB", grown)
+	}
+}
+
+// peak is the most memory that a process had, in KiB.
+func peak(t testing.TB, pid int) int {
+	t.Helper()
+	_, rest, _ := strings.Cut(readRaw(t, "/proc/"+strconv.Itoa(pid)+"/status"), "VmHWM:")
+	n, err := strconv.Atoi(strings.Fields(rest)[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// TestExecTimeout: the limit ends the command and everything that it started.
+func TestExecTimeout(t *testing.T) {
+	d := harness.Start(t)
+	c := d.RunPod(d.Pod("timeout")).Run(d.Sleeper("c"))
+	for name, script := range map[string]string{
+		"sleeps":                 "sleep 77",
+		"ignores signals":        "trap '' TERM INT HUP; while :; do sleep 77; done",
+		"leaves children behind": "probe fork 5 & sleep 77",
+		"new session":            "setsid sleep 77 & setsid sh -c 'sleep 77' & wait",
+	} {
+		start := time.Now()
+		_, err := c.TryExec(time.Second, "sh", "-c", script)
+		wantCode(t, name, err, codes.DeadlineExceeded)
+		if took := time.Since(start); took < 900*time.Millisecond || took > 3*time.Second {
+			t.Errorf("%s: took %s", name, took)
+		}
+		d.Eventually(2*time.Second, name+": all its processes end", func() bool {
+			return c.Sh("ps | grep -cE '[s]leep 77|[p]robe'; true") == "0"
+		})
+	}
+	if s := c.Status(); s.State != running {
+		t.Errorf("the container is %s", s.State)
+	}
+	d.Check()
+}
+
+// TestExecReturnsWithItsProcess: a child in the background that holds the output does not hold the call for its whole life.
+func TestExecReturnsWithItsProcess(t *testing.T) {
+	d := harness.Start(t)
+	c := d.RunPod(d.Pod("background")).Run(d.Sleeper("c"))
+	start := time.Now()
+	r, err := c.TryExec(20*time.Second, "sh", "-c", "sleep 60 & echo done")
+	if err != nil || r.Stdout != "done\n" || r.Code != 0 {
+		t.Errorf("exec = %+v, %v", r, err)
+	}
+	if took := time.Since(start); took > 10*time.Second {
+		t.Errorf("exec took %s", took)
+	}
+}
+
+func TestExecCallerGivesUp(t *testing.T) {
+	d := harness.Start(t)
+	c := d.RunPod(d.Pod("impatient")).Run(d.Sleeper("c"))
+	ctx, cancel := contextFor(t, 300*time.Millisecond)
+	defer cancel()
+	_, err := d.Runtime.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: c.ID, Cmd: []string{"sleep", "78"}})
+	wantCode(t, "exec with a short deadline", err, codes.DeadlineExceeded)
+	d.Eventually(3*time.Second, "the command ends", func() bool { return c.Sh("ps | grep -c '[s]leep 78'; true") == "0" })
+}
+
+func TestManyExecsAtOnce(t *testing.T) {
+	d := harness.Start(t)
+	c := d.RunPod(d.Pod("crowd")).Run(d.Sleeper("c"))
+	c.Exec("true")
+	monitor := monitorPID(t, c.Pod)
+	count := func() int {
+		entries, err := os.ReadDir("/proc/" + strconv.Itoa(monitor) + "/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(entries)
+	}
+	before := count()
+	var wg sync.WaitGroup
+	for i := range 40 {
+		wg.Go(func() {
+			n := strconv.Itoa(i)
+			r, err := c.TryExec(20*time.Second, "sh", "-c", "echo "+n+"; exit "+n)
+			if err != nil || r.Stdout != n+"\n" || r.Code != int32(i) {
+				t.Errorf("exec %d = %+v, %v", i, r, err)
+			}
+		})
+	}
+	wg.Wait()
+	d.Eventually(3*time.Second, "the monitor's descriptors are as before", func() bool { return count() <= before })
+	d.Check()
+}

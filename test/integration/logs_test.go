@@ -1,0 +1,216 @@
+package integration_test
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berthd/berth/test/harness"
+)
+
+func TestLogFormat(t *testing.T) {
+	d := harness.Start(t)
+	pod := d.RunPod(d.Pod("logs"))
+	before := time.Now().Add(-time.Second)
+	c := pod.Run(d.Shell("c", `echo one; echo two >&2; echo; printf 'a\0b\r\n'; printf '\377\376\n'; printf 'no newline'; exit 0`))
+	c.Wait(5 * time.Second)
+	c.WaitOutput("no newline")
+	var stdout, stderr []string
+	for _, l := range c.Lines() {
+		if l.Time.Before(before) || l.Time.After(time.Now().Add(time.Second)) {
+			t.Errorf("time = %s", l.Time)
+		}
+		if l.Stream == "stdout" {
+			stdout = append(stdout, fmt.Sprintf("%t %q", l.Full, l.Text))
+		} else {
+			stderr = append(stderr, fmt.Sprintf("%t %q", l.Full, l.Text))
+		}
+	}
+	if got, want := strings.Join(stdout, "|"), `true "one"|true ""|true "a\x00b\r"|true "\xff\xfe"|true "no newline"`; got != want && got != strings.Replace(want, `true "no`, `false "no`, 1) {
+		t.Errorf("stdout = %s, want %s", got, want)
+	}
+	if got := strings.Join(stderr, "|"); got != `true "two"` {
+		t.Errorf("stderr = %s", got)
+	}
+	if st, err := os.Stat(c.LogFile()); err != nil || st.Mode().Perm()&^0o640 != 0 {
+		t.Errorf("mode of the log = %v, %v", st.Mode(), err)
+	}
+}
+
+func TestLongLinesAreCut(t *testing.T) {
+	const size = 16 << 10
+	d := harness.Start(t)
+	pod := d.RunPod(d.Pod("long"))
+	c := pod.Run(d.Shell("c", fmt.Sprintf("probe bytes %d x; echo; probe bytes %d y; echo; probe bytes %d z; echo", size, size+1, 5*size+7)))
+	c.Wait(10 * time.Second)
+	var got []string
+	for _, l := range c.Lines() {
+		tag := "P"
+		if l.Full {
+			tag = "F"
+		}
+		got = append(got, fmt.Sprintf("%s%d", tag, len(l.Text)))
+		if len(l.Text) > size {
+			t.Errorf("a line of %d bytes, want at most %d", len(l.Text), size)
+		}
+	}
+	text := c.Output()
+	want := strings.Repeat("x", size) + "\n" + strings.Repeat("y", size+1) + "\n" + strings.Repeat("z", 5*size+7) + "\n"
+	if text != want {
+		t.Errorf("lines %v do not add up to what was written (%d bytes, want %d)", got, len(text), len(want))
+	}
+}
+
+// TestALineWithoutEnd: memory of the monitor is bounded, and what is written is seen at once.
+func TestALineWithoutEnd(t *testing.T) {
+	d := harness.Start(t)
+	pod := d.RunPod(d.Pod("endless"))
+	c := pod.Run(d.Shell("c", "probe bytes 67108864 x; sleep 1000"))
+	d.Eventually(20*time.Second, "64 MiB are in the log", func() bool {
+		st, err := os.Stat(c.LogFile())
+		return err == nil && st.Size() > 64<<20
+	})
+	status := readRaw(t, "/proc/"+strconv.Itoa(monitorPID(t, pod))+"/status")
+	_, rest, _ := strings.Cut(status, "VmHWM:")
+	kib, err := strconv.Atoi(strings.Fields(rest)[0])
+	if err != nil || kib > 20<<10 {
+		t.Errorf("the monitor took %d KiB at most (%v), want less than 20 MiB", kib, err)
+	}
+}
+
+func TestReopenLog(t *testing.T) {
+	d := harness.Start(t)
+	pod := d.RunPod(d.Pod("reopen"))
+	c := pod.Run(d.Container("c", []string{"probe", "lines", "500", "line"}))
+	c.WaitOutput("line 50")
+	rotated := c.LogFile() + ".1"
+	if err := os.Rename(c.LogFile(), rotated); err != nil {
+		t.Fatal(err)
+	}
+	reopen := func() error {
+		_, err := d.Runtime.ReopenContainerLog(d.Context(), &runtimeapi.ReopenContainerLogRequest{ContainerId: c.ID})
+		return err
+	}
+	if err := reopen(); err != nil {
+		t.Fatalf("ReopenContainerLog: %v", err)
+	}
+	size := func(path string) int64 {
+		st, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return st.Size()
+	}
+	was := size(rotated)
+	d.Eventually(5*time.Second, "the new file grows", func() bool { return size(c.LogFile()) > 1000 })
+	if now := size(rotated); now != was {
+		t.Errorf("the old file grew from %d to %d after the call", was, now)
+	}
+	c.Stop(2 * time.Second)
+	wantCode(t, "reopen the log of an exited container", reopen(), codes.FailedPrecondition)
+	countLines(t, "line", rotated, c.LogFile())
+}
+
+// countLines checks that the numbered lines in files, in their order, are 0, 1, 2, ... without a gap or a double, and returns how many.
+func countLines(t testing.TB, prefix string, files ...string) int {
+	t.Helper()
+	next := 0
+	for _, file := range files {
+		lines, err := harness.ParseLog(readRaw(t, file))
+		if err != nil {
+			t.Errorf("%s: %v", file, err)
+		}
+		for _, l := range lines {
+			if want := fmt.Sprintf("%s %d", prefix, next); l.Text != want || !l.Full {
+				t.Fatalf("%s: line is %q, want %q", file, l.Text, want)
+			}
+			next++
+		}
+	}
+	return next
+}
+
+// TestLogTargets: the log path is the kubelet's, the file there may be a trap (threat B21).
+func TestLogTargets(t *testing.T) {
+	d := harness.Start(t)
+	victim := d.Write(filepath.Join(d.Dir, "victim"), "untouched")
+	pod := d.RunPod(d.Pod("trap"))
+	if err := os.Symlink(victim, filepath.Join(pod.Config.LogDirectory, "trap.log")); err != nil {
+		t.Fatal(err)
+	}
+	c, err := pod.TryCreate(d.Shell("trap", "echo attack; sleep 1000"))
+	if err == nil {
+		c.TryStart()
+	}
+	good := pod.Run(d.Container("good", []string{"probe", "lines", "200", "attack"}))
+	good.WaitOutput("attack 10")
+	if err := os.Remove(good.LogFile()); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(victim, good.LogFile()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.Runtime.ReopenContainerLog(d.Context(), &runtimeapi.ReopenContainerLogRequest{ContainerId: good.ID}); err == nil {
+		t.Error("a log that is a symbolic link is opened")
+	}
+	time.Sleep(100 * time.Millisecond)
+	if got := readFile(t, victim); got != "untouched" {
+		t.Errorf("the file behind the link is %.100q", got)
+	}
+	for name, path := range map[string]string{"above": "../x.log", "far above": "../../../../tmp/x.log", "absolute": "/tmp/x.log", "newline": "a\nb"} {
+		config := d.Sleeper("bad")
+		config.LogPath = path
+		c, err := pod.TryCreate(config)
+		if err == nil && name != "absolute" {
+			t.Errorf("log path %q (%s) is accepted", path, name)
+		}
+		if err == nil {
+			c.Remove()
+		}
+	}
+}
+
+func TestNoLogIsWanted(t *testing.T) {
+	d := harness.Start(t)
+	config := d.Pod("silent")
+	config.LogDirectory = ""
+	pod := d.RunPod(config)
+	silent := d.Shell("c", "probe bytes 1000000 x; exit 5")
+	silent.LogPath = ""
+	c := pod.Run(silent)
+	if s := c.Wait(10 * time.Second); s.ExitCode != 5 || s.LogPath != "" {
+		t.Errorf("code %d, log path %q", s.ExitCode, s.LogPath)
+	}
+}
+
+func TestLogInASubfolder(t *testing.T) {
+	d := harness.Start(t)
+	pod := d.RunPod(d.Pod("sub"))
+	config := d.Shell("c", "echo here; sleep 1000")
+	config.LogPath = "c/0.log" // as the kubelet names it
+	if err := os.MkdirAll(filepath.Join(pod.Config.LogDirectory, "c"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	pod.Run(config).WaitOutput("here")
+}
+
+// TestOutputAtTheEnd: the last bytes are kept, and a child that holds the pipe does not hold the container.
+func TestOutputAtTheEnd(t *testing.T) {
+	d := harness.Start(t)
+	pod := d.RunPod(d.Pod("end", harness.Namespaces(modePod, modePod, modePod)))
+	c := pod.Run(d.Shell("c", "probe orphan; probe bytes 300000 x; echo; echo last; exit 4", likePod(pod)))
+	if s := c.Wait(5 * time.Second); s.ExitCode != 4 {
+		t.Errorf("code = %d", s.ExitCode)
+	}
+	c.WaitOutput("last")
+	if got := len(c.Output()); got != 300001+5 {
+		t.Errorf("%d bytes are in the log, want %d", got, 300006)
+	}
+}

@@ -1,0 +1,247 @@
+package integration_test
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berthd/berth/test/harness"
+)
+
+type resources = runtimeapi.LinuxContainerResources
+
+var parents atomic.Int64
+
+// newParent returns a cgroup parent that nobody else has.
+func newParent() string {
+	return fmt.Sprintf("/berth-test-%d-%d", os.Getpid(), parents.Add(1))
+}
+
+// limitParent makes a parent in the hierarchy of one controller and sets a limit there.
+func limitParent(t testing.TB, parent, controller, v1, v2, limit string) {
+	t.Helper()
+	path := cgroupFile(t, parent, controller, v1, v2)
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(limit), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestLimits(t *testing.T) {
+	parent := newParent()
+	d := harness.Start(t, harness.WithCgroupParent(parent))
+	pod := d.RunPod(d.Pod("limits", harness.CgroupParent(parent)))
+	c := pod.Run(d.Sleeper("c", harness.Resources(&resources{
+		CpuShares: 512, CpuPeriod: 50000, CpuQuota: 25000, MemoryLimitInBytes: 64 << 20, CpusetCpus: "0", CpusetMems: "0", OomScoreAdj: 500,
+	})))
+	for _, f := range []struct{ controller, v1, v2, want string }{
+		{"cpu", "cpu.cfs_quota_us", "", "25000"},
+		{"cpu", "cpu.cfs_period_us", "", "50000"},
+		{"cpu", "cpu.shares", "", "512"},
+		{"cpu", "", "cpu.max", "25000 50000"},
+		{"memory", "memory.limit_in_bytes", "memory.max", "67108864"},
+		{"cpuset", "cpuset.cpus", "cpuset.cpus", "0"},
+		{"cpuset", "cpuset.mems", "cpuset.mems", "0"},
+	} {
+		if name := map[bool]string{false: f.v1, true: f.v2}[isUnified()]; name == "" {
+			continue
+		}
+		path := cgroupOf(c, f.controller)
+		if !strings.HasPrefix(path, parent+"/") || !strings.Contains(path, c.ID) {
+			t.Errorf("cgroup of %s is %s, want it below %s and named by the container", f.controller, path, parent)
+		}
+		if got := readFile(t, cgroupFile(t, path, f.controller, f.v1, f.v2)); got != f.want {
+			t.Errorf("%s%s = %s, want %s", f.v1, f.v2, got, f.want)
+		}
+	}
+	if got := strings.TrimSpace(c.Host("oom_score_adj")); got != "500" {
+		t.Errorf("oom_score_adj = %s, want 500", got)
+	}
+	r := c.Status().GetResources().GetLinux()
+	if r.GetMemoryLimitInBytes() != 64<<20 || r.GetCpuQuota() != 25000 || r.GetCpuShares() != 512 || r.GetCpusetCpus() != "0" {
+		t.Errorf("resources in the status = %v", r)
+	}
+	c.Remove()
+	pod.Remove()
+	d.AsBefore()
+}
+
+// TestLowerOOMScoreThanTheDaemon: what the host withholds degrades by rule.
+func TestLowerOOMScoreThanTheDaemon(t *testing.T) {
+	d := harness.Start(t)
+	pod := d.RunPod(d.Pod("oom-score"))
+	c := pod.Run(d.Sleeper("c", harness.Resources(&resources{OomScoreAdj: -998})))
+	if got := strings.TrimSpace(c.Host("oom_score_adj")); got != "-998" && got != readFile(t, "/proc/self/oom_score_adj") {
+		t.Errorf("oom_score_adj = %s, want -998 or the daemon's own", got)
+	}
+}
+
+func TestDefaultCgroup(t *testing.T) {
+	d := harness.Start(t)
+	c := d.RunPod(d.Pod("default")).Run(d.Sleeper("c"))
+	want := d.Process.Daemon().CgroupRoot() + "/" + c.Pod.ID + "/" + c.ID
+	if got := cgroupOf(c, "memory"); got != want {
+		t.Errorf("cgroup = %s, want %s", got, want)
+	}
+}
+
+// TestSmallLimits: nothing of berth's may run inside the limits of the container.
+func TestSmallLimits(t *testing.T) {
+	parent := newParent()
+	d := harness.Start(t, harness.WithCgroupParent(parent))
+	limitParent(t, parent, "pids", "pids.max", "pids.max", "2")
+	pod := d.RunPod(d.Pod("small", harness.CgroupParent(parent)))
+	c := pod.Run(d.Container("c", []string{"sleep", "1000"}, harness.Resources(&resources{MemoryLimitInBytes: 4 << 20})))
+	if s := c.Status(); s.State != running {
+		t.Fatalf("state = %s, %s", s.State, s.Message)
+	}
+	if r := c.Exec("echo", "one more"); r.Stdout != "one more\n" {
+		t.Errorf("exec = %+v", r)
+	}
+	start := time.Now()
+	c.Stop(0)
+	if took := time.Since(start); took > 2*time.Second {
+		t.Errorf("stop took %s", took)
+	}
+}
+
+func TestPidsLimitReached(t *testing.T) {
+	parent := newParent()
+	d := harness.Start(t, harness.WithCgroupParent(parent))
+	limitParent(t, parent, "pids", "pids.max", "pids.max", "64")
+	pod := d.RunPod(d.Pod("bomb", harness.CgroupParent(parent)))
+	c := pod.Run(d.Shell("bomb", "trap '' TERM; bomb() { bomb | bomb & }; bomb; while :; do :; done"))
+	other := d.RunPod(d.Pod("bystander")).Run(d.Sleeper("c"))
+	file := cgroupFile(t, parent, "pids", "pids.current", "pids.current")
+	d.Eventually(10*time.Second, "the limit is reached", func() bool { return readFile(t, file) == "64" })
+	if got := other.Sh("echo here"); got != "here" {
+		t.Errorf("exec elsewhere = %q", got)
+	}
+	start := time.Now()
+	c.Stop(time.Second)
+	if took := time.Since(start); took > 2*time.Second {
+		t.Errorf("stop took %s, want at most 2 s", took)
+	}
+	if s := c.Status(); s.State != exited || s.ExitCode != 137 {
+		t.Errorf("status = %s, code %d", s.State, s.ExitCode)
+	}
+	if got := readFile(t, file); got != "0" {
+		t.Errorf("%s processes are left", got)
+	}
+}
+
+func TestOutOfMemory(t *testing.T) {
+	d := harness.Start(t)
+	pod := d.RunPod(d.Pod("oom"))
+	limit := harness.Resources(&resources{MemoryLimitInBytes: 32 << 20})
+	c := pod.Run(d.Container("eater", []string{"probe", "eat", "200"}, limit))
+	s := c.Wait(20 * time.Second)
+	if s.ExitCode != 137 || s.Reason != "OOMKilled" {
+		t.Errorf("code %d, reason %q, want 137 OOMKilled", s.ExitCode, s.Reason)
+	}
+	// A child's death is not the container's.
+	child := pod.Run(d.Shell("child", "probe eat 200; echo survived; exit 3", limit))
+	s = child.Wait(20 * time.Second)
+	if s.ExitCode != 3 || s.Reason == "OOMKilled" || !strings.Contains(child.Output(), "survived") {
+		t.Errorf("code %d, reason %q, output %q, want 3 and not OOMKilled", s.ExitCode, s.Reason, child.Output())
+	}
+	// 137 by a signal is not the lack of memory.
+	killed := pod.Run(d.Sleeper("killed", limit))
+	killed.Exec("kill", "-9", "1")
+	killed.Stop(0)
+	if s := killed.Status(); s.ExitCode != 137 || s.Reason != "Error" {
+		t.Errorf("code %d, reason %q, want 137 Error", s.ExitCode, s.Reason)
+	}
+	d.Restart()
+	if s := c.Status(); s.ExitCode != 137 || s.Reason != "OOMKilled" {
+		t.Errorf("after a restart: code %d, reason %q", s.ExitCode, s.Reason)
+	}
+}
+
+func TestHugepages(t *testing.T) {
+	limits := func(size string) string { return "hugetlb." + size + "." }
+	dirs, err := filepath.Glob("/sys/kernel/mm/hugepages/hugepages-2048kB")
+	if err != nil || len(dirs) == 0 {
+		t.Skip("the kernel has no 2 MiB hugepages")
+	}
+	d := harness.Start(t)
+	c := d.RunPod(d.Pod("huge")).Run(d.Sleeper("c", harness.Resources(&resources{
+		HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB", Limit: 4 << 20}}})))
+	for _, path := range []string{
+		filepath.Join("/sys/fs/cgroup/hugetlb", cgroupOf(c, "memory"), limits("2MB")+"limit_in_bytes"),
+		filepath.Join("/sys/fs/cgroup/unified", cgroupOf(c, "memory"), limits("2MB")+"max"),
+		filepath.Join("/sys/fs/cgroup", cgroupOf(c, "memory"), limits("2MB")+"max"),
+	} {
+		if text, err := os.ReadFile(path); err == nil {
+			if got := strings.TrimSpace(string(text)); got != "4194304" {
+				t.Errorf("%s = %s", path, got)
+			}
+			return
+		}
+	}
+	t.Error("the limit is in no hierarchy")
+}
+
+// TestTheMonitorIsOutside: a container's limits are no limits of its monitor.
+func TestTheMonitorIsOutside(t *testing.T) {
+	parent := newParent()
+	d := harness.Start(t, harness.WithCgroupParent(parent))
+	pod := d.RunPod(d.Pod("outside", harness.CgroupParent(parent)))
+	pod.Run(d.Sleeper("c"))
+	pid := monitorPID(t, pod)
+	text := readRaw(t, "/proc/"+strconv.Itoa(pid)+"/cgroup")
+	if strings.Contains(text, parent) {
+		t.Errorf("the monitor's cgroups are\n%s", text)
+	}
+	if got := readFile(t, "/proc/"+strconv.Itoa(pid)+"/comm"); !strings.Contains(got, "berth") {
+		t.Errorf("the monitor's name is %q", got)
+	}
+}
+
+func monitorPID(t testing.TB, pod *harness.Pod) int {
+	t.Helper()
+	r, err := pod.Runtime.PodSandboxStatus(pod.Context(), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: pod.ID, Verbose: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return harness.InfoPID(t, r.Info)
+}
+
+func TestBadResources(t *testing.T) {
+	d := harness.Start(t)
+	pod := d.RunPod(d.Pod("bad"))
+	for name, r := range map[string]*resources{
+		"negative memory":     {MemoryLimitInBytes: -5},
+		"CPU that is absent":  {CpusetCpus: strconv.Itoa(runtime.NumCPU() + 5000)},
+		"CPU of letters":      {CpusetCpus: "a-b"},
+		"hugepage of no size": {HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "3KB", Limit: 1}}},
+	} {
+		c, err := pod.TryCreate(d.Sleeper("c", harness.Resources(r)))
+		if err == nil {
+			err = c.TryStart()
+			c.Remove()
+		}
+		if err == nil {
+			t.Errorf("%s is accepted", name)
+		}
+	}
+	file := d.Write(filepath.Join(d.Dir, "file"), "")
+	for name, parent := range map[string]string{"parent folder": "/a/../../b", "a file": "/cgroup.procs", "newline": "/a\nb", "a host's file": file + "/x/../../../.."} {
+		_, err := d.TryRunPod(d.Pod("parent", harness.CgroupParent(parent)))
+		wantCode(t, "cgroup parent: "+name, err, codes.InvalidArgument)
+		if err != nil && !strings.Contains(err.Error(), strings.Fields(strconv.Quote(parent))[0][1:3]) {
+			t.Errorf("%v does not name the parent", err)
+		}
+	}
+}

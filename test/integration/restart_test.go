@@ -1,0 +1,410 @@
+package integration_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berthd/berth/test/harness"
+)
+
+// startTime tells a process from another that got its PID.
+func startTime(t testing.TB, pid int) string {
+	t.Helper()
+	text := readRaw(t, "/proc/"+strconv.Itoa(pid)+"/stat")
+	return strings.Fields(text[strings.LastIndex(text, ")"):])[20]
+}
+
+func TestRestartKeepsEverything(t *testing.T) {
+	d := harness.Start(t)
+	pod := d.RunPod(d.Pod("kept"))
+	c := pod.Run(d.Sleeper("runs"))
+	created := pod.Create(d.Sleeper("created"))
+	done := pod.Run(d.Shell("done", "exit 9"))
+	done.Wait(5 * time.Second)
+	later := pod.Run(d.Shell("later", "trap 'exit 13' TERM; sleep 1000 & wait"))
+	stopped := d.RunPod(d.Pod("stopped"))
+	stopped.Stop()
+	pid, began, ips, doneStatus, runStatus, podStatus := c.PID(), startTime(t, c.PID()), pod.IPs(), done.Status(), c.Status(), pod.Status()
+	laterPID := later.PID()
+
+	d.Kill()
+	if err := unix.Kill(laterPID, unix.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(200 * time.Millisecond)
+	d.Start()
+
+	d.Eventually(5*time.Second, "what ended meanwhile is known", func() bool { return later.Status().State == exited })
+	if s := later.Status(); s.ExitCode != 13 || time.Since(time.Unix(0, s.FinishedAt)) > time.Minute {
+		t.Errorf("what ended meanwhile: code %d, finished %d", s.ExitCode, s.FinishedAt)
+	}
+	if got := c.PID(); got != pid || startTime(t, got) != began {
+		t.Errorf("the first process was %d, is %d", pid, got)
+	}
+	same(t, "status of the pod", pod.Status().GetNetwork(), podStatus.GetNetwork())
+	same(t, "metadata of the pod", pod.Status().GetMetadata(), podStatus.GetMetadata())
+	same(t, "status of the running container", c.Status(), runStatus)
+	same(t, "status of the exited container", done.Status(), doneStatus)
+	if got := pod.IPs(); !slices.Equal(got, ips) {
+		t.Errorf("addresses were %q, are %q", ips, got)
+	}
+	if s := stopped.Status(); s.State != podNotReady {
+		t.Errorf("the stopped pod is %s", s.State)
+	}
+	d.Check()
+	created.Start()
+	if got := c.Sh("echo alive"); got != "alive" {
+		t.Errorf("exec = %q", got)
+	}
+	pod.Run(d.Sleeper("new"))
+	d.Check()
+	d.Stop()
+	d.Start()
+	d.Check()
+	// Joining what was made before: the same name and configuration give the same ID.
+	again, err := d.TryRunPod(pod.Config)
+	if err != nil || again.ID != pod.ID {
+		t.Errorf("RunPodSandbox of a pod that is ready: %v, %v, want %s", again, err, pod.ID)
+	}
+}
+
+func TestAnswersSoonAfterStart(t *testing.T) {
+	d := harness.Start(t)
+	pod := d.RunPod(d.Pod("hung"))
+	c := pod.Run(d.Sleeper("c"))
+	healthy := d.RunPod(d.Pod("healthy")).Run(d.Sleeper("c"))
+	monitor := monitorPID(t, pod)
+	if err := unix.Kill(monitor, unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Kill(monitor, unix.SIGCONT)
+	d.Kill()
+	start := time.Now()
+	d.Start()
+	if took := time.Since(start); took > 2*time.Second {
+		t.Errorf("with a hung monitor the first answer took %s", took)
+	}
+	d.Eventually(5*time.Second, "the runtime is ready", func() bool { return d.Status()["RuntimeReady"].GetStatus() })
+	if got := healthy.Sh("echo fine"); got != "fine" {
+		t.Errorf("exec in a healthy pod = %q", got)
+	}
+	unix.Kill(monitor, unix.SIGCONT)
+	d.Eventually(10*time.Second, "the pod answers again", func() bool {
+		_, err := c.TryExec(2*time.Second, "true")
+		return err == nil
+	})
+}
+
+func TestMonitorKilled(t *testing.T) {
+	d := harness.Start(t)
+	pod := d.RunPod(d.Pod("lost"))
+	c := pod.Run(d.Sleeper("c"))
+	other := d.RunPod(d.Pod("other")).Run(d.Sleeper("c"))
+	pid := c.PID()
+	if err := unix.Kill(monitorPID(t, pod), unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	s := c.Wait(2 * time.Second)
+	if s.Reason != "MonitorLost" {
+		t.Errorf("code %d, reason %q, want MonitorLost", s.ExitCode, s.Reason)
+	}
+	if err := unix.Kill(pid, 0); !errors.Is(err, unix.ESRCH) {
+		t.Errorf("the container's process lives: %v", err)
+	}
+	d.Eventually(5*time.Second, "the pod is not ready", func() bool { return pod.Status().State == podNotReady })
+	if other.Status().State != running {
+		t.Error("another pod's container went too")
+	}
+	d.Check()
+	pod.Stop()
+	pod.Remove()
+	d.Check()
+	// The same while no daemon runs.
+	pod = d.RunPod(d.Pod("lost"))
+	c = pod.Run(d.Sleeper("c"))
+	monitor := monitorPID(t, pod)
+	d.Kill()
+	if err := unix.Kill(monitor, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	d.Start()
+	if s := c.Wait(6 * time.Second); s.Reason != "MonitorLost" {
+		t.Errorf("code %d, reason %q, want MonitorLost", s.ExitCode, s.Reason)
+	}
+	d.Check()
+}
+
+// TestLinesThroughRestarts is the promise of the architecture: 2,000 lines a second through ten SIGKILLs and two rotations.
+func TestLinesThroughRestarts(t *testing.T) {
+	d := harness.Start(t)
+	pod := d.RunPod(d.Pod("lines"))
+	c := pod.Run(d.Container("writer", []string{"probe", "lines", "2000", "line"}))
+	pid, ips := c.PID(), pod.IPs()
+	began := startTime(t, pid)
+	c.WaitOutput("line 100")
+	var files []string
+	for i := range 10 {
+		time.Sleep(time.Duration(100+rand.IntN(200)) * time.Millisecond)
+		d.Kill()
+		time.Sleep(time.Duration(rand.IntN(200)) * time.Millisecond)
+		d.Start()
+		if i == 3 || i == 7 {
+			rotated := fmt.Sprintf("%s.%d", c.LogFile(), i)
+			if err := os.Rename(c.LogFile(), rotated); err != nil {
+				t.Fatal(err)
+			}
+			files = append(files, rotated)
+			if _, err := d.Runtime.ReopenContainerLog(d.Context(), &runtimeapi.ReopenContainerLogRequest{ContainerId: c.ID}); err != nil {
+				t.Fatalf("ReopenContainerLog: %v", err)
+			}
+		}
+	}
+	if c.PID() != pid || startTime(t, pid) != began {
+		t.Error("the container was started again")
+	}
+	if got := pod.IPs(); !slices.Equal(got, ips) {
+		t.Errorf("addresses were %q, are %q", ips, got)
+	}
+	d.Check()
+	c.Stop(5 * time.Second)
+	if n := countLines(t, "line", append(files, c.LogFile())...); n < 4000 {
+		t.Errorf("%d lines, want some thousands", n)
+	}
+}
+
+// killing is one call that a kill of the daemon interrupts.
+type killing struct {
+	name    string
+	prepare func(d *harness.Daemon, n int) (call func(context.Context) error)
+}
+
+func killings() []killing {
+	ctx := func(f func(context.Context) error) func(context.Context) error { return f }
+	run := func(d *harness.Daemon, n int) *harness.Pod { return d.RunPod(d.Pod(fmt.Sprintf("k%d", n))) }
+	return []killing{
+		{"RunPodSandbox", func(d *harness.Daemon, n int) func(context.Context) error {
+			config := d.Pod(fmt.Sprintf("k%d", n), harness.HostPort(runtimeapi.Protocol_TCP, freePort(d.T), 80, ""))
+			return ctx(func(c context.Context) error {
+				_, err := d.Runtime.RunPodSandbox(c, &runtimeapi.RunPodSandboxRequest{Config: config})
+				return err
+			})
+		}},
+		{"CreateContainer", func(d *harness.Daemon, n int) func(context.Context) error {
+			pod, config := run(d, n), d.Sleeper("c")
+			return ctx(func(c context.Context) error {
+				_, err := d.Runtime.CreateContainer(c, &runtimeapi.CreateContainerRequest{PodSandboxId: pod.ID, Config: config, SandboxConfig: pod.Config})
+				return err
+			})
+		}},
+		{"StartContainer", func(d *harness.Daemon, n int) func(context.Context) error {
+			c := run(d, n).Create(d.Sleeper("c"))
+			return ctx(func(ctx context.Context) error {
+				_, err := d.Runtime.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: c.ID})
+				if status.Code(err) == codes.FailedPrecondition {
+					return nil // it was started before the kill
+				}
+				return err
+			})
+		}},
+		{"ExecSync", func(d *harness.Daemon, n int) func(context.Context) error {
+			c := run(d, n).Run(d.Sleeper("c"))
+			return ctx(func(ctx context.Context) error {
+				_, err := d.Runtime.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: c.ID, Cmd: []string{"sleep", "0.01"}})
+				return err
+			})
+		}},
+		{"StopContainer", func(d *harness.Daemon, n int) func(context.Context) error {
+			c := run(d, n).Run(d.Sleeper("c"))
+			return ctx(func(ctx context.Context) error {
+				_, err := d.Runtime.StopContainer(ctx, &runtimeapi.StopContainerRequest{ContainerId: c.ID, Timeout: 5})
+				return err
+			})
+		}},
+		{"RemoveContainer", func(d *harness.Daemon, n int) func(context.Context) error {
+			c := run(d, n).Run(d.Sleeper("c"))
+			return ctx(func(ctx context.Context) error {
+				_, err := d.Runtime.RemoveContainer(ctx, &runtimeapi.RemoveContainerRequest{ContainerId: c.ID})
+				return err
+			})
+		}},
+		{"StopPodSandbox", func(d *harness.Daemon, n int) func(context.Context) error {
+			pod := run(d, n)
+			pod.Run(d.Sleeper("c"))
+			return ctx(func(ctx context.Context) error {
+				_, err := d.Runtime.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: pod.ID})
+				return err
+			})
+		}},
+		{"RemovePodSandbox", func(d *harness.Daemon, n int) func(context.Context) error {
+			pod := run(d, n)
+			pod.Run(d.Sleeper("c"))
+			return ctx(func(ctx context.Context) error {
+				_, err := d.Runtime.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: pod.ID})
+				return err
+			})
+		}},
+		{"PullImage", func(d *harness.Daemon, n int) func(context.Context) error {
+			layer := registrytestLayer(d.T, func(b *builder) { b.File("n", strconv.Itoa(n), 0o644) })
+			ref := harness.PushImage(d.T, fmt.Sprintf("test/kill-%d", n), imageConfig(func(*ocispecConfig) {}), layer).Ref
+			return ctx(func(ctx context.Context) error {
+				_, err := d.Images.PullImage(ctx, &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: ref}})
+				return err
+			})
+		}},
+		{"RemoveImage", func(d *harness.Daemon, n int) func(context.Context) error {
+			layer := registrytestLayer(d.T, func(b *builder) { b.File("n", strconv.Itoa(n), 0o644) })
+			ref := harness.PushImage(d.T, fmt.Sprintf("test/kill-%d", n), imageConfig(func(*ocispecConfig) {}), layer).Ref
+			d.Pull(ref)
+			return ctx(func(ctx context.Context) error {
+				_, err := d.Images.RemoveImage(ctx, &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: ref}})
+				return err
+			})
+		}},
+	}
+}
+
+// TestKilledAtAnyPoint kills the daemon at random moments of every call. After the next start I1 holds, the same call succeeds,
+// and what it leaves can be removed without a rest.
+func TestKilledAtAnyPoint(t *testing.T) {
+	const rounds = 12
+	for _, k := range killings() {
+		t.Run(k.name, func(t *testing.T) {
+			d := harness.Start(t)
+			// How long the call takes tells where its points are.
+			start := time.Now()
+			if err := k.prepare(d, 0)(d.Context()); err != nil {
+				t.Fatal(err)
+			}
+			first := time.Since(start)
+			canary := d.RunPod(d.Pod("canary")).Run(d.Sleeper("c"))
+			pid := canary.PID()
+			for n := 1; n <= rounds; n++ {
+				call := k.prepare(d, n)
+				ctx, cancel := context.WithCancel(d.Context())
+				ended := make(chan error, 1)
+				go func() { ended <- call(ctx) }()
+				time.Sleep(time.Duration(rand.Int64N(int64(min(first, 40*time.Millisecond)))))
+				d.Kill()
+				cancel()
+				<-ended
+				d.Start()
+				d.Check()
+				if err := call(d.Context()); err != nil {
+					t.Errorf("round %d: the same call again: %v", n, err)
+				}
+				if t.Failed() {
+					return
+				}
+			}
+			d.Check()
+			if canary.PID() != pid {
+				t.Error("the canary was started again")
+			}
+		})
+	}
+}
+
+// TestBadRecords: one bad record is one object in quarantine, and the start goes on.
+func TestBadRecords(t *testing.T) {
+	for name, spoil := range map[string]func(path string) error{
+		"empty":    func(path string) error { return os.Truncate(path, 0) },
+		"cut":      func(path string) error { return os.Truncate(path, 40) },
+		"not JSON": func(path string) error { return os.WriteFile(path, []byte("garbage"), 0o600) },
+		"a folder": func(path string) error { return errors.Join(os.Remove(path), os.Mkdir(path, 0o700)) },
+		"bit flip": func(path string) error {
+			b, err := os.ReadFile(path)
+			if err == nil {
+				b[len(b)/2] ^= 4
+				err = os.WriteFile(path, b, 0o600)
+			}
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := harness.Start(t)
+			good, bad := d.RunPod(d.Pod("good")), d.RunPod(d.Pod("bad"))
+			c := good.Run(d.Sleeper("c"))
+			bad.Run(d.Sleeper("c"))
+			pid := c.PID()
+			d.Kill()
+			if err := spoil(filepath.Join(d.Options().Root, "pods", bad.ID, "pod")); err != nil {
+				t.Fatal(err)
+			}
+			d.Start()
+			if c.PID() != pid || good.Status().State != podReady {
+				t.Error("the good pod was touched")
+			}
+			d.Eventually(5*time.Second, "the name of the bad pod is free, or it can be removed", func() bool {
+				r, err := d.Runtime.ListPodSandbox(d.Context(), &runtimeapi.ListPodSandboxRequest{})
+				if err != nil {
+					return false
+				}
+				for _, p := range r.Items {
+					if p.Id == bad.ID && p.State == podReady {
+						return false
+					}
+				}
+				return true
+			})
+			bad.Stop()
+			bad.Remove()
+			d.RunPod(d.Pod("bad")).Remove()
+			good.Remove()
+		})
+	}
+}
+
+// TestRunFolderGone is a reboot: /run is empty, no process lives, records are there.
+func TestRunFolderGone(t *testing.T) {
+	d := harness.Start(t)
+	pod := d.RunPod(d.Pod("rebooted"))
+	c := pod.Run(d.Sleeper("c"))
+	done := pod.Run(d.Shell("done", "exit 9"))
+	done.Wait(5 * time.Second)
+	d.Kill()
+	d.Reboot()
+	d.Start()
+	d.Eventually(10*time.Second, "the pod is not ready", func() bool { return pod.Status().State == podNotReady })
+	if s := c.Status(); s.State != exited || s.ExitCode == 0 {
+		t.Errorf("container = %s, code %d", s.State, s.ExitCode)
+	}
+	if s := done.Status(); s.ExitCode != 9 {
+		t.Errorf("code of what had exited before = %d", s.ExitCode)
+	}
+	d.Check()
+	pod.Remove()
+	d.Check()
+}
+
+// TestThingsGoneBehindItsBack: stop and remove succeed when pins, mounts, cgroups and links were taken away.
+func TestThingsGoneBehindItsBack(t *testing.T) {
+	d := harness.Start(t)
+	pod := d.RunPod(d.Pod("robbed"))
+	c := pod.Run(d.Sleeper("c"))
+	pin := d.Process.Daemon().Pin(pod.ID)
+	if err := errors.Join(unix.Unmount(pin, unix.MNT_DETACH), os.Remove(pin)); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Unmount(filepath.Join(d.Options().State, "pods", pod.ID, "shm"), unix.MNT_DETACH); err != nil {
+		t.Fatal(err)
+	}
+	unix.Kill(c.PID(), unix.SIGKILL)
+	c.Wait(5 * time.Second)
+	pod.Stop()
+	pod.Remove()
+	d.AsBefore()
+}

@@ -1,0 +1,1 @@
+// Empty: it lets child.go declare the runtime's functions without bodies.

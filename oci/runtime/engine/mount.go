@@ -1,0 +1,153 @@
+package engine
+
+import (
+	"strings"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+const inRoot = unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS
+
+// Operations of fsconfig(2).
+const (
+	fsconfigSetFlag   = 0
+	fsconfigSetString = 1
+	fsconfigCreate    = 6
+)
+
+// openSource opens a bind mount's source as a detached mount with its attributes set. The caller closes it.
+func openSource(m *Mount) (fd int, directory bool, err error) {
+	flags := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC)
+	if m.Recursive {
+		flags |= unix.AT_RECURSIVE
+	}
+	fd, err = unix.OpenTree(unix.AT_FDCWD, m.Source, flags)
+	if err != nil {
+		return -1, false, &Error{"open mount source", quote(m.Source), errno(err)}
+	}
+	var st unix.Stat_t
+	if err = unix.Fstat(fd, &st); err == nil {
+		err = setAttributes(fd, m)
+	}
+	if err != nil {
+		unix.Close(fd)
+		return -1, false, &Error{"set attributes of mount source", quote(m.Source), errno(err)}
+	}
+	return fd, st.Mode&unix.S_IFMT == unix.S_IFDIR, nil
+}
+
+// setAttributes sets flags and propagation on a detached mount (mount_setattr(2)).
+func setAttributes(fd int, m *Mount) error {
+	clear := m.Clear
+	if m.Set&unix.MOUNT_ATTR__ATIME != 0 {
+		clear |= unix.MOUNT_ATTR__ATIME
+	}
+	recursive := uint(0)
+	if m.Recursive {
+		recursive = unix.AT_RECURSIVE
+	}
+	if m.Propagation != 0 {
+		attr := &unix.MountAttr{Propagation: m.Propagation}
+		if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH|recursive, attr); err != nil {
+			return err
+		}
+	}
+	if m.Set|clear == 0 {
+		return nil
+	}
+	if !m.RecursiveAttributes {
+		recursive = 0
+	}
+	return unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH|recursive, &unix.MountAttr{Attr_set: m.Set, Attr_clr: clear})
+}
+
+// attach mounts the detached mount fd on the target in root.
+func (p *program) attach(fd arg, root arg, m *Mount, kind int) {
+	resolve := uint64(inRoot)
+	if m.NoSymlinks {
+		resolve = unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_SYMLINKS
+	}
+	p.at("mount at", quote(m.Target))
+	p.scope(func() {
+		target := p.register()
+		p.ensure(root, m.Target, kind, resolve, target)
+		p.moveMount(fd, target)
+		p.close(target)
+	})
+}
+
+func (p *program) moveMount(fd arg, target reg) {
+	empty := p.text("")
+	p.sys(unix.SYS_MOVE_MOUNT, fd, empty, target.arg(), empty, num(unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH))
+}
+
+// newFilesystem leaves a detached mount of a fresh file system in r. It is made by the child, so that it belongs to
+// the child's namespaces: proc to its pid namespace, cgroup2 to its cgroup namespace.
+func (p *program) newFilesystem(m *Mount, r reg) {
+	p.at("make file system "+m.Type+" for", quote(m.Target))
+	p.scope(func() {
+		fs := p.register()
+		p.sys(unix.SYS_FSOPEN, p.text(m.Type), num(unix.FSOPEN_CLOEXEC)).to(fs)
+		if m.Source != "" {
+			p.sys(unix.SYS_FSCONFIG, fs.arg(), num(fsconfigSetString), p.text("source"), p.text(m.Source), num(0)).any()
+		}
+		for _, o := range m.Options {
+			key, value, found := strings.Cut(o, "=")
+			if found {
+				p.sys(unix.SYS_FSCONFIG, fs.arg(), num(fsconfigSetString), p.text(key), p.text(value), num(0))
+			} else {
+				p.sys(unix.SYS_FSCONFIG, fs.arg(), num(fsconfigSetFlag), p.text(key), num(0), num(0))
+			}
+		}
+		p.sys(unix.SYS_FSCONFIG, fs.arg(), num(fsconfigCreate), num(0), num(0), num(0))
+		p.sys(unix.SYS_FSMOUNT, fs.arg(), num(unix.FSMOUNT_CLOEXEC), num(m.Set)).to(r)
+		p.close(fs)
+	})
+	if m.Propagation != 0 {
+		p.setattr(r.arg(), unix.AT_EMPTY_PATH, &unix.MountAttr{Propagation: m.Propagation})
+	}
+}
+
+func (p *program) setattr(fd arg, flags uint, attr *unix.MountAttr) {
+	p.sys(unix.SYS_MOUNT_SETATTR, fd, p.text(""), num(flags), memory(p, attr), num(unsafe.Sizeof(*attr)))
+}
+
+// mask hides path: a folder under an empty read-only tmpfs, anything else under the null device. The null device comes
+// from the host's /dev, which no image can replace (CVE-2025-31133). All folders share one tmpfs, kept in shared.
+func (p *program) mask(root arg, path string, shared reg) {
+	p.at("mask", quote(path))
+	p.scope(func() {
+		target, source := p.register(), p.register()
+		var file, done label
+		p.open(root, path, unix.O_PATH|unix.O_DIRECTORY).to(target).onError(&file, unix.ENOTDIR).onError(&done, unix.ENOENT)
+		p.sys(unix.SYS_OPEN_TREE, shared.arg(), p.text(""), num(unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)).to(source)
+		p.moveMount(source.arg(), target)
+		p.close(target)
+		p.sys(unix.SYS_CLOSE, source.arg()).onSuccess(&done)
+		p.here(&file)
+		p.open(root, path, unix.O_PATH).to(target)
+		p.sys(unix.SYS_OPEN_TREE, atFDCWD, p.text("/dev/null"), num(unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)).to(source)
+		p.moveMount(source.arg(), target)
+		p.close(target)
+		p.close(source)
+		p.here(&done)
+	})
+}
+
+// readonly binds path on itself, read-only with all that is mounted below.
+func (p *program) readonly(root arg, path string) {
+	p.at("make read-only", quote(path))
+	p.scope(func() {
+		target, source := p.register(), p.register()
+		var done label
+		p.open(root, path, unix.O_PATH).to(target).onError(&done, unix.ENOENT)
+		p.sys(unix.SYS_OPEN_TREE, target.arg(), p.text(""), num(unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH|unix.AT_RECURSIVE)).to(source)
+		p.setattr(source.arg(), unix.AT_EMPTY_PATH|unix.AT_RECURSIVE,
+			&unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC})
+		p.moveMount(source.arg(), target)
+		p.close(target)
+		p.close(source)
+		p.here(&done)
+	})
+}

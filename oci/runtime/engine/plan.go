@@ -1,0 +1,168 @@
+package engine
+
+import "github.com/berthd/berth/oci/runtime/engine/codec"
+
+// Plan is a container as the engine needs it: no names are looked up and no policy is left to decide.
+type Plan struct {
+	// Rootfs is the root file system, attached in the container's mount namespace only.
+	Rootfs Mount
+	// RootReadonly makes the root read-only once all mountpoints are there (runtime-spec config.md#root).
+	RootReadonly bool
+	// RootPropagation is MS_SHARED, MS_SLAVE or MS_PRIVATE for the whole tree, or 0 for slave.
+	RootPropagation uint64
+	// Mounts are attached in order.
+	Mounts []Mount
+	// Directories are made in the root when they are missing, mode 0755, owner root.
+	Directories []string
+	// Devices are made below /dev; none is made when a volume is mounted there.
+	Devices []Device
+	// Links are pairs of a path and what the symbolic link there says.
+	Links []Link
+	// Masked and Readonly are paths that are hidden and made read-only where they exist.
+	Masked, Readonly []string
+	// NewPID and NewCgroup ask for namespaces of the container's own; the mount namespace always is.
+	NewPID, NewCgroup bool
+	// PIDNamespace is the path of a namespace to join, when not empty.
+	PIDNamespace string
+	// CgroupPath is the container's path below each hierarchy; it tells the hierarchies' names.
+	CgroupPath string
+	Process    Process
+}
+
+// Mount is one mount of a container.
+type Mount struct {
+	// Type is a file system's name, "bind", or "cgroup" for the container's view of its cgroups.
+	Type string
+	// Source is the path of a bind mount on the host, else a label.
+	Source string
+	// Target is an absolute path in the container.
+	Target string
+	// Options are the file system's own: "key=value" or "flag".
+	Options []string
+	// Set and Clear are MOUNT_ATTR_* bits.
+	Set, Clear uint64
+	// Propagation is MS_SHARED, MS_SLAVE, MS_PRIVATE, MS_UNBINDABLE or 0.
+	Propagation uint64
+	// Recursive binds what is mounted below the source too.
+	Recursive bool
+	// RecursiveAttributes applies Set and Clear to what is mounted below as well (rro).
+	RecursiveAttributes bool
+	// NoSymlinks refuses a target with a symbolic link in it: /proc, /sys and /dev (CVE-2019-19921).
+	NoSymlinks bool
+}
+
+// Device is a device node.
+type Device struct {
+	Path         string
+	Mode         uint32 // file type and permission bits
+	Major, Minor uint32
+	UID, GID     uint32
+}
+
+// Link is a symbolic link made below /dev.
+type Link struct{ Path, Target string }
+
+// Rlimit is one resource limit.
+type Rlimit struct{ Resource, Soft, Hard uint64 }
+
+// Capabilities are the five sets as bit masks; bit n is capability n (capabilities(7)).
+type Capabilities struct{ Bounding, Effective, Permitted, Inheritable, Ambient uint64 }
+
+// Process is what is executed.
+type Process struct {
+	Args, Env      []string
+	Cwd            string
+	Terminal       bool
+	Columns, Lines uint32 // of the terminal; 0 leaves the kernel's
+	Stdin          bool
+	UID, GID       uint32
+	Groups         []uint32
+	Umask          uint32
+	Capabilities   Capabilities
+	NoNewPrivs     bool
+	Rlimits        []Rlimit
+	// OOMScoreAdj is written when OOMScoreSet.
+	OOMScoreAdj int
+	OOMScoreSet bool
+	// Seccomp is an array of struct sock_filter; empty means none.
+	Seccomp      []byte
+	SeccompFlags uint64
+	// AppArmor is the profile to change to at execve; empty means none.
+	AppArmor string
+}
+
+// Code writes or reads p.
+func (p *Plan) Code(c *codec.Codec) {
+	c.Struct(func(c *codec.Codec) {
+		p.Rootfs.code(c)
+		c.Bool(&p.RootReadonly)
+		c.Uint64(&p.RootPropagation)
+		codec.List(c, &p.Mounts, func(c *codec.Codec, m *Mount) { m.code(c) })
+		c.Strings(&p.Directories)
+		codec.List(c, &p.Devices, func(c *codec.Codec, d *Device) { d.code(c) })
+		codec.List(c, &p.Links, func(c *codec.Codec, l *Link) { c.String(&l.Path); c.String(&l.Target) })
+		c.Strings(&p.Masked)
+		c.Strings(&p.Readonly)
+		c.Bool(&p.NewPID)
+		c.Bool(&p.NewCgroup)
+		c.String(&p.PIDNamespace)
+		c.String(&p.CgroupPath)
+		p.Process.Code(c)
+	})
+}
+
+func (m *Mount) code(c *codec.Codec) {
+	c.Struct(func(c *codec.Codec) {
+		c.String(&m.Type)
+		c.String(&m.Source)
+		c.String(&m.Target)
+		c.Strings(&m.Options)
+		c.Uint64(&m.Set)
+		c.Uint64(&m.Clear)
+		c.Uint64(&m.Propagation)
+		c.Bool(&m.Recursive)
+		c.Bool(&m.RecursiveAttributes)
+		c.Bool(&m.NoSymlinks)
+	})
+}
+
+func (d *Device) code(c *codec.Codec) {
+	c.String(&d.Path)
+	c.Uint32(&d.Mode)
+	c.Uint32(&d.Major)
+	c.Uint32(&d.Minor)
+	c.Uint32(&d.UID)
+	c.Uint32(&d.GID)
+}
+
+// Code writes or reads p.
+func (p *Process) Code(c *codec.Codec) {
+	c.Struct(func(c *codec.Codec) {
+		c.Strings(&p.Args)
+		c.Strings(&p.Env)
+		c.String(&p.Cwd)
+		c.Bool(&p.Terminal)
+		c.Uint32(&p.Columns)
+		c.Uint32(&p.Lines)
+		c.Bool(&p.Stdin)
+		c.Uint32(&p.UID)
+		c.Uint32(&p.GID)
+		c.Uint32s(&p.Groups)
+		c.Uint32(&p.Umask)
+		k := &p.Capabilities
+		for _, set := range []*uint64{&k.Bounding, &k.Effective, &k.Permitted, &k.Inheritable, &k.Ambient} {
+			c.Uint64(set)
+		}
+		c.Bool(&p.NoNewPrivs)
+		codec.List(c, &p.Rlimits, func(c *codec.Codec, l *Rlimit) {
+			c.Uint64(&l.Resource)
+			c.Uint64(&l.Soft)
+			c.Uint64(&l.Hard)
+		})
+		c.Int(&p.OOMScoreAdj)
+		c.Bool(&p.OOMScoreSet)
+		c.ByteSlice(&p.Seccomp)
+		c.Uint64(&p.SeccompFlags)
+		c.String(&p.AppArmor)
+	})
+}

@@ -1,0 +1,211 @@
+package engine
+
+import (
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Stdio are the three descriptors of a process; -1 is the null device. With a terminal they are not used.
+type Stdio struct{ In, Out, Err int }
+
+const lastCapability = 63
+
+// keyctl(2) operations.
+const keyctlJoinSessionKeyring = 1
+
+type capHeader struct {
+	version uint32
+	pid     int32
+}
+
+type capData struct{ effective, permitted, inheritable uint32 }
+
+type sockFprog struct {
+	length uint16
+	_      [6]byte
+	filter uintptr
+}
+
+// early does what needs the host's view: joining cgroups, and files of the host's /proc.
+func (p *program) early(pr *Process, cgroups []int) {
+	p.sys(unix.SYS_UMASK, num(0))
+	zero := p.text("0")
+	for _, fd := range cgroups {
+		p.at("join", "the container's cgroup")
+		p.sys(unix.SYS_WRITE, num(fd), zero, num(1))
+	}
+	if pr.OOMScoreSet {
+		p.write("/proc/self/oom_score_adj", itoa(pr.OOMScoreAdj))
+	}
+	p.at("start", "a session")
+	p.sys(unix.SYS_SETSID).any()
+	// A keyring of its own, as runc gives: a quota that is used up must not keep the container from starting.
+	p.sys(unix.SYS_KEYCTL, num(keyctlJoinSessionKeyring), num(0)).any()
+}
+
+// write writes s to a file of /proc.
+func (p *program) write(path, s string) {
+	p.at("write", path)
+	p.scope(func() {
+		fd := p.register()
+		p.sys(unix.SYS_OPENAT, arg{value: ^uintptr(99)}, p.text(path), num(unix.O_WRONLY|unix.O_CLOEXEC)).to(fd) // AT_FDCWD is -100
+		p.sys(unix.SYS_WRITE, fd.arg(), p.text(s), num(len(s)))
+		p.close(fd)
+	})
+}
+
+// stdio puts the standard descriptors in place.
+func (p *program) stdio(io Stdio, null int) {
+	for i, fd := range []int{io.In, io.Out, io.Err} {
+		if fd < 0 {
+			fd = null
+		}
+		p.at("set up", "standard streams")
+		p.sys(unix.SYS_DUP3, num(fd), num(i), num(0))
+	}
+}
+
+// become turns the child into the process: limits, directory, user, capabilities, filters, execve. The order follows
+// runtime-spec config.md#process and runc: a filter that the process may not add by itself (no_new_privs unset) goes in
+// while the child still has its capabilities, and everything after it is what any filter must allow to let a program start.
+func (p *program) become(pr *Process, root arg) {
+	for i := range pr.Rlimits {
+		l := &pr.Rlimits[i]
+		p.at("set rlimit", itoa(int(l.Resource)))
+		lim := []uint64{l.Soft, l.Hard}
+		p.sys(unix.SYS_PRLIMIT64, num(0), num(l.Resource), slice(p, lim), num(0))
+	}
+	p.at("change to directory", pr.Cwd)
+	p.scope(func() {
+		cwd := p.register()
+		p.open(root, pr.Cwd, unix.O_PATH|unix.O_DIRECTORY).to(cwd)
+		p.sys(unix.SYS_FCHDIR, cwd.arg())
+		p.close(cwd)
+	})
+	p.at("close", "inherited descriptors")
+	p.sys(unix.SYS_CLOSE_RANGE, num(3), arg{value: 1<<32 - 1}, num(unix.CLOSE_RANGE_CLOEXEC))
+	p.at("drop", "capabilities")
+	caps := &pr.Capabilities
+	for c := range lastCapability + 1 {
+		if caps.Bounding&(1<<c) == 0 {
+			// EINVAL: this kernel ends its list before.
+			p.sys(unix.SYS_PRCTL, num(unix.PR_CAPBSET_DROP), num(c)).onErrorNext(p, unix.EINVAL)
+		}
+	}
+	p.sys(unix.SYS_PRCTL, num(unix.PR_SET_KEEPCAPS), num(1))
+	p.at("set", "groups")
+	p.sys(unix.SYS_SETGROUPS, num(len(pr.Groups)), slice(p, pr.Groups))
+	p.at("set", "user")
+	p.sys(unix.SYS_SETRESGID, num(pr.GID), num(pr.GID), num(pr.GID))
+	p.sys(unix.SYS_SETRESUID, num(pr.UID), num(pr.UID), num(pr.UID))
+	if len(pr.Seccomp) > 0 && !pr.NoNewPrivs {
+		p.at("set", "capabilities")
+		p.capset(caps.Permitted|1<<unix.CAP_SYS_ADMIN|1<<unix.CAP_SETPCAP, caps.Permitted|1<<unix.CAP_SYS_ADMIN|1<<unix.CAP_SETPCAP, caps.Inheritable)
+		p.seccomp(pr)
+	}
+	p.at("set", "capabilities")
+	p.capset(caps.Effective, caps.Permitted, caps.Inheritable)
+	p.sys(unix.SYS_PRCTL, num(unix.PR_CAP_AMBIENT), num(unix.PR_CAP_AMBIENT_CLEAR_ALL)).any()
+	for c := range lastCapability + 1 {
+		if caps.Ambient&(1<<c) != 0 {
+			p.sys(unix.SYS_PRCTL, num(unix.PR_CAP_AMBIENT), num(unix.PR_CAP_AMBIENT_RAISE), num(c))
+		}
+	}
+	p.sys(unix.SYS_UMASK, num(pr.Umask))
+	if pr.NoNewPrivs {
+		p.at("set", "no_new_privs")
+		p.sys(unix.SYS_PRCTL, num(unix.PR_SET_NO_NEW_PRIVS), num(1))
+		p.seccomp(pr)
+	}
+	p.exec(pr)
+}
+
+// onErrorNext lets the program go on after errno, and after no other error.
+func (o *op) onErrorNext(p *program, errno unix.Errno) {
+	l := &label{}
+	o.onError(l, errno)
+	p.here(l)
+}
+
+func (p *program) capset(effective, permitted, inheritable uint64) {
+	header := &capHeader{version: unix.LINUX_CAPABILITY_VERSION_3}
+	data := &[2]capData{
+		{uint32(effective), uint32(permitted), uint32(inheritable)},
+		{uint32(effective >> 32), uint32(permitted >> 32), uint32(inheritable >> 32)},
+	}
+	p.sys(unix.SYS_CAPSET, memory(p, header), memory(p, data))
+}
+
+func (p *program) seccomp(pr *Process) {
+	if len(pr.Seccomp) == 0 {
+		return
+	}
+	const seccompSetModeFilter = 1
+	p.at("install", "the seccomp filter")
+	filter := slice(p, pr.Seccomp)
+	prog := &sockFprog{length: uint16(len(pr.Seccomp) / 8), filter: filter.value}
+	p.sys(unix.SYS_SECCOMP, num(seccompSetModeFilter), num(pr.SeccompFlags), memory(p, prog))
+}
+
+// exec tries every place that execvp(3) would.
+func (p *program) exec(pr *Process) {
+	p.at(StepExec, quote(pr.Args[0]))
+	argv, envp := p.vector(pr.Args), p.vector(pr.Env)
+	candidates := []string{pr.Args[0]}
+	if !strings.Contains(pr.Args[0], "/") {
+		candidates = nil
+		for _, dir := range strings.Split(searchPath(pr.Env), ":") {
+			if dir == "" {
+				dir = "."
+			}
+			candidates = append(candidates, dir+"/"+pr.Args[0])
+		}
+	}
+	for _, c := range candidates {
+		p.sys(unix.SYS_EXECVE, p.text(c), argv, envp).kind = opTry
+	}
+	p.sys(0).kind = opGiveUp
+}
+
+func (p *program) vector(list []string) arg {
+	v := make([]uintptr, len(list)+1)
+	for i, s := range list {
+		v[i] = p.text(s).value
+	}
+	return slice(p, v)
+}
+
+// searchPath is the PATH of an environment; the last entry of a name counts, as in containerd and runc.
+func searchPath(env []string) string {
+	path := "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+	for _, e := range env {
+		if v, ok := strings.CutPrefix(e, "PATH="); ok {
+			path = v
+		}
+	}
+	return path
+}
+
+// quote puts a path in quotes without package strconv's tables for printable runes.
+func quote(s string) string {
+	b := []byte{'"'}
+	for i := range len(s) {
+		if c := s[i]; c < ' ' || c == '"' || c == 0x7f {
+			b = append(b, '?')
+		} else {
+			b = append(b, c)
+		}
+	}
+	return string(append(b, '"'))
+}
+
+func itoa(n int) string {
+	if n < 0 {
+		return "-" + itoa(-n)
+	}
+	if n < 10 {
+		return string(rune('0' + n))
+	}
+	return itoa(n/10) + string(rune('0'+n%10))
+}

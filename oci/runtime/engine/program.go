@@ -1,0 +1,246 @@
+package engine
+
+import (
+	"errors"
+	"runtime"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Error is why a process could not be started: the step that failed, what it was done to, and the kernel's errno.
+type Error struct {
+	Step  string // such as "mount"
+	Path  string // the step's object; may be empty
+	Errno syscall.Errno
+}
+
+// StepExec is the step of execve: its errors are about the request, not about the host.
+const StepExec = "exec"
+
+// Error reads "exec /bin/x: no such file or directory".
+func (e *Error) Error() string {
+	s := e.Step
+	if e.Path != "" {
+		s += " " + e.Path
+	}
+	if e.Step == StepExec && e.Errno == unix.ENOENT {
+		return s + ": executable file not found"
+	}
+	return s + ": " + e.Errno.Error()
+}
+
+// Unwrap lets errors.Is see the errno.
+func (e *Error) Unwrap() error { return e.Errno }
+
+// reg is a register of the child; 0 is none.
+type reg uint8
+
+// arg is an argument of an operation: a number or a register.
+type arg struct {
+	value uintptr
+	reg   reg
+}
+
+func num[T ~int | ~uint | ~int32 | ~uint32 | ~uint64 | ~uintptr](n T) arg {
+	return arg{value: uintptr(n)}
+}
+
+func (r reg) arg() arg { return arg{reg: r} }
+
+// label is a place in a program that operations before it jump to.
+type label struct{ from []*int32 }
+
+// program is a list of operations under construction. All memory that the operations point to is kept alive by keep.
+type program struct {
+	ops   []*op
+	steps []step
+	keep  []any
+	step  step
+	next  reg
+}
+
+type step struct{ verb, object string }
+
+// at names the step that the operations after it belong to.
+func (p *program) at(verb, object string) { p.step = step{verb, object} }
+
+// register returns a fresh register. Registers are few: scope frees those taken since.
+func (p *program) register() reg {
+	p.next++
+	if p.next > registers {
+		panic("engine: out of registers") // a program's shape is fixed, so every test would see it
+	}
+	return p.next
+}
+
+// scope runs f and gives its registers back.
+func (p *program) scope(f func()) {
+	saved := p.next
+	f()
+	p.next = saved
+}
+
+// text returns a pointer to s as a C string.
+func (p *program) text(s string) arg {
+	b := make([]byte, len(s)+1)
+	copy(b, s)
+	p.keep = append(p.keep, b)
+	return arg{value: uintptr(unsafe.Pointer(&b[0]))}
+}
+
+// memory returns a pointer to v, which the child may read and write.
+func memory[T any](p *program, v *T) arg {
+	p.keep = append(p.keep, v)
+	return arg{value: uintptr(unsafe.Pointer(v))}
+}
+
+// slice returns a pointer to the first element of v, or nil.
+func slice[T any](p *program, v []T) arg {
+	if len(v) == 0 {
+		return arg{}
+	}
+	p.keep = append(p.keep, v)
+	return arg{value: uintptr(unsafe.Pointer(&v[0]))}
+}
+
+// sys appends a system call.
+func (p *program) sys(nr uintptr, args ...arg) *op {
+	o := &op{nr: nr}
+	for i, a := range args {
+		o.args[i], o.regs[i] = a.value, uint8(a.reg)
+	}
+	p.ops, p.steps = append(p.ops, o), append(p.steps, p.step)
+	return o
+}
+
+// to keeps the result in r.
+func (o *op) to(r reg) *op { o.dst = uint8(r); return o }
+
+// any lets the program go on after an error.
+func (o *op) any() *op { o.ignore = true; return o }
+
+// onError jumps to l at one of these errors.
+func (o *op) onError(l *label, errnos ...syscall.Errno) *op {
+	for i := range o.on {
+		if len(errnos) > 0 && o.on[i].errno == 0 {
+			o.on[i].errno = errnos[0]
+			l.from = append(l.from, &o.on[i].to)
+			errnos = errnos[1:]
+		}
+	}
+	return o
+}
+
+// onSuccess jumps to l.
+func (o *op) onSuccess(l *label) *op {
+	l.from = append(l.from, &o.then)
+	return o
+}
+
+// here puts l in front of the next operation.
+func (p *program) here(l *label) {
+	for _, to := range l.from {
+		*to = int32(len(p.ops))
+	}
+}
+
+func (p *program) close(r reg) { p.sys(unix.SYS_CLOSE, r.arg()).any() }
+
+// store writes the register's value to *v.
+func (p *program) store(r reg, v *int32) {
+	o := p.sys(0, r.arg())
+	o.kind, o.store = opStore, v
+}
+
+// start clones a child that runs the program and waits until it has executed or failed.
+func (p *program) start(flags uint64, cgroup, pidns int) (Child, error) {
+	ops := make([]op, len(p.ops))
+	for i, o := range p.ops {
+		ops[i] = *o
+	}
+	var pipe [2]int
+	if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC); err != nil {
+		return Child{}, &Error{"make", "the start pipe", errno(err)}
+	}
+	defer unix.Close(pipe[0])
+	pidfd := int32(-1)
+	args := &cloneArgs{flags: flags | unix.CLONE_PIDFD, exitSignal: uint64(unix.SIGCHLD)}
+	args.pidfd = uint64(uintptr(unsafe.Pointer(&pidfd)))
+	if cgroup >= 0 {
+		args.flags |= unix.CLONE_INTO_CGROUP
+		args.cgroup = uint64(cgroup)
+	}
+	own := -1
+	if pidns >= 0 {
+		var err error
+		if own, err = unix.Open("/proc/thread-self/ns/pid", unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
+			unix.Close(pipe[1])
+			return Child{}, &Error{"open", "the monitor's pid namespace", errno(err)}
+		}
+		defer unix.Close(own)
+	}
+	pid, err := fork(args, ops, pipe[1], pidns, own)
+	runtime.KeepAlive(p.keep)
+	unix.Close(pipe[1])
+	if err != nil {
+		return Child{}, &Error{"clone", "", errno(err)}
+	}
+	c := Child{PID: pid, PIDFD: int(pidfd)}
+	var report [8]byte
+	n, err := readFull(pipe[0], report[:])
+	if err == nil && n == 0 {
+		return c, nil
+	}
+	pc, code := uint32(0), uint32(unix.EIO)
+	if n == len(report) {
+		pc = *(*uint32)(unsafe.Pointer(&report[0]))
+		code = *(*uint32)(unsafe.Pointer(&report[4]))
+	}
+	c.discard()
+	s := p.steps[min(int(pc), len(p.steps)-1)]
+	return Child{}, &Error{s.verb, s.object, syscall.Errno(code)}
+}
+
+// Child is a process that the engine started. The caller waits for it and closes PIDFD.
+type Child struct {
+	PID   int
+	PIDFD int
+	// Master is the terminal's master, or -1.
+	Master int
+}
+
+// discard ends a child that failed.
+func (c Child) discard() {
+	unix.PidfdSendSignal(c.PIDFD, unix.SIGKILL, nil, 0)
+	for {
+		if _, err := unix.Wait4(c.PID, nil, unix.WALL, nil); err != unix.EINTR {
+			break // ECHILD: the caller's reaper was first
+		}
+	}
+	unix.Close(c.PIDFD)
+}
+
+func errno(err error) syscall.Errno {
+	var e syscall.Errno
+	if errors.As(err, &e) {
+		return e
+	}
+	return unix.EIO
+}
+
+func readFull(fd int, b []byte) (int, error) {
+	n := 0
+	for n < len(b) {
+		m, err := unix.Read(fd, b[n:])
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil || m == 0 {
+			return n, err
+		}
+		n += m
+	}
+	return n, nil
+}

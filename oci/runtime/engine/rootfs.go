@@ -1,0 +1,88 @@
+package engine
+
+import (
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// fsconfigMax is the longest string that fsconfig(2) takes, with its end.
+const fsconfigMax = 256
+
+// openRootfs makes the container's root as a detached mount: it never appears in the host's mount table.
+func openRootfs(m *Mount) (int, error) {
+	if m.Type == "bind" {
+		fd, directory, err := openSource(m)
+		if err == nil && !directory {
+			unix.Close(fd)
+			err = &Error{"open root", quote(m.Source), unix.ENOTDIR}
+		}
+		return fd, err
+	}
+	fd, err := newRootfs(m, m.Options)
+	if errno(err) == unix.EINVAL && m.Type == "overlay" {
+		// Before Linux 6.5 there is no lowerdir+; the layers go into one string then.
+		fd, err = newRootfs(m, joinLower(m.Options))
+	}
+	if err != nil {
+		return -1, &Error{"mount root " + m.Type, "", errno(err)}
+	}
+	return fd, nil
+}
+
+func newRootfs(m *Mount, options []string) (int, error) {
+	fs, err := unix.Fsopen(m.Type, unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(fs)
+	if err := unix.FsconfigSetString(fs, "source", m.Type); err != nil {
+		return -1, err
+	}
+	for _, o := range options {
+		key, value, found := strings.Cut(o, "=")
+		if !found {
+			err = unix.FsconfigSetFlag(fs, key)
+		} else {
+			var short string
+			var opened int
+			if short, opened, err = shorten(value); err == nil {
+				if opened >= 0 {
+					defer unix.Close(opened) // the context resolves it when it is created
+				}
+				err = unix.FsconfigSetString(fs, key, short)
+			}
+		}
+		if err != nil {
+			return -1, err
+		}
+	}
+	if err := unix.FsconfigCreate(fs); err != nil {
+		return -1, err
+	}
+	return unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, int(m.Set))
+}
+
+// shorten turns a path that is too long for fsconfig into one of a descriptor.
+func shorten(path string) (string, int, error) {
+	if len(path) < fsconfigMax || path[0] != '/' || strings.Contains(path, ":") {
+		return path, -1, nil
+	}
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return "", -1, err
+	}
+	return "/proc/self/fd/" + itoa(fd), fd, nil
+}
+
+func joinLower(options []string) []string {
+	var lower, rest []string
+	for _, o := range options {
+		if v, ok := strings.CutPrefix(o, "lowerdir+="); ok {
+			lower = append(lower, v)
+		} else {
+			rest = append(rest, o)
+		}
+	}
+	return append([]string{"lowerdir=" + strings.Join(lower, ":")}, rest...)
+}

@@ -1,0 +1,284 @@
+package engine
+
+import (
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Cgroups are descriptors of a process's cgroups. The engine borrows them.
+type Cgroups struct {
+	// Unified is the folder in the cgroup2 hierarchy, or -1.
+	Unified int
+	// V1 are the folders in the v1 hierarchies.
+	V1 []V1Cgroup
+}
+
+// V1Cgroup is a folder of a v1 hierarchy, with the hierarchy's name, such as "memory" or "cpu,cpuacct".
+type V1Cgroup struct {
+	Name string
+	Dir  int
+}
+
+// descriptors are closed together.
+type descriptors []int
+
+func (d *descriptors) add(fd int) int { *d = append(*d, fd); return fd }
+
+func (d *descriptors) close() {
+	for _, fd := range *d {
+		unix.Close(fd)
+	}
+}
+
+// tasks opens the file of each v1 hierarchy that the child writes itself into. A single thread joins by "tasks": it
+// takes no lock that waits for an RCU grace period, as cgroup.procs does.
+func (g *Cgroups) tasks(d *descriptors) (early, late []int, err error) {
+	for _, c := range g.V1 {
+		fd, err := unix.Openat(c.Dir, "tasks", unix.O_WRONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return nil, nil, &Error{"open cgroup", c.Name, errno(err)}
+		}
+		d.add(fd)
+		if c.Name == "memory" {
+			late = append(late, fd) // the memory for the mounts is the host's, not the container's
+		} else {
+			early = append(early, fd)
+		}
+	}
+	return early, late, nil
+}
+
+// Start makes the container and executes its process. It returns when execve has succeeded or an Error says why not;
+// then nothing is left. The caller owns the child.
+func Start(plan *Plan, cgroups Cgroups, io Stdio) (Child, error) {
+	var d descriptors
+	defer d.close()
+	if len(plan.Process.Args) == 0 {
+		return Child{}, &Error{StepExec, `""`, unix.ENOENT}
+	}
+	root, err := openRootfs(&plan.Rootfs)
+	if err != nil {
+		return Child{}, err
+	}
+	d.add(root)
+	early, late, err := cgroups.tasks(&d)
+	if err != nil {
+		return Child{}, err
+	}
+	null, err := unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return Child{}, &Error{"open", "/dev/null", errno(err)}
+	}
+	d.add(null)
+	flags := uint64(unix.CLONE_NEWNS)
+	pidns := -1
+	if plan.NewPID {
+		flags |= unix.CLONE_NEWPID
+	} else if plan.PIDNamespace != "" {
+		if pidns, err = unix.Open(plan.PIDNamespace, unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
+			return Child{}, &Error{"open pid namespace", plan.PIDNamespace, errno(err)}
+		}
+		d.add(pidns)
+	}
+	p := &program{}
+	p.early(&plan.Process, early)
+	if plan.NewCgroup {
+		p.at("unshare", "the cgroup namespace")
+		p.sys(unix.SYS_UNSHARE, num(unix.CLONE_NEWCGROUP))
+	}
+	if err := p.tree(plan, cgroups, root, &d); err != nil {
+		return Child{}, err
+	}
+	terminal, err := p.console(&plan.Process, num(root), consoleBind, &d)
+	if err != nil {
+		return Child{}, err
+	}
+	if terminal == nil {
+		p.stdio(io, null)
+	}
+	p.restrict(plan, num(root))
+	p.pivot(plan, root)
+	for _, fd := range late {
+		p.at("join", "the container's memory cgroup")
+		p.sys(unix.SYS_WRITE, num(fd), p.text("0"), num(1))
+	}
+	p.become(&plan.Process, num(root))
+	return p.startWith(terminal, flags, cgroups.Unified, pidns)
+}
+
+// tree attaches the root and all mounts, and fills /dev.
+func (p *program) tree(plan *Plan, cgroups Cgroups, root int, d *descriptors) error {
+	p.at("make", "the host's mounts slaves")
+	p.sys(unix.SYS_MOUNT, num(0), p.text("/"), num(0), num(unix.MS_REC|unix.MS_SLAVE), num(0))
+	p.at("attach", "the root file system")
+	p.sys(unix.SYS_MOVE_MOUNT, num(root), p.text(""), atFDCWD, p.text("/"), num(unix.MOVE_MOUNT_F_EMPTY_PATH))
+	rootArg := num(root)
+	hasDev := false
+	for i := range plan.Mounts {
+		m := &plan.Mounts[i]
+		if m.Target == "/dev" && m.Type == "bind" {
+			hasDev = true
+		}
+		switch m.Type {
+		case "bind":
+			fd, directory, err := openSource(m)
+			if err != nil {
+				return err
+			}
+			kind := makeFile
+			if directory {
+				kind = makeDirectory
+			}
+			p.attach(num(d.add(fd)), rootArg, m, kind)
+		case "cgroup":
+			if err := p.cgroupMount(plan, m, cgroups, rootArg, d); err != nil {
+				return err
+			}
+		default:
+			p.scope(func() {
+				fs := p.register()
+				p.newFilesystem(m, fs)
+				p.attach(fs.arg(), rootArg, m, makeDirectory)
+				p.close(fs)
+			})
+		}
+	}
+	if !hasDev {
+		p.devices(plan, rootArg)
+	}
+	for _, dir := range plan.Directories {
+		p.at("make directory", quote(dir))
+		p.scope(func() {
+			fd := p.register()
+			p.ensure(rootArg, dir, makeDirectory, inRoot, fd)
+			p.close(fd)
+		})
+	}
+	return nil
+}
+
+// cgroupMount shows the container its own cgroups: cgroup2 where the unified hierarchy is the only one, else a tmpfs with
+// one bind mount a hierarchy (runtime-spec config-linux.md#cgroups-path, as runc does on v1).
+func (p *program) cgroupMount(plan *Plan, m *Mount, cgroups Cgroups, root arg, d *descriptors) error {
+	if len(cgroups.V1) == 0 {
+		v2 := *m
+		v2.Type, v2.Source, v2.Options = "cgroup2", "cgroup", nil
+		p.scope(func() {
+			fs := p.register()
+			p.newFilesystem(&v2, fs)
+			p.attach(fs.arg(), root, m, makeDirectory)
+			p.close(fs)
+		})
+		return nil
+	}
+	tmpfs := Mount{Type: "tmpfs", Source: "cgroup", Target: m.Target, Options: []string{"mode=755"}, Set: m.Set &^ unix.MOUNT_ATTR_RDONLY}
+	p.scope(func() {
+		fs := p.register()
+		p.newFilesystem(&tmpfs, fs)
+		p.attach(fs.arg(), root, &tmpfs, makeDirectory)
+		p.close(fs)
+	})
+	folders := cgroups.V1
+	if cgroups.Unified >= 0 {
+		folders = append(folders[:len(folders):len(folders)], V1Cgroup{"unified", cgroups.Unified})
+	}
+	for _, c := range folders {
+		fd, err := unix.OpenTree(c.Dir, "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)
+		if err != nil {
+			return &Error{"open cgroup", c.Name, errno(err)}
+		}
+		d.add(fd)
+		bind := Mount{Target: m.Target + "/" + c.Name, Set: m.Set, Propagation: unix.MS_PRIVATE}
+		if err := setAttributes(fd, &bind); err != nil {
+			return &Error{"set attributes of cgroup", c.Name, errno(err)}
+		}
+		p.attach(num(fd), root, &bind, makeDirectory)
+		for _, controller := range strings.Split(c.Name, ",") {
+			if controller != c.Name {
+				p.symlink(root, m.Target+"/"+controller, c.Name)
+			}
+		}
+	}
+	if m.Set&unix.MOUNT_ATTR_RDONLY != 0 {
+		p.at("make read-only", quote(m.Target))
+		p.scope(func() {
+			fd := p.register()
+			p.open(root, m.Target, unix.O_PATH).to(fd)
+			p.setattr(fd.arg(), unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
+			p.close(fd)
+		})
+	}
+	return nil
+}
+
+// devices makes the nodes and links of /dev.
+func (p *program) devices(plan *Plan, root arg) {
+	for i := range plan.Devices {
+		v := &plan.Devices[i]
+		p.at("make device", quote(v.Path))
+		p.parents(root, v.Path, inRoot)
+		p.scope(func() {
+			dir := p.register()
+			parent, name := split(v.Path)
+			p.open(root, parent, unix.O_PATH|unix.O_DIRECTORY).to(dir)
+			p.sys(unix.SYS_MKNODAT, dir.arg(), p.text(name), num(v.Mode), num(unix.Mkdev(v.Major, v.Minor))).onErrorNext(p, unix.EEXIST)
+			p.sys(unix.SYS_FCHOWNAT, dir.arg(), p.text(name), num(v.UID), num(v.GID), num(unix.AT_SYMLINK_NOFOLLOW))
+			p.close(dir)
+		})
+	}
+	for _, l := range plan.Links {
+		p.symlink(root, l.Path, l.Target)
+	}
+}
+
+func (p *program) symlink(root arg, path, target string) {
+	p.at("make link", quote(path))
+	p.scope(func() {
+		dir := p.register()
+		parent, name := split(path)
+		p.open(root, parent, unix.O_PATH|unix.O_DIRECTORY).to(dir)
+		p.sys(unix.SYS_SYMLINKAT, p.text(target), dir.arg(), p.text(name)).onErrorNext(p, unix.EEXIST)
+		p.close(dir)
+	})
+}
+
+// restrict hides and protects paths.
+func (p *program) restrict(plan *Plan, root arg) {
+	for _, path := range plan.Readonly {
+		p.readonly(root, path)
+	}
+	if len(plan.Masked) == 0 {
+		return
+	}
+	p.scope(func() {
+		shared := p.register()
+		// The one tmpfs of all masked folders is attached over the host's /proc of the child's own mount namespace, which
+		// goes away at pivot_root: a detached mount cannot be cloned before Linux 6.15.
+		p.newFilesystem(&Mount{Type: "tmpfs", Source: "tmpfs", Options: []string{"size=0k", "nr_inodes=2"}, Set: unix.MOUNT_ATTR_RDONLY}, shared)
+		p.at("attach", "the empty folder for masked paths")
+		p.sys(unix.SYS_MOVE_MOUNT, shared.arg(), p.text(""), atFDCWD, p.text("/proc"), num(unix.MOVE_MOUNT_F_EMPTY_PATH))
+		for _, path := range plan.Masked {
+			p.mask(root, path, shared)
+		}
+		p.close(shared)
+	})
+}
+
+// pivot makes the container's root the child's, and lets go of the host's mounts (pivot_root(2), NOTES).
+func (p *program) pivot(plan *Plan, root int) {
+	if plan.RootReadonly {
+		p.at("make read-only", "the root file system")
+		p.setattr(num(root), unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
+	}
+	p.at("change to", "the root file system")
+	p.sys(unix.SYS_FCHDIR, num(root))
+	dot := p.text(".")
+	p.sys(unix.SYS_PIVOT_ROOT, dot, dot)
+	p.sys(unix.SYS_UMOUNT2, dot, num(unix.MNT_DETACH))
+	p.sys(unix.SYS_CHDIR, p.text("/"))
+	if plan.RootPropagation != 0 {
+		p.at("set propagation of", "the root file system")
+		p.sys(unix.SYS_MOUNT, num(0), p.text("/"), num(0), num(plan.RootPropagation), num(0))
+	}
+}

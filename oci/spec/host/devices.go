@@ -19,16 +19,16 @@ const maxDevices = 65536
 var skipped = map[string]bool{"pts": true, "shm": true, "fd": true, "mqueue": true, ".lxc": true, ".lxd-mounts": true, ".udev": true}
 
 // Devices returns the device at path, or all below it when it is a folder, with paths that begin with path. What is no
-// device is left out, and so are FIFOs and console of a folder; the list is empty when path is neither. Links are followed for path itself only. The error
-// wraps fs.ErrNotExist when there is nothing.
+// device is left out, and so are a folder's FIFOs and its console; the list is empty when path is neither. Links are followed
+// for path itself only. The error wraps fs.ErrNotExist when there is nothing.
 func Devices(path string) ([]specs.LinuxDevice, error) {
+	st, err := os.Stat(path)
+	if err != nil {
+		return nil, fmt.Errorf("find device: %w", err)
+	}
 	real, err := filepath.EvalSymlinks(path)
 	if err != nil {
-		return nil, fmt.Errorf("find device %s: %w", path, err)
-	}
-	st, err := os.Stat(real)
-	if err != nil {
-		return nil, fmt.Errorf("find device %s: %w", path, err)
+		return nil, fmt.Errorf("find device: %w", err)
 	}
 	if !st.IsDir() {
 		d, ok, err := device(real, path)

@@ -1,0 +1,127 @@
+package runtime
+
+import (
+	"errors"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/berthd/berth/oci/runtime/engine"
+	"github.com/berthd/berth/oci/runtime/engine/codec"
+)
+
+func minimal() *specs.Spec {
+	return &specs.Spec{
+		Root:    &specs.Root{Path: "rootfs"},
+		Process: &specs.Process{Args: []string{"true"}, Cwd: "/work"},
+		Linux:   &specs.Linux{CgroupsPath: "/a/b"},
+	}
+}
+
+var overlay = []Mount{{Type: "overlay", Options: []string{"lowerdir+=/l", "upperdir=/u", "workdir=/w"}}}
+
+func TestCompileMount(t *testing.T) {
+	for _, tc := range []struct {
+		name string
+		in   specs.Mount
+		want engine.Mount
+	}{
+		{"bind", specs.Mount{Destination: "/d/", Type: "bind", Source: "/s", Options: []string{"rbind", "rprivate", "ro"}},
+			engine.Mount{Type: "bind", Source: "/s", Target: "/d", Recursive: true, Propagation: unix.MS_PRIVATE, Set: unix.MOUNT_ATTR_RDONLY}},
+		{"recursive read-only", specs.Mount{Destination: "/d", Type: "bind", Source: "/s", Options: []string{"rbind", "rro"}},
+			engine.Mount{Type: "bind", Source: "/s", Target: "/d", Recursive: true, RecursiveAttributes: true, Set: unix.MOUNT_ATTR_RDONLY}},
+		{"later wins", specs.Mount{Destination: "/d", Type: "bind", Source: "/s", Options: []string{"bind", "ro", "rw"}},
+			engine.Mount{Type: "bind", Source: "/s", Target: "/d", Clear: unix.MOUNT_ATTR_RDONLY}},
+		{"dev", specs.Mount{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "strictatime", "mode=755"}},
+			engine.Mount{Type: "tmpfs", Source: "tmpfs", Target: "/dev", Options: []string{"mode=755"}, NoSymlinks: true,
+				Set: unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_STRICTATIME, Clear: unix.MOUNT_ATTR__ATIME}},
+		{"proc", specs.Mount{Destination: "/proc", Type: "proc", Source: "proc"},
+			engine.Mount{Type: "proc", Source: "proc", Target: "/proc", NoSymlinks: true}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			got, err := compileMount(tc.in)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(tc.want, got); diff != "" {
+				t.Errorf("compileMount (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestCompileRefusesWhatTheEngineLacks(t *testing.T) {
+	for _, tc := range []struct {
+		name   string
+		change func(*specs.Spec)
+	}{
+		{"AppArmor", func(s *specs.Spec) { s.Process.ApparmorProfile = "p" }},
+		{"SELinux", func(s *specs.Spec) { s.Process.SelinuxLabel = "l" }},
+		{"user namespace", func(s *specs.Spec) { s.Linux.Namespaces = []specs.LinuxNamespace{{Type: specs.UserNamespace}} }},
+		{"idmapped mount", func(s *specs.Spec) {
+			s.Mounts = []specs.Mount{{Destination: "/d", Type: "bind", UIDMappings: []specs.LinuxIDMapping{{Size: 1}}}}
+		}},
+		{"mount option", func(s *specs.Spec) {
+			s.Mounts = []specs.Mount{{Destination: "/d", Type: "bind", Options: []string{"uid=0"}}}
+		}},
+		{"capability", func(s *specs.Spec) {
+			s.Process.Capabilities = &specs.LinuxCapabilities{Bounding: []string{"CAP_FLY"}}
+		}},
+		{"rlimit", func(s *specs.Spec) { s.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_LUCK"}} }},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			s := minimal()
+			tc.change(s)
+			var unsupported *UnsupportedError
+			if _, err := Compile(s, overlay); !errors.As(err, &unsupported) {
+				t.Errorf("Compile = %v, want an UnsupportedError", err)
+			}
+		})
+	}
+}
+
+func TestPlanSurvivesTheCodec(t *testing.T) {
+	s := minimal()
+	s.Mounts = []specs.Mount{{Destination: "/proc", Type: "proc", Source: "proc"}}
+	s.Process.User = specs.User{UID: 1, GID: 2, AdditionalGids: []uint32{3, 4}}
+	s.Process.Env = []string{"A=b", "C="}
+	score := -5
+	s.Process.OOMScoreAdj = &score
+	s.Process.Capabilities = &specs.LinuxCapabilities{Bounding: []string{"CAP_CHOWN", "CAP_CHECKPOINT_RESTORE"}}
+	s.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 1, Hard: ^uint64(0)}}
+	plan, err := Compile(s, overlay)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := codec.Encoder()
+	plan.Code(c)
+	var got engine.Plan
+	d := codec.Decoder(c.Bytes())
+	got.Code(d)
+	if err := d.Err(); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(*plan, got); diff != "" {
+		t.Errorf("after the codec (-want +got):\n%s", diff)
+	}
+	for n := range c.Bytes() {
+		var p engine.Plan
+		p.Code(codec.Decoder(c.Bytes()[:n])) // must not panic
+	}
+}
+
+func FuzzPlanDecoder(f *testing.F) {
+	plan, err := Compile(minimal(), overlay)
+	if err != nil {
+		f.Fatal(err)
+	}
+	c := codec.Encoder()
+	plan.Code(c)
+	f.Add(c.Bytes())
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var p engine.Plan
+		p.Code(codec.Decoder(b))
+	})
+}

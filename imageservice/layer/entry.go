@@ -314,9 +314,6 @@ func (a *applier) linkTarget(dirName, base string) (*node, error) {
 	if err != nil {
 		return nil, err
 	}
-	if d := from.children[base]; d != nil && !d.shadow {
-		return nil, invalid("hard link to the directory %q", from.child(base))
-	}
 	fd, err := a.tree.dirfd(from)
 	if err != nil {
 		return nil, err
@@ -325,6 +322,8 @@ func (a *applier) linkTarget(dirName, base string) (*node, error) {
 	switch {
 	case err == nil && isWhiteout(&st):
 		return nil, unix.ENOENT
+	case err == nil && isType(&st, unix.S_IFDIR) && a.lower == nil:
+		return nil, unix.ENOENT // with the layers below it may be something else
 	case err == nil && isType(&st, unix.S_IFDIR):
 		return nil, invalid("hard link to the directory %q", from.child(base))
 	case err == nil:
@@ -355,7 +354,7 @@ func (a *applier) clear(parent *node, name string) error {
 	if err != nil {
 		return err
 	}
-	parent.drop(name)
+	a.drop(parent, name)
 	delete(parent.whiteouts, name)
 	delete(parent.copied, name)
 	isDir := isType(&st, unix.S_IFDIR)

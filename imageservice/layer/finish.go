@@ -6,12 +6,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Pending is what a layer applied by itself leaves to the lower tree. Paths are relative, the root is "", parents stand
-// before what lies in them.
+// Pending is what a layer applied by itself leaves to the lower tree. Paths are relative, the root is "".
 type Pending struct {
 	// Links counts the hard links whose targets the layer has not. With any, its folder is not to be stacked: see Complete.
 	Links int `json:"links,omitempty"`
-	// Implicit are the directories that entries were put into without an entry of their own having been there.
+	// Implicit are the directories that entries were put into without an entry of their own having been there. Some may be
+	// gone again. Of those that are not, parents stand before what lies in them.
 	Implicit []Implicit `json:"implicit,omitempty"`
 	// Whiteouts are the directories with a whiteout in them.
 	Whiteouts []string `json:"whiteouts,omitempty"`

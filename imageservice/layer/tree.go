@@ -77,17 +77,22 @@ func (n *node) add(name string) *node {
 	return c
 }
 
-func (n *node) drop(name string) {
+// drop takes the member name, if it is a directory, out of the tree for good.
+func (a *applier) drop(n *node, name string) {
 	if c := n.children[name]; c != nil {
-		c.markGone()
+		a.markGone(c)
 		delete(n.children, name)
 	}
 }
 
-func (n *node) markGone() {
+func (a *applier) markGone(n *node) {
 	n.gone = true
+	if n.through && a.lower == nil {
+		// The entries that went this way are gone from here, but perhaps they should have gone elsewhere.
+		a.res.Pending.Implicit = append(a.res.Pending.Implicit, Implicit{Path: n.path()})
+	}
 	for _, c := range n.children {
-		c.markGone()
+		a.markGone(c)
 	}
 }
 

@@ -116,7 +116,7 @@ func (a *applier) dropCopied(d *node) error {
 		if err := os.RemoveAll(procPath(fd, name)); err != nil {
 			return err
 		}
-		d.drop(name)
+		a.drop(d, name)
 	}
 	return nil
 }

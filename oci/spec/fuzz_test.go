@@ -15,9 +15,11 @@ import (
 // FuzzHostileImage holds what an image says apart from what the host does: whatever its configuration is, all of the
 // specification but process, user and environment is that of another image (CVE-2026-53488, CVE-2024-3154).
 func FuzzHostileImage(f *testing.F) {
-	f.Add("web:logs", "/srv", "SIGTERM", "A=b\nX", "/bin/sh", "/data", []byte(testPasswd), []byte(testGroup))
-	f.Add("0", "/proc/self/fd/9", "9", "HOME=/\x00", "a\x00", "/../../tmp/victim", []byte("root:x:0:0:::"), []byte("x"))
-	f.Fuzz(func(t *testing.T, user, dir, signal, env, args, volume string, passwd, group []byte) {
+	f.Add("web:logs|/srv|SIGTERM|A=b\nX|/bin/sh|/data", []byte(testPasswd), []byte(testGroup))
+	f.Add("0|/proc/self/fd/9|9|HOME=/\x00|a\x00|/../../tmp/victim", []byte("root:x:0:0:::"), []byte("x"))
+	f.Fuzz(func(t *testing.T, texts string, passwd, group []byte) {
+		text := append(strings.Split(texts, "|"), make([]string, 6)...)
+		user, dir, signal, env, args, volume := text[0], text[1], text[2], text[3], text[4], text[5]
 		in := testInput()
 		in.securityContext().Seccomp = &runtimeapi.SecurityProfile{}
 		clean, _, err := Container(in)
@@ -75,9 +77,11 @@ func FuzzHostileImage(f *testing.F) {
 
 // FuzzRequest holds that a request is obeyed as it is or refused, and never half understood.
 func FuzzRequest(f *testing.F) {
-	f.Add("/data", "/host", "/berth/x", "a.log", "KEY", "value", "annotation", int32(2), []byte(allowAll))
-	f.Add("/proc/self/attr", "../x", "/a/../b", "../b", "A=B", "\x00", "org.systemd.property.X", int32(-1), []byte("{"))
-	f.Fuzz(func(t *testing.T, target, source, parent, logPath, key, value, annotation string, mode int32, profile []byte) {
+	f.Add("/data|/host|/berth/x|a.log|KEY|value|annotation", int32(2), []byte(allowAll))
+	f.Add("/proc/self/attr|../x|/a/../b|../b|A=B|\x00|org.systemd.property.X", int32(-1), []byte("{"))
+	f.Fuzz(func(t *testing.T, texts string, mode int32, profile []byte) {
+		text := append(strings.Split(texts, "|"), make([]string, 7)...)
+		target, source, parent, logPath, key, value, annotation := text[0], text[1], text[2], text[3], text[4], text[5], text[6]
 		in := testInput()
 		in.Pod.Config.LogDirectory = "/var/log/pods/x"
 		in.Pod.Config.Annotations = map[string]string{annotation: value}

@@ -228,13 +228,18 @@ func parseID(field, s string) (id uint32, numeric bool, err error) {
 	return 0, false, nil
 }
 
-// lines yields the lines of a file, without their ends.
+// lines yields the lines of a file that are long enough to mean something, without their ends.
 func lines(file []byte) iter.Seq[[]byte] {
+	const shortest = len("g::0")
 	return func(yield func([]byte) bool) {
 		for len(file) > 0 {
-			var line []byte
-			line, file, _ = bytes.Cut(file, []byte{'\n'})
-			if !yield(bytes.TrimSuffix(line, []byte{'\r'})) {
+			end := bytes.IndexByte(file, '\n')
+			if end < 0 {
+				end = len(file)
+			}
+			line := file[:end]
+			file = file[min(end+1, len(file)):]
+			if len(line) >= shortest && !yield(bytes.TrimSuffix(line, []byte{'\r'})) {
 				return
 			}
 		}

@@ -38,7 +38,9 @@ func NewBuilder() *Builder { return &Builder{seen: map[string]bool{}} }
 func (b *Builder) Files() ([]registrytest.File, error) { return b.files, b.err }
 
 // Layer returns the layer.
-func (b *Builder) Layer() (registrytest.Layer, error) { return registrytest.Layer{Files: b.files}, b.err }
+func (b *Builder) Layer() (registrytest.Layer, error) {
+	return registrytest.Layer{Files: b.files}, b.err
+}
 
 func (b *Builder) add(f registrytest.File) *Builder {
 	f.Name = strings.TrimPrefix(f.Name, "/")

@@ -333,13 +333,14 @@ func TestCNIFailureIsUndone(t *testing.T) {
 
 func TestNetworkReady(t *testing.T) {
 	d := harness.Start(t)
-	ready := func(want bool) {
+	networkReady := func() bool { return d.Status()["NetworkReady"].GetStatus() }
+	ready := func() {
 		t.Helper()
-		d.Eventually(5*time.Second, fmt.Sprintf("NetworkReady is %t", want), func() bool { return d.Status()["NetworkReady"].GetStatus() == want })
+		d.Eventually(5*time.Second, "the network is ready", networkReady)
 	}
-	ready(true)
+	ready()
 	broken := d.Write(d.CNIConf+"/00-broken.conflist", `{"cniVersion":`)
-	ready(false)
+	d.Eventually(5*time.Second, "the network is not ready", func() bool { return !networkReady() })
 	if c := d.Status()["NetworkReady"]; !strings.Contains(c.Message, "00-broken.conflist") || c.Reason == "" {
 		t.Errorf("condition = %v, want one that names the file", c)
 	}
@@ -348,7 +349,7 @@ func TestNetworkReady(t *testing.T) {
 	}
 	d.AsBefore()
 	os.Remove(broken)
-	ready(true)
+	ready()
 	missing := d.Write(d.CNIConf+"/00-missing.conflist", `{"cniVersion":"1.0.0","name":"x","plugins":[{"type":"no-such-plugin"}]}`)
 	d.Eventually(5*time.Second, "a pod with a missing plugin is refused", func() bool {
 		pod, err := d.TryRunPod(d.Pod("none"))
@@ -363,7 +364,7 @@ func TestNetworkReady(t *testing.T) {
 	if err := os.RemoveAll(d.CNIConf); err != nil {
 		t.Fatal(err)
 	}
-	ready(true)
+	ready()
 	if err := os.Mkdir(d.CNIConf, 0o755); err != nil {
 		t.Fatal(err)
 	}

@@ -26,10 +26,10 @@ func newParent() string {
 	return fmt.Sprintf("/berth-test-%d-%d", os.Getpid(), parents.Add(1))
 }
 
-// limitParent makes a parent in the hierarchy of one controller and sets a limit there.
-func limitParent(t testing.TB, parent, controller, v1, v2, limit string) {
+// limitPids makes a parent in the hierarchy of pids and sets its limit.
+func limitPids(t testing.TB, parent, limit string) {
 	t.Helper()
-	path := cgroupFile(t, parent, controller, v1, v2)
+	path := cgroupFile(t, parent, "pids", "pids.max", "pids.max")
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -100,7 +100,7 @@ func TestDefaultCgroup(t *testing.T) {
 func TestSmallLimits(t *testing.T) {
 	parent := newParent()
 	d := harness.Start(t, harness.WithCgroupParent(parent))
-	limitParent(t, parent, "pids", "pids.max", "pids.max", "2")
+	limitPids(t, parent, "2")
 	pod := d.RunPod(d.Pod("small", harness.CgroupParent(parent)))
 	c := pod.Run(d.Container("c", []string{"sleep", "1000"}, harness.Resources(&resources{MemoryLimitInBytes: 4 << 20})))
 	if s := c.Status(); s.State != running {
@@ -119,7 +119,7 @@ func TestSmallLimits(t *testing.T) {
 func TestPidsLimitReached(t *testing.T) {
 	parent := newParent()
 	d := harness.Start(t, harness.WithCgroupParent(parent))
-	limitParent(t, parent, "pids", "pids.max", "pids.max", "64")
+	limitPids(t, parent, "64")
 	pod := d.RunPod(d.Pod("bomb", harness.CgroupParent(parent)))
 	c := pod.Run(d.Shell("bomb", "trap '' TERM; bomb() { bomb | bomb & }; bomb; while :; do :; done"))
 	other := d.RunPod(d.Pod("bystander")).Run(d.Sleeper("c"))

@@ -117,6 +117,19 @@ func processes(d Daemon) (map[int]string, error) {
 	return pids, nil
 }
 
+// Monitors lists the PIDs of the daemon's monitors, by the cgroup that they are in.
+func Monitors(d Daemon) ([]int, error) {
+	all, err := processes(d)
+	var pids []int
+	for pid, cgroup := range all {
+		if within(cgroup, d.CgroupRoot()+"/monitors") {
+			pids = append(pids, pid)
+		}
+	}
+	slices.Sort(pids)
+	return pids, err
+}
+
 func isMonitor(commandLine string) bool {
 	name, _, _ := strings.Cut(commandLine, " ")
 	return strings.Contains(filepath.Base(name), "berth")

@@ -182,17 +182,13 @@ func containerThings(d Daemon, l lists, items Items) (breaches []string, err err
 
 // monitors: one a ready pod, in the pod's network namespace, and no other.
 func monitors(d Daemon, l lists, items Items) (breaches []string, err error) {
-	pids, err := processes(d)
+	pids, err := Monitors(d)
 	if err != nil {
 		return nil, err
 	}
 	count := map[uint64]int{}
-	total := 0
-	for pid, cgroup := range pids {
-		if within(cgroup, d.CgroupRoot()+"/monitors") {
-			total++
-			count[inode(fmt.Sprintf("/proc/%d/ns/net", pid))]++
-		}
+	for _, pid := range pids {
+		count[inode(fmt.Sprintf("/proc/%d/ns/net", pid))]++
 	}
 	want := 0
 	for id, p := range l.pods {
@@ -204,8 +200,8 @@ func monitors(d Daemon, l lists, items Items) (breaches []string, err error) {
 			breaches = append(breaches, fmt.Sprintf("pod %s is ready and has %d monitors", id, count[inode(d.Pin(id))]))
 		}
 	}
-	if total != want {
-		breaches = append(breaches, fmt.Sprintf("%d monitors for %d ready pods", total, want))
+	if len(pids) != want {
+		breaches = append(breaches, fmt.Sprintf("%d monitors for %d ready pods", len(pids), want))
 	}
 	return breaches, nil
 }

@@ -36,7 +36,7 @@ type Host struct {
 	Controllers []string
 	// SwapLimit tells that swap can be limited (memory.swap.max or memory.memsw.limit_in_bytes).
 	SwapLimit bool
-	// Devices are all device nodes below the host's /dev, for privileged containers.
+	// Devices are all device nodes below the host's /dev, for privileged containers; they change while the daemon runs.
 	Devices []specs.LinuxDevice
 	// Hostname is the HOSTNAME of containers whose pod has no name of its own.
 	Hostname string
@@ -47,7 +47,7 @@ type Host struct {
 	Seccomp bool
 	// AppArmor tells which profiles are loaded.
 	AppArmor AppArmor
-	// SELinux tells that SELinux is enabled.
+	// SELinux tells that SELinux is enabled and that the engine sets labels; else a request's options mean nothing.
 	SELinux bool
 }
 

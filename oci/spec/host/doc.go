@@ -3,8 +3,7 @@
 //
 // # Files
 //
-// It reads /proc/self/status, /proc/self/oom_score_adj, /proc/filesystems, /dev, and AppArmor's and SELinux's switches
-// below /sys. It writes none.
+// It reads /proc/self/status, /proc/self/oom_score_adj, /dev, and AppArmor's state below /sys. It writes none.
 //
 // # Concurrency
 //

@@ -27,7 +27,8 @@ var rlimits = map[string]int{
 }
 
 // Read gathers all of spec.Host that the host and the calling process tell. The cgroup facts (CgroupV2, Controllers,
-// SwapLimit) and the operator's defaults (Rlimits, PidsLimit) are for the caller to fill in.
+// SwapLimit) and the operator's defaults (Rlimits, PidsLimit) are for the caller to fill in, and so is SELinux: it is for
+// engines that set labels.
 func Read() (spec.Host, error) {
 	var h spec.Host
 	var uts unix.Utsname
@@ -60,9 +61,6 @@ func Read() (spec.Host, error) {
 	h.Seccomp = hasSeccomp()
 	if h.AppArmor, err = ReadAppArmor(); err != nil {
 		return h, err
-	}
-	if _, err := os.Stat("/sys/fs/selinux/enforce"); err == nil {
-		h.SELinux = true
 	}
 	return h, nil
 }

@@ -216,6 +216,10 @@ func TestContainerRefuses(t *testing.T) {
 			in.Host.AppArmor = AppArmor{Enabled: true}
 			s.Apparmor = &runtimeapi.SecurityProfile{}
 		}},
+		{"an empty AppArmor reference", sc + "apparmor.localhost_ref", "must not be empty", func(in *Input, s *runtimeapi.LinuxContainerSecurityContext) {
+			in.Host.AppArmor = AppArmor{Enabled: true, Default: "d"}
+			s.Apparmor = localhost("localhost/")
+		}},
 		{"a SELinux type with a colon", sc + "selinux_options.type", "letters", func(_ *Input, s *runtimeapi.LinuxContainerSecurityContext) {
 			s.SelinuxOptions = &runtimeapi.SELinuxOption{Type: "a:b"}
 		}},
@@ -258,6 +262,26 @@ func TestErrorsShowNoValueOfAVariable(t *testing.T) {
 		if err == nil || strings.Contains(err.Error(), secret) {
 			t.Errorf("error = %v", err)
 		}
+	}
+}
+
+// An image's entries that are no variables must not be looked up in the daemon's environment (CVE-2026-57231).
+func TestEnvironment(t *testing.T) {
+	t.Setenv("AWS_SECRET", "hunter2")
+	in := testInput()
+	in.Image.Env = []string{"AWS_SECRET", "X*", "=y", "HOME=", "A=1=2", "A=3", `B=a\nb:c`}
+	in.Container.Envs = []*runtimeapi.KeyValue{{Key: "B", Value: []byte("new\nline")}, {Key: "PATH", Value: []byte("/p")}}
+	s, _, err := Container(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"PATH=/p", "HOSTNAME=web-0", "HOME=/root", "A=3", "B=new\nline"}
+	if diff := cmp.Diff(want, s.Process.Env); diff != "" {
+		t.Error(diff)
+	}
+	in.Image.Env = []string{`HOME=/a:b\n`} // odd, but one line and one field for whoever quotes it
+	if s, _, err = Container(in); err != nil || !slices.Contains(s.Process.Env, `HOME=/a:b\n`) {
+		t.Error(err, s)
 	}
 }
 

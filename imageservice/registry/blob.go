@@ -37,7 +37,8 @@ func (s *Source) Fetch(ctx context.Context, desc Descriptor) ([]byte, error) {
 // HasOther says whether a blob whose reader ended with err is worth reading again from the beginning: the bytes were
 // wrong, and there is a host that did not contribute to them.
 func (s *Source) HasOther(desc Descriptor, err error) bool {
-	return errors.Is(err, ErrDigestMismatch) && len(s.order(canPull, s.blamed(desc.Digest))) > 0
+	blamed := s.blamed(desc.Digest)
+	return errors.Is(err, ErrDigestMismatch) && len(blamed) > 0 && len(s.order(canPull, blamed)) > 0
 }
 
 func (s *Source) blame(d digest.Digest, who []*endpoint) {

@@ -1,0 +1,143 @@
+package imageservice
+
+import (
+	"context"
+	"errors"
+	"io"
+	"math"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+
+	"github.com/berthd/berth/imageservice/reference"
+	"github.com/berthd/berth/imageservice/registry"
+)
+
+// ingest fetches, unpacks and applies one layer. If a mirror served wrong bytes the next one is asked.
+func (s *Service) ingest(ctx context.Context, src source, l recordLayer) (bytes int64, err error) {
+	if s.has(l.DiffID) { // another pull brought it a moment ago
+		return s.layerBytes(l.DiffID), nil
+	}
+	count := &atomic.Int64{}
+	s.fetching.Store(l.DiffID, count)
+	defer s.fetching.Delete(l.DiffID)
+	for {
+		bytes, err := s.stream(ctx, src, l, count)
+		if err == nil {
+			s.mu.Lock()
+			s.sizes[l.DiffID] = bytes
+			s.mu.Unlock()
+			return bytes, nil
+		}
+		if ctx.Err() != nil {
+			return 0, context.Cause(ctx)
+		}
+		if errors.Is(err, ErrInvalidImage) || !src.HasOther(registry.Descriptor{Digest: l.Digest, Size: l.Size}, err) {
+			return 0, err
+		}
+		count.Store(0)
+	}
+}
+
+// has says whether a layer is in the store, published or not.
+// Preconditions: the layer is leased, so that it stays if it is.
+func (s *Service) has(diffID digest.Digest) bool {
+	s.mu.RLock()
+	_, known := s.sizes[diffID]
+	s.mu.RUnlock()
+	return known || s.snap.Has(diffID)
+}
+
+// stream is one try of ingest: network, digest, decompression and disk at the same time, a few pieces apart.
+func (s *Service) stream(ctx context.Context, src source, l recordLayer, count *atomic.Int64) (bytes int64, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	blob := src.Blob(ctx, registry.Descriptor{Digest: l.Digest, Size: l.Size})
+	packed := newReadahead(counter{blob, count})
+	stream := newLayerStream(packed, max(s.config.MinUnpacked, min(l.Size, math.MaxInt64/maxRatio)*maxRatio))
+	tar := newReadahead(stream)
+	defer func() {
+		cancel() // ends a read of the network, and with it those behind
+		tar.Close()
+		packed.Close()
+		blob.Close()
+		stream.close()
+	}()
+	err = s.snap.Ingest(ctx, l.DiffID, tar)
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) || ctx.Err() != nil {
+		return 0, err
+	}
+	tar.Close() // nobody reads the stream from here on
+	if err != nil {
+		return 0, stream.verdict(err)
+	}
+	if stream.err != io.EOF {
+		return s.layerBytes(l.DiffID), nil // the store had the layer, and read nothing
+	}
+	return stream.size.Load(), nil
+}
+
+// counter counts what is read.
+type counter struct {
+	r io.Reader
+	n *atomic.Int64
+}
+
+func (c counter) Read(p []byte) (int, error) {
+	n, err := c.r.Read(p)
+	c.n.Add(int64(n))
+	return n, err
+}
+
+// store writes the record of an image that ref names, and takes the tag from the image that had it. r is new, and has no
+// references yet; those that the image has had stay.
+func (s *Service) store(r *record, ref reference.Reference, named digest.Digest) error {
+	s.commit.Lock()
+	defer s.commit.Unlock()
+	now := time.Now().UnixNano()
+	var loser *record
+	s.mu.RLock()
+	if e := s.images[r.ImageID]; e != nil {
+		old := e.record.clone()
+		r.Tags, r.RepoDigests = old.Tags, old.RepoDigests
+	}
+	if e := s.images[s.tags[ref.String()]]; e != nil && ref.Digest == "" {
+		now = max(now, e.record.Tags[ref.String()]+1) // also when the clock went back
+		if e.image.ID != r.ImageID {
+			loser = e.record.clone()
+			delete(loser.Tags, ref.String())
+		}
+	}
+	s.mu.RUnlock()
+	r.Pulled = now
+	if ref.Digest == "" {
+		r.Tags[ref.String()] = now
+	}
+	if d := ref.Repository() + "@" + named.String(); !slices.Contains(r.RepoDigests, d) {
+		r.RepoDigests = append(r.RepoDigests, d)
+	}
+	// The winner first: if only it is written, load sees from the times that it is one.
+	if err := s.write(r); err != nil {
+		return err
+	}
+	if loser != nil {
+		return s.write(loser)
+	}
+	return nil
+}
+
+// write puts a record on disk, then into memory.
+// Preconditions: s.commit held.
+func (s *Service) write(r *record) error {
+	image, err := r.image()
+	if err != nil {
+		return err
+	}
+	if err := s.records.write(r); err != nil {
+		return err
+	}
+	s.put(r, image)
+	return nil
+}

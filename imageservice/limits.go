@@ -1,0 +1,23 @@
+package imageservice
+
+// Bounds of what an image may cost and say.
+const (
+	// A layer may unpack to Config.MinUnpacked bytes, or to maxRatio times its compressed size if that is more: deflate reaches
+	// 1032, what people pack hardly 20.
+	defaultMinUnpacked = int64(1) << 30
+	maxRatio           = 100
+
+	maxWindow = 64 << 20 // bytes of a zstd window; the highest regular level needs 8 MiB
+
+	maxConfigEntries = 10_000  // of each list and map in a config
+	maxConfigString  = 1 << 20 // bytes of each list and map in a config
+
+	// Between two stages of a layer's stream lie at most readaheadCount pieces of readaheadSize bytes.
+	readaheadCount = 4
+	readaheadSize  = 256 << 10
+
+	maxRecord = 32 << 20 // bytes of a record: config and manifest in base64, and room
+
+	maxCachedFile  = 256 << 10 // bytes of a file that ReadFile remembers
+	maxCachedFiles = 512
+)

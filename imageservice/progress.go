@@ -1,0 +1,138 @@
+package imageservice
+
+import (
+	"cmp"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// States of a pull, and of a layer in it.
+const (
+	StateResolving   = "resolving"
+	StateDownloading = "downloading"
+	StateStoring     = "storing"
+	StateWaiting     = "waiting"
+	StateDone        = "done"
+	StateExists      = "exists" // the layer was here before
+)
+
+// Progress is how far a pull is.
+type Progress struct {
+	Ref     string          `json:"ref"` // as it was asked for
+	ImageID string          `json:"imageID,omitempty"`
+	State   string          `json:"state"`
+	Started time.Time       `json:"started"`
+	Layers  []LayerProgress `json:"layers"`
+}
+
+// LayerProgress is how far a layer is, in bytes of its compressed blob.
+type LayerProgress struct {
+	Digest string `json:"digest"`
+	State  string `json:"state"`
+	Bytes  uint64 `json:"bytes"`
+	Size   uint64 `json:"size"`
+}
+
+// tracker is the progress of one pull. Its methods can be called by many goroutines.
+type tracker struct {
+	fetching *sync.Map // of the service: diffID to *atomic.Int64, the bytes read so far
+
+	mu      sync.Mutex
+	p       Progress        // guarded by mu
+	diffIDs []digest.Digest // of p.Layers; guarded by mu
+}
+
+func (t *tracker) state(state string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.p.State = state
+}
+
+func (t *tracker) layers(imageID string, layers []Layer) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.p.ImageID, t.p.State = imageID, StateDownloading
+	for _, l := range layers {
+		t.p.Layers = append(t.p.Layers, LayerProgress{Digest: l.Digest.String(), State: StateWaiting, Size: uint64(l.Size)})
+		t.diffIDs = append(t.diffIDs, l.DiffID)
+	}
+}
+
+func (t *tracker) layer(diffID digest.Digest, state string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for i := range t.diffIDs {
+		if t.diffIDs[i] == diffID {
+			t.p.Layers[i].State = state
+		}
+	}
+}
+
+func (t *tracker) progress() Progress {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	p := t.p
+	p.Layers = slices.Clone(p.Layers)
+	for i := range p.Layers {
+		l := &p.Layers[i]
+		if l.State == StateDone || l.State == StateExists {
+			l.Bytes = l.Size
+			continue
+		}
+		if n, ok := t.fetching.Load(t.diffIDs[i]); ok { // by this pull or by another one
+			l.State, l.Bytes = StateDownloading, min(uint64(n.(*atomic.Int64).Load()), l.Size)
+		}
+	}
+	return p
+}
+
+// Pulls tells how far the pulls are that are under way, oldest first.
+func (s *Service) Pulls() []Progress {
+	s.mu.RLock()
+	all := make([]*tracker, 0, len(s.trackers))
+	for _, t := range s.trackers {
+		all = append(all, t)
+	}
+	s.mu.RUnlock()
+	out := make([]Progress, 0, len(all))
+	for _, t := range all {
+		out = append(out, t.progress())
+	}
+	slices.SortFunc(out, func(a, b Progress) int { return cmp.Or(a.Started.Compare(b.Started), cmp.Compare(a.Ref, b.Ref)) })
+	return out
+}
+
+// report calls fn ten times a second with the progress of a pull, until the function that it returns is called; that
+// waits for the last call to end.
+func (s *Service) report(key pullKey, fn func(Progress)) (stop func()) {
+	if fn == nil {
+		return func() {}
+	}
+	quit, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		tick := time.NewTicker(100 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			s.mu.RLock()
+			t := s.trackers[key]
+			s.mu.RUnlock()
+			if t != nil {
+				fn(t.progress())
+			}
+			select {
+			case <-tick.C:
+			case <-quit:
+				return
+			}
+		}
+	}()
+	return func() {
+		close(quit)
+		<-done
+	}
+}

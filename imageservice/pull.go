@@ -1,0 +1,234 @@
+package imageservice
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"github.com/berthd/berth/imageservice/reference"
+	"github.com/berthd/berth/imageservice/registry"
+)
+
+// pruneTimeout bounds giving back what a failed pull had brought.
+const pruneTimeout = time.Minute
+
+// pullKey is what makes two pulls one: the same reference, asked for with the same credentials.
+type pullKey struct {
+	ref  string
+	cred registry.Credentials
+}
+
+// source is where a pull's content comes from. registry.Source is one.
+type source interface {
+	Manifest(ctx context.Context) (registry.Manifest, error)
+	Fetch(ctx context.Context, desc registry.Descriptor) ([]byte, error)
+	Blob(ctx context.Context, desc registry.Descriptor) io.ReadCloser
+	HasOther(desc registry.Descriptor, err error) bool
+}
+
+// Pull fetches what ref names and returns the image's ID. The registry is always asked, with this caller's credentials; what is
+// here already is not fetched again. progress may be nil; it is called now and then, never after Pull has returned. When
+// ctx ends Pull returns, and the pull itself ends unless others wait for it, too.
+func (s *Service) Pull(ctx context.Context, ref string, auth Auth, progress func(Progress)) (imageID string, err error) {
+	parsed, err := reference.Parse(ref)
+	if err != nil {
+		return "", err
+	}
+	cred, err := auth.credentials()
+	if err != nil {
+		return "", fmt.Errorf("pull %s: %w", parsed, err)
+	}
+	key := pullKey{ref: parsed.String(), cred: cred}
+	stop := s.report(key, progress)
+	defer stop()
+	imageID, _, err = s.pulls.do(ctx, key, func(ctx context.Context) (string, error) {
+		t := &tracker{fetching: &s.fetching, p: Progress{Ref: ref, State: StateResolving, Started: time.Now()}}
+		s.mu.Lock()
+		s.trackers[key] = t
+		s.mu.Unlock()
+		defer func() {
+			s.mu.Lock()
+			delete(s.trackers, key)
+			s.mu.Unlock()
+		}()
+		src, err := s.registry.Open(parsed, cred)
+		if err != nil {
+			return "", err
+		}
+		defer src.Close()
+		return s.pull(ctx, parsed, src, t)
+	})
+	if err != nil {
+		return "", fmt.Errorf("pull %s: %w", parsed, classify(err))
+	}
+	return imageID, nil
+}
+
+// pull is one pull, from the manifest to the record.
+func (s *Service) pull(ctx context.Context, ref reference.Reference, src source, t *tracker) (string, error) {
+	m, err := src.Manifest(ctx)
+	if err != nil {
+		return "", err
+	}
+	r, err := s.describe(ctx, src, m)
+	if err != nil {
+		return "", err
+	}
+	image, err := r.image()
+	if err != nil {
+		return "", err
+	}
+	release := s.lease(image.DiffIDs)
+	defer release()
+	t.layers(image.ID, image.Layers)
+	if err := s.fetch(ctx, src, r, t); err != nil {
+		release()
+		return "", errors.Join(err, s.giveBack(ctx))
+	}
+	t.state(StateStoring)
+	err = s.publish(ctx, image.DiffIDs)
+	if err == nil {
+		err = s.store(r, ref, m.Named)
+	}
+	if err != nil {
+		release()
+		return "", errors.Join(err, s.giveBack(ctx))
+	}
+	return image.ID, nil
+}
+
+func (s *Service) publish(ctx context.Context, diffIDs []digest.Digest) error {
+	s.publishing.Lock()
+	defer s.publishing.Unlock()
+	return s.snap.Publish(ctx, diffIDs)
+}
+
+// giveBack frees what a failed pull had brought. A full disk must not stay full because of it.
+func (s *Service) giveBack(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pruneTimeout)
+	defer cancel()
+	return s.prune(ctx)
+}
+
+// describe makes the record of an image, without its references and with the sizes of layers as far as they are known.
+func (s *Service) describe(ctx context.Context, src source, m registry.Manifest) (*record, error) {
+	raw, known := s.configOf(m.Config.Digest)
+	if !known {
+		var err error
+		if raw, err = src.Fetch(ctx, m.Config); err != nil {
+			return nil, err
+		}
+	}
+	config, _, diffIDs, err := parseConfig(raw)
+	if err != nil {
+		return nil, err
+	}
+	if !registry.HostPlatform().Runs(config.OS, config.Architecture, config.Variant) {
+		return nil, fmt.Errorf("read image config: %w: it is for %q/%q", ErrNoPlatform, config.OS, config.Architecture)
+	}
+	if len(diffIDs) == 0 {
+		return nil, fmt.Errorf("read image config: %w: it has no layers", ErrInvalidImage)
+	}
+	if len(diffIDs) != len(m.Layers) {
+		return nil, fmt.Errorf("read image config: %w: %d diff_ids for %d layers", ErrInvalidImage, len(diffIDs), len(m.Layers))
+	}
+	r := &record{
+		ImageID: m.Config.Digest.String(), MediaType: m.MediaType, Digest: m.Digest, Manifest: m.Raw, Config: raw, Tags: map[string]int64{},
+	}
+	for i, l := range m.Layers {
+		r.Layers = append(r.Layers, recordLayer{Digest: l.Digest, DiffID: diffIDs[i], Size: l.Size, Bytes: s.layerBytes(diffIDs[i])})
+	}
+	return r, nil
+}
+
+// configOf returns the config of an image that is here.
+func (s *Service) configOf(d digest.Digest) ([]byte, bool) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if e := s.images[d.String()]; e != nil {
+		return e.image.RawConfig, true
+	}
+	return nil, false
+}
+
+// layerBytes is the size of a layer's tar, 0 if it is not known.
+func (s *Service) layerBytes(diffID digest.Digest) int64 {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.sizes[diffID]
+}
+
+// fetch brings the layers that are not here, the largest first, and fills in their sizes.
+// Preconditions: the layers are leased.
+func (s *Service) fetch(ctx context.Context, src source, r *record, t *tracker) error {
+	byDiffID := map[digest.Digest][]int{}
+	var missing []recordLayer
+	for i, l := range r.Layers {
+		byDiffID[l.DiffID] = append(byDiffID[l.DiffID], i)
+		if len(byDiffID[l.DiffID]) > 1 {
+			continue
+		}
+		if s.has(l.DiffID) {
+			t.layer(l.DiffID, StateExists)
+			continue
+		}
+		missing = append(missing, l)
+	}
+	if err := s.fits(missing); err != nil {
+		return err
+	}
+	slices.SortStableFunc(missing, func(a, b recordLayer) int { return cmp.Compare(b.Size, a.Size) })
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(s.config.Parallel)
+	for _, l := range missing {
+		g.Go(func() error {
+			bytes, err := s.layer(ctx, src, l)
+			if err != nil {
+				return err
+			}
+			for _, i := range byDiffID[l.DiffID] {
+				r.Layers[i].Bytes = bytes // nobody else writes these
+			}
+			t.layer(l.DiffID, StateDone)
+			return nil
+		})
+	}
+	return g.Wait()
+}
+
+// fits refuses a pull that cannot succeed: unpacked layers are hardly smaller than packed ones.
+func (s *Service) fits(missing []recordLayer) error {
+	var need int64
+	for _, l := range missing {
+		need += l.Size
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(s.config.Root, &st); err != nil {
+		return fmt.Errorf("look at the file system of images: %w", err)
+	}
+	if free := int64(st.Bavail) * st.Frsize; need > free {
+		return fmt.Errorf("fetch %d bytes of layers with %d bytes free: %w", need, free, unix.ENOSPC)
+	}
+	return nil
+}
+
+// layer brings one layer, or waits for another pull that does. If that one fails, with its own registry or credentials, this
+// one tries itself.
+func (s *Service) layer(ctx context.Context, src source, l recordLayer) (bytes int64, err error) {
+	for {
+		bytes, led, err := s.layers.do(ctx, l.DiffID, func(ctx context.Context) (int64, error) {
+			return s.ingest(ctx, src, l)
+		})
+		if err == nil || led || ctx.Err() != nil || errors.Is(err, ErrClosed) {
+			return bytes, err
+		}
+	}
+}

@@ -1,0 +1,113 @@
+package imageservice
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"slices"
+
+	"github.com/berthd/berth/imageservice/snapshot"
+)
+
+// Prepare makes a writable layer on top of an image, known by key, and returns the mounts of it, top first. It is idempotent.
+// As long as it exists it keeps the image's layers, even if the image is removed.
+func (s *Service) Prepare(ctx context.Context, key, imageID string) ([]snapshot.Mount, error) {
+	s.collect.Lock()
+	e, err := s.find(imageID)
+	if err != nil {
+		s.collect.Unlock()
+		return nil, fmt.Errorf("prepare root filesystem %s: %w", key, err)
+	}
+	release := s.leaseLocked(e.image.DiffIDs)
+	s.collect.Unlock()
+	defer release()
+	mounts, err := s.snap.Prepare(ctx, key, e.image.DiffIDs)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	s.keys[key] = e.image.ID
+	s.mu.Unlock()
+	return mounts, nil
+}
+
+// Mounts are those of a writable layer that Prepare has made.
+func (s *Service) Mounts(key string) ([]snapshot.Mount, error) { return s.snap.Mounts(key) }
+
+// Release removes a writable layer; one that is gone is released. Layers that only it needed go behind the call.
+func (s *Service) Release(ctx context.Context, key string) error {
+	if err := s.snap.Remove(ctx, key); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	needed := s.images[s.keys[key]] != nil // the image is still here, so nothing became free
+	delete(s.keys, key)
+	s.mu.Unlock()
+	if needed {
+		return nil
+	}
+	select {
+	case s.wake <- struct{}{}:
+	default: // it has been asked already
+	}
+	return nil
+}
+
+// Keys lists the writable layers.
+func (s *Service) Keys() ([]string, error) { return s.snap.Keys() }
+
+// Usage is what a writable layer takes on disk.
+func (s *Service) Usage(key string) (bytes, inodes int64, err error) { return s.snap.Usage(key) }
+
+// fileKey names a file of an image.
+type fileKey struct{ imageID, path string }
+
+// file is what ReadFile remembers; images do not change.
+type file struct {
+	content []byte
+	missing bool
+}
+
+// ReadFile reads a regular file of an image, of at most max bytes; symbolic links are followed inside the image. A file that is
+// not there is fs.ErrNotExist. etc/passwd and etc/group, which every container asks for, are remembered.
+func (s *Service) ReadFile(ctx context.Context, imageID, name string, max int64) ([]byte, error) {
+	key := fileKey{imageID: imageID, path: path.Clean("/" + name)}
+	s.mu.RLock()
+	f, ok := s.files[key]
+	s.mu.RUnlock()
+	if ok && f.missing {
+		return nil, fmt.Errorf("read %s of image %s: %w", key.path, imageID, fs.ErrNotExist)
+	}
+	if ok && int64(len(f.content)) <= max {
+		return slices.Clone(f.content), nil
+	}
+	s.collect.Lock()
+	e, err := s.find(imageID)
+	if err != nil {
+		s.collect.Unlock()
+		return nil, fmt.Errorf("read %s: %w", key.path, err)
+	}
+	release := s.leaseLocked(e.image.DiffIDs)
+	s.collect.Unlock()
+	defer release()
+	content, err := s.snap.ReadFile(ctx, e.image.DiffIDs, key.path, max)
+	missing := errors.Is(err, fs.ErrNotExist)
+	if (err == nil || missing) && len(content) <= maxCachedFile && (key.path == "/etc/passwd" || key.path == "/etc/group") {
+		s.remember(key, file{content: slices.Clone(content), missing: missing})
+	}
+	return content, err
+}
+
+func (s *Service) remember(key fileKey, f file) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.images[key.imageID] == nil {
+		return // it was asked for by another name, or is gone
+	}
+	if len(s.files) >= maxCachedFiles {
+		clear(s.files)
+	}
+	s.files[key] = f
+}

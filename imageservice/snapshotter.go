@@ -1,0 +1,47 @@
+package imageservice
+
+import (
+	"context"
+	"io"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/berthd/berth/imageservice/snapshot"
+)
+
+// LayerStore keeps unpacked layers by their diffIDs. snapshot.Store is one.
+type LayerStore interface {
+	// Has says whether a layer is published.
+	Has(diffID digest.Digest) bool
+	// Ingest unpacks a tar as diffID, which it checks, and reads it to its end. A layer that is there already is nil at once. The
+	// layer is neither durable nor seen before Publish. One call a diffID at a time.
+	Ingest(ctx context.Context, diffID digest.Digest, tar io.Reader) error
+	// Publish makes layers durable and stacks them, lowest first. It is idempotent.
+	Publish(ctx context.Context, diffIDs []digest.Digest) error
+	// Discard removes layers that were ingested and not published; it leaves others alone.
+	Discard(ctx context.Context, diffIDs ...digest.Digest) error
+	// Prune removes the published layers that are neither in keep nor below a root filesystem.
+	Prune(ctx context.Context, keep []digest.Digest) error
+	// LayersUsage is what all layers take, in bytes of blocks and inodes. It answers from memory.
+	LayersUsage() (bytes, inodes int64)
+	// ReadFile reads a regular file of a stack of layers; fs.ErrNotExist when there is none.
+	ReadFile(ctx context.Context, diffIDs []digest.Digest, path string, max int64) ([]byte, error)
+}
+
+// RootFSStore keeps writable layers on top of layers, by the caller's keys.
+type RootFSStore interface {
+	// Prepare makes a writable layer. It is idempotent.
+	Prepare(ctx context.Context, key string, diffIDs []digest.Digest) ([]snapshot.Mount, error)
+	Mounts(key string) ([]snapshot.Mount, error)
+	// Remove is idempotent.
+	Remove(ctx context.Context, key string) error
+	Keys() ([]string, error)
+	// Usage of a writable layer.
+	Usage(key string) (bytes, inodes int64, err error)
+}
+
+// Snapshotter is both, in one folder.
+type Snapshotter interface {
+	LayerStore
+	RootFSStore
+}

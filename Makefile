@@ -23,6 +23,7 @@ build: ## build berthd, berth-monitor and berth into bin/ (static, no C)
 	$(GO) build $(GOFLAGS) -ldflags "$(LDFLAGS)" -o $(BIN)/ ./cmd/...
 
 demo: build ## run a pod from a registry to a served page, on berthd's defaults (root)
+	@hack/setup gcc libc6-dev || true # for the kernel's floor alone
 	@BERTH_BIN=$(BIN) $(GO) run ./hack/demo
 
 test: setup lint test-unit test-integration ## everything below but critest and bench (root)
@@ -33,10 +34,10 @@ test-unit: ## unit tests of all packages (root for those that touch the kernel)
 test-integration: build ## berthd, berth-monitor and the kernel, driven over the CRI (root)
 	BERTH_BIN=$(BIN) $(GO) test -count=1 -v -timeout 30m ./test/integration
 
-test-critest: build ## the CRI's conformance tests in five random orders; needs critest on PATH (root)
+test-critest: build setup ## the CRI's conformance tests in five random orders; needs critest on PATH (root)
 	BERTH_BIN=$(BIN) $(GO) run ./hack/critest
 
-bench: build ## latencies as multiples of the kernel's own floor, as a Markdown table (root)
+bench: build setup ## latencies as multiples of the kernel's own floor, as a Markdown table (root)
 	@BERTH_BIN=$(BIN) $(GO) run ./hack/bench
 
 lint: build ## budgets, import order, formats, vet, manual pages

@@ -15,16 +15,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"time"
 
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
-
-	"github.com/berthd/berth/hack/floor"
-	"github.com/berthd/berth/imageservice/registry/registrytest"
+	"github.com/berthd/berth/hack/turns"
 	"github.com/berthd/berth/test/berthd"
-	"github.com/berthd/berth/test/images"
 	"github.com/berthd/berth/test/invariants"
 )
 
@@ -38,18 +32,13 @@ type bench struct {
 	pods, execs, parallel, burst int
 
 	dir    string
-	floor  *floor.Floor
 	berthd *berthd.Process
-	image  string
+	turns  *turns.Turns
 
-	floors, lives times
-	idle, loaded  int // daemon, KiB
-	monitor       int // each, KiB
-	rate          float64
+	idle, loaded int // daemon, KiB
+	monitor      int // each, KiB
+	rate         float64
 }
-
-// times are the durations of one side.
-type times struct{ ready, exec, gone []time.Duration }
 
 func main() {
 	b := &bench{}
@@ -65,7 +54,7 @@ func main() {
 		os.Exit(2)
 	}
 	b.print()
-	if *check && (multiple(b.lives.ready, b.floors.ready) > readyBudget || multiple(b.lives.exec, b.floors.exec) > execBudget) {
+	if *check && (turns.Multiple(b.turns.Berth.Ready, b.turns.Floor.Ready) > readyBudget || turns.Multiple(b.turns.Berth.Exec, b.turns.Floor.Exec) > execBudget) {
 		fmt.Fprintf(os.Stderr, "bench: pod ready may take %.0f and exec %.0f times the floor\n", readyBudget, execBudget)
 		os.Exit(1)
 	}
@@ -81,19 +70,16 @@ func (b *bench) run(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(b.dir)) }()
-	if b.floor, err = floor.Open(b.dir); err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, b.floor.Close()) }()
 	end, err := b.start(ctx)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, end()) }()
-	if err := b.pull(ctx); err != nil {
+	if b.turns, err = turns.Open(ctx, b.dir, b.berthd); err != nil {
 		return err
 	}
-	if err := b.turns(ctx); err != nil {
+	defer func() { err = errors.Join(err, b.berthd.RemovePods(ctx), b.turns.Close(ctx)) }()
+	if err := b.measure(ctx); err != nil {
 		return err
 	}
 	return b.together(ctx)
@@ -125,34 +111,9 @@ func (b *bench) start(ctx context.Context) (end func() error, err error) {
 	return end, b.berthd.Start(ctx)
 }
 
-// pull puts the floor's own program into an image.
-func (b *bench) pull(ctx context.Context) error {
-	registry, err := registrytest.Start(registrytest.Options{})
-	if err != nil {
-		return err
-	}
-	defer registry.Close()
-	layer, err := images.NewBuilder().Program("bin/sleep", b.floor.Program()).Hardlink("bin/true", "bin/sleep").Layer()
-	if err != nil {
-		return err
-	}
-	pushed, err := registry.Push("bench/floor", "1", registrytest.Image{Layers: []registrytest.Layer{layer},
-		Config: ocispec.ImageConfig{Env: []string{images.Path}, Cmd: []string{"/bin/sleep"}}})
-	if err != nil {
-		return err
-	}
-	b.image = pushed.Ref
-	_, err = b.berthd.Images.PullImage(ctx, &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: b.image}})
-	return err
-}
-
-func (b *bench) spec(name string) berthd.LifeSpec {
-	return berthd.LifeSpec{Name: name, Image: b.image, Command: []string{"/bin/sleep"}, LogDir: filepath.Join(b.dir, "logs")}
-}
-
-// turns runs pods of both sides one after the other.
-func (b *bench) turns(ctx context.Context) error {
-	warm, _, err := b.berthd.Up(ctx, b.spec("warm"))
+// measure takes turns, and weighs daemon and monitors while all pods run.
+func (b *bench) measure(ctx context.Context) error {
+	warm, _, err := b.turns.Up(ctx, "warm")
 	if err != nil {
 		return err
 	}
@@ -162,48 +123,7 @@ func (b *bench) turns(ctx context.Context) error {
 	if b.idle, err = berthd.PSS(b.berthd.PID()); err != nil {
 		return err
 	}
-	var floors []*floor.Pod
-	var lives []*berthd.Life
-	for i := range b.pods {
-		p, took, err := b.floor.Up()
-		if err != nil {
-			return err
-		}
-		floors, b.floors.ready = append(floors, p), append(b.floors.ready, took)
-		l, took, err := b.berthd.Up(ctx, b.spec(fmt.Sprintf("p%d", i)))
-		if err != nil {
-			return err
-		}
-		lives, b.lives.ready = append(lives, l), append(b.lives.ready, took)
-	}
-	if err := b.weigh(); err != nil {
-		return err
-	}
-	for range b.execs {
-		for i := range b.pods {
-			took, err := floors[i].Exec()
-			if err != nil {
-				return err
-			}
-			b.floors.exec = append(b.floors.exec, took)
-			if took, err = lives[i].Exec(ctx, "/bin/true"); err != nil {
-				return err
-			}
-			b.lives.exec = append(b.lives.exec, took)
-		}
-	}
-	for i := range b.pods {
-		took, err := floors[i].Down()
-		if err != nil {
-			return err
-		}
-		b.floors.gone = append(b.floors.gone, took)
-		if took, err = lives[i].Down(ctx); err != nil {
-			return err
-		}
-		b.lives.gone = append(b.lives.gone, took)
-	}
-	return nil
+	return b.turns.Run(ctx, b.pods, b.execs, b.weigh)
 }
 
 // weigh measures memory while all pods run.
@@ -241,7 +161,7 @@ func (b *bench) together(ctx context.Context) error {
 			var err error
 			for i := range work {
 				if err == nil {
-					_, _, err = b.berthd.Up(ctx, b.spec(fmt.Sprintf("burst%d", i)))
+					_, _, err = b.turns.Up(ctx, fmt.Sprintf("burst%d", i))
 				}
 			}
 			failed <- err
@@ -255,24 +175,17 @@ func (b *bench) together(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// at returns a quantile in milliseconds.
-func at(d []time.Duration, q float64) float64 {
-	s := slices.Sorted(slices.Values(d))
-	return float64(s[int(q*float64(len(s)-1))].Microseconds()) / 1000
-}
-
-func multiple(d, floor []time.Duration) float64 { return at(d, .5) / at(floor, .5) }
-
 func (b *bench) print() {
 	fmt.Printf("%d pods and %d execs of each side, taking turns; milliseconds\n\n", b.pods, b.pods*b.execs)
 	fmt.Println("| what | floor p50 | berth p50 | berth p90 | multiple of the floor | budget |")
 	fmt.Println("|---|---|---|---|---|---|")
 	row := func(what string, f, l []time.Duration, budget string) {
-		fmt.Printf("| %s | %.2f | %.2f | %.2f | %.2f | %s |\n", what, at(f, .5), at(l, .5), at(l, .9), multiple(l, f), budget)
+		fmt.Printf("| %s | %.2f | %.2f | %.2f | %.2f | %s |\n", what, turns.At(f, .5), turns.At(l, .5), turns.At(l, .9), turns.Multiple(l, f), budget)
 	}
-	row("pod ready: RunPodSandbox + CreateContainer + StartContainer", b.floors.ready, b.lives.ready, fmt.Sprintf("%.0f", readyBudget))
-	row("ExecSync /bin/true", b.floors.exec, b.lives.exec, fmt.Sprintf("%.0f", execBudget))
-	row("pod gone: stop + remove of container and pod", b.floors.gone, b.lives.gone, "")
+	floor, berth := b.turns.Floor, b.turns.Berth
+	row("pod ready: RunPodSandbox + CreateContainer + StartContainer", floor.Ready, berth.Ready, fmt.Sprintf("%.0f", readyBudget))
+	row("ExecSync /bin/true", floor.Exec, berth.Exec, fmt.Sprintf("%.0f", execBudget))
+	row("pod gone: stop + remove of container and pod", floor.Gone, berth.Gone, "")
 	fmt.Printf("\n| what | berth |\n|---|---|\n")
 	fmt.Printf("| pods a second, %d at once | %.1f |\n", b.parallel, b.rate)
 	fmt.Printf("| a monitor's memory (PSS), %d running | %d KiB |\n", b.pods, b.monitor)

@@ -116,6 +116,9 @@ func libraries(program string) ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list libraries of %s: %w", program, err)
 	}
+	if strings.Contains(string(out), "not found") {
+		return nil, fmt.Errorf("list libraries of %s: one is missing:\n%s", program, out)
+	}
 	var libs []string
 	for _, word := range strings.Fields(string(out)) {
 		if filepath.IsAbs(word) {

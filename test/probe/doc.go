@@ -12,6 +12,7 @@
 //	probe exit CODE [AFTER]        exit with CODE, after a duration
 //	probe call NAME                do one system call and print "ok" or the errno's name
 //	probe orphan                   leave a child behind that holds standard output for a minute, and exit
+//	probe euid                     print the effective user
 //	probe stdin                    print what comes from standard input until its end
 //
 // Exit status 64 means that the arguments were wrong, 1 that it did not work.

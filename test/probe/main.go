@@ -38,6 +38,7 @@ var commands = map[string]struct {
 	"exit":    {1, exit},
 	"call":    {1, call},
 	"orphan":  {0, orphan},
+	"euid":    {0, func([]string) error { fmt.Printf("Effective uid: %d\n", os.Geteuid()); return nil }},
 	"stdin":   {0, func([]string) error { _, err := io.Copy(os.Stdout, os.Stdin); return err }},
 }
 

@@ -1,0 +1,26 @@
+package main
+
+import (
+	"os"
+	"testing"
+)
+
+func TestReadFindsFailures(t *testing.T) {
+	path := t.TempDir() + "/out"
+	write(t, path, "noise\n[FAIL] early\nSummarizing 1 Failure:\n  \x1b[38;5;9m[FAIL]\x1b[0m [k8s.io] Container x\nRan 2 of 3 Specs in 1 seconds\nFAIL! -- 1 Passed | 1 Failed\n")
+	summary, failed, err := read(path)
+	if err != nil || summary != "FAIL! -- 1 Passed | 1 Failed" || len(failed) != 1 || failed[0] != "[FAIL] [k8s.io] Container x" {
+		t.Errorf("read = %q, %q, %v", summary, failed, err)
+	}
+	write(t, path, "killed\n")
+	if summary, _, _ := read(path); summary == "" {
+		t.Error("a run without an end has no summary")
+	}
+}
+
+func write(t *testing.T, path, text string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}

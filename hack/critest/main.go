@@ -1,0 +1,219 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/berthd/berth/imageservice/registry/registrytest"
+	"github.com/berthd/berth/test/berthd"
+	"github.com/berthd/berth/test/invariants"
+)
+
+// What is run: the specs of these names.
+const defaultFocus = `\[k8s\.io\] (Container|Multiple Containers|Image|Idempotence|PodSandbox|Networking|Runtime info|Security Context)`
+
+// What is not: a digest of a public image that nobody else can make, metrics, streaming, and user namespaces.
+var defaultSkip = strings.Join([]string{
+	`public image with digest`,
+	`metrics`,
+	`Streaming`, `attach`, `portforward`,
+	`UserNamespaces`,
+}, "|")
+
+type runner struct {
+	dir, focus, skip string
+	berthd           *berthd.Process
+	before           invariants.Items
+}
+
+func main() {
+	r := &runner{}
+	seeds := flag.Int("seeds", 5, "number of random orders")
+	flag.StringVar(&r.focus, "focus", defaultFocus, "specs to run")
+	flag.StringVar(&r.skip, "skip", defaultSkip, "specs to leave out")
+	flag.Parse()
+	failures, err := r.run(context.Background(), *seeds, flag.Args())
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "critest:", err)
+		os.Exit(2)
+	}
+	if failures > 0 {
+		fmt.Printf("critest: %d of the orders failed\n", failures)
+		os.Exit(1)
+	}
+}
+
+func (r *runner) run(ctx context.Context, n int, named []string) (failures int, err error) {
+	if os.Geteuid() != 0 {
+		return 0, errors.New("needs root")
+	}
+	if _, err := exec.LookPath("critest"); err != nil {
+		return 0, err
+	}
+	var seeds []int64
+	for _, s := range named {
+		seed, err := strconv.ParseInt(s, 10, 64)
+		if err != nil {
+			return 0, fmt.Errorf("seed %q: %w", s, err)
+		}
+		seeds = append(seeds, seed)
+	}
+	for len(named) == 0 && len(seeds) < n {
+		seeds = append(seeds, 1+rand.Int64N(1<<31-2))
+	}
+	if r.dir, err = os.MkdirTemp("/var/tmp", "bc"); err != nil {
+		return 0, err
+	}
+	defer func() {
+		if failures == 0 {
+			err = errors.Join(err, os.RemoveAll(r.dir))
+		}
+	}()
+	registry, err := serve(r.dir)
+	if err != nil {
+		return 0, err
+	}
+	defer registry.Close()
+	end, err := r.start(ctx, registry)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, end()) }()
+	for i, seed := range seeds {
+		ok, err := r.order(ctx, i+1, seed)
+		if err != nil {
+			return failures, err
+		}
+		if !ok {
+			failures++
+		}
+	}
+	return failures, nil
+}
+
+// start starts a berthd that finds the public images at registry.
+func (r *runner) start(ctx context.Context, registry *registrytest.Registry) (end func() error, err error) {
+	bin, err := berthd.Build(filepath.Join(r.dir, "bin"))
+	if err != nil {
+		return nil, err
+	}
+	opts := berthd.Options{Bin: bin, Root: filepath.Join(r.dir, "r"), State: filepath.Join(r.dir, "s"), Config: filepath.Join(r.dir, "config.toml"),
+		Bridge: fmt.Sprintf("crit%d", os.Getpid()%100000), Log: filepath.Join(r.dir, "berthd.log"), Verbosity: 4}
+	config := fmt.Sprintf("[registry]\nconfig_path = %q\n\n[network]\nconf_dir = %q\nbridge = %q\nsubnets = [\"10.247.0.0/16\", \"fd00:be29::/64\"]\n",
+		filepath.Join(r.dir, "certs.d"), filepath.Join(r.dir, "net.d"), opts.Bridge)
+	if err := os.WriteFile(opts.Config, []byte(config), 0o600); err != nil {
+		return nil, err
+	}
+	for _, host := range []string{"registry.k8s.io", "k8s.gcr.io", "gcr.io"} {
+		dir := filepath.Join(r.dir, "certs.d", host)
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return nil, err
+		}
+		text := fmt.Sprintf("server = \"https://%s\"\n\n[host.%q]\n  capabilities = [\"pull\", \"resolve\"]\n", host, registry.URL)
+		if err := os.WriteFile(filepath.Join(dir, "hosts.toml"), []byte(text), 0o644); err != nil {
+			return nil, err
+		}
+	}
+	if r.berthd, err = berthd.New(opts); err != nil {
+		return nil, err
+	}
+	if err := r.berthd.Start(ctx); err != nil {
+		return nil, err
+	}
+	if r.before, err = invariants.Take(r.berthd.Daemon()); err != nil {
+		return nil, err
+	}
+	return func() error {
+		d := r.berthd.Daemon()
+		d.PID = 0
+		return errors.Join(r.berthd.Stop(), r.berthd.Close(), berthd.Sweep(d), os.RemoveAll(opts.Root), os.RemoveAll(opts.State))
+	}, nil
+}
+
+var ansi = regexp.MustCompile(`\x1b\[[0-9;]*m`)
+
+// order runs critest once and tells whether every spec passed and nothing was left.
+func (r *runner) order(ctx context.Context, n int, seed int64) (bool, error) {
+	crictl := filepath.Join(r.dir, "crictl.yaml")
+	endpoint := "unix://" + r.berthd.Options().Socket
+	if err := os.WriteFile(crictl, []byte("runtime-endpoint: "+endpoint+"\nimage-endpoint: "+endpoint+"\n"), 0o600); err != nil {
+		return false, err
+	}
+	path := filepath.Join(r.dir, fmt.Sprintf("order-%d.log", n))
+	out, err := os.Create(path)
+	if err != nil {
+		return false, err
+	}
+	defer out.Close()
+	start := time.Now()
+	cmd := exec.CommandContext(ctx, "critest", "--config", crictl, "--runtime-endpoint", endpoint, "--image-endpoint", endpoint,
+		"--ginkgo.no-color", "--ginkgo.seed", strconv.FormatInt(seed, 10), "--ginkgo.focus", r.focus, "--ginkgo.skip", r.skip, "--ginkgo.timeout", "20m")
+	cmd.Stdout, cmd.Stderr = out, out
+	runErr := cmd.Run()
+	summary, failed, err := read(path)
+	if err != nil {
+		return false, err
+	}
+	fmt.Printf("order %d, seed %d: %s (%.0f s)\n", n, seed, summary, time.Since(start).Seconds())
+	for _, line := range failed {
+		fmt.Println("   ", line)
+	}
+	left, err := r.left(ctx)
+	if err != nil {
+		return false, err
+	}
+	for _, line := range left {
+		fmt.Println("   ", line)
+	}
+	if runErr != nil {
+		fmt.Printf("    output: %s, berthd's log: %s\n", path, r.berthd.Options().Log)
+	}
+	return runErr == nil && len(left) == 0, nil
+}
+
+// left removes what specs did not, and tells what stays all the same.
+func (r *runner) left(ctx context.Context) ([]string, error) {
+	if err := r.berthd.RemovePods(ctx); err != nil {
+		return []string{err.Error()}, nil
+	}
+	return invariants.Settle(ctx, func(context.Context) ([]string, error) {
+		after, err := invariants.Take(r.berthd.Daemon())
+		return invariants.Diff(r.berthd.Daemon(), r.before, after), err
+	})
+}
+
+// read finds ginkgo's summary and the failures in an output.
+func read(path string) (summary string, failed []string, err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", nil, err
+	}
+	defer f.Close()
+	summary = "no summary: critest did not end by itself"
+	lines := bufio.NewScanner(f)
+	lines.Buffer(nil, 1<<20)
+	inSummary := false
+	for lines.Scan() {
+		line := strings.TrimSpace(ansi.ReplaceAllString(lines.Text(), ""))
+		switch {
+		case strings.HasPrefix(line, "Summarizing"):
+			inSummary = true
+		case inSummary && strings.HasPrefix(line, "[FAIL]"), strings.HasPrefix(line, "[PANICKED"), strings.HasPrefix(line, "[TIMEDOUT"):
+			failed = append(failed, line)
+		case strings.HasPrefix(line, "SUCCESS!") || strings.HasPrefix(line, "FAIL!"):
+			summary = line
+		}
+	}
+	return summary, failed, lines.Err()
+}

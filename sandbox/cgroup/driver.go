@@ -178,3 +178,34 @@ func v1Controllers(options string) []string {
 func unescape(s string) string {
 	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
 }
+
+// Controllers lists those that limits can be set for, in any hierarchy.
+func (d *Driver) Controllers() []string {
+	var names []string
+	for _, h := range d.hierarchies {
+		for _, c := range h.controllers {
+			if !strings.HasPrefix(c, "name=") {
+				names = append(names, c)
+			}
+		}
+	}
+	return names
+}
+
+// SwapLimit tells whether the kernel accounts swap, so that it can be limited. Version 2 has the file in every cgroup but the root, so an
+// existing child tells; without one it is taken to be there, and Create passes over it when it is not.
+func (d *Driver) SwapLimit() bool {
+	if !d.pure {
+		return d.swapFiles
+	}
+	children, err := d.unified.children(".")
+	if err != nil {
+		return true
+	}
+	for _, name := range children {
+		if d.unified.exists(name + "/memory.max") {
+			return d.unified.exists(name + "/memory.swap.max")
+		}
+	}
+	return true
+}

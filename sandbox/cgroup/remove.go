@@ -98,3 +98,18 @@ func (d *Driver) List(p string) ([]string, error) {
 	}
 	return names, nil
 }
+
+// RemoveChild removes what Child made, unless something runs in it: then gone is false, and Remove of the leaf takes it later.
+func (d *Driver) RemoveChild(p string) (gone bool, err error) {
+	if d.unified == nil {
+		return true, nil
+	}
+	err = d.unified.removeOne(relative(p))
+	if errors.Is(err, unix.EBUSY) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("remove cgroup %s: %w", p, err)
+	}
+	return true, nil
+}

@@ -61,7 +61,8 @@ type Container struct {
 	LogPath     string          `json:"logPath,omitempty"`
 	SnapshotKey string          `json:"snapshotKey"`
 	Cgroup      string          `json:"cgroup"`
-	User        json.RawMessage `json:"user,omitempty"`
+	User        json.RawMessage `json:"user,omitempty"`     // spec.User
+	MakeDirs    []string        `json:"makeDirs,omitempty"` // folders that the engine makes in the root
 }
 
 // validate refuses a record that is whole, but is not the one that its place says.

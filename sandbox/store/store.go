@@ -49,10 +49,14 @@ func (s *Store) PutPod(p *Pod) error {
 	return put(filepath.Join(s.pods, p.ID), "pod", p)
 }
 
-// AddContainer makes the folder of a new container and writes its record.
-func (s *Store) AddContainer(c *Container) error {
-	if err := mkdir(filepath.Join(s.RecordDir(c.SandboxID), c.ID)); err != nil {
+// AddContainer makes the folder of a new container and writes its OCI runtime spec and then its record.
+func (s *Store) AddContainer(c *Container, spec any) error {
+	folder := filepath.Join(s.RecordDir(c.SandboxID), c.ID)
+	if err := mkdir(folder); err != nil {
 		return fmt.Errorf("add record of container %s: %w", c.ID, err)
+	}
+	if err := put(folder, "spec", spec); err != nil {
+		return err
 	}
 	return s.PutContainer(c)
 }
@@ -62,12 +66,7 @@ func (s *Store) PutContainer(c *Container) error {
 	return put(filepath.Join(s.RecordDir(c.SandboxID), c.ID), "container", c)
 }
 
-// PutSpec writes the container's OCI runtime spec.
-func (s *Store) PutSpec(sandboxID, containerID string, spec any) error {
-	return put(filepath.Join(s.RecordDir(sandboxID), containerID), "spec", spec)
-}
-
-// Spec reads what PutSpec wrote into spec, a pointer.
+// Spec reads the container's OCI runtime spec into spec, a pointer.
 func (s *Store) Spec(sandboxID, containerID string, spec any) error {
 	return get(filepath.Join(s.RecordDir(sandboxID), containerID), "spec", spec)
 }

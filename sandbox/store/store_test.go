@@ -49,12 +49,12 @@ var addr = cmp.Comparer(func(a, b netip.Addr) bool { return a == b })
 func TestRecordsRoundTrip(t *testing.T) {
 	s := open(t)
 	a := id("a")
-	if err := errors.Join(s.AddPod(pod(a)), s.AddContainer(container(a, id("1"))), s.AddContainer(container(a, id("2")))); err != nil {
+	if err := errors.Join(s.AddPod(pod(a)), s.AddContainer(container(a, id("1")), nil), s.AddContainer(container(a, id("2")), nil)); err != nil {
 		t.Fatal(err)
 	}
 	changed := pod(a)
 	changed.State = NotReady
-	if err := errors.Join(s.PutPod(changed), s.PutSpec(a, id("1"), map[string]int{"n": 5})); err != nil {
+	if err := errors.Join(s.PutPod(changed), s.AddContainer(container(a, id("1")), map[string]int{"n": 5})); err != nil {
 		t.Fatal(err)
 	}
 	want := []PodFolder{{ID: a, Pod: changed, Containers: []ContainerFolder{
@@ -86,7 +86,7 @@ func TestOpenClosesWhatWasOpen(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := errors.Join(s.AddPod(pod(id("a"))), s.AddContainer(container(id("a"), id("1")))); err != nil {
+	if err := errors.Join(s.AddPod(pod(id("a"))), s.AddContainer(container(id("a"), id("1")), nil)); err != nil {
 		t.Fatal(err)
 	}
 	filepath.WalkDir(root+"/pods", func(path string, d fs.DirEntry, err error) error {
@@ -132,7 +132,7 @@ func TestDamageStaysWithItsObject(t *testing.T) {
 				s := open(t)
 				a, b := id("a"), id("b")
 				for _, sandboxID := range []string{a, b} {
-					if err := errors.Join(s.AddPod(pod(sandboxID)), s.AddContainer(container(sandboxID, id("1"))), s.AddContainer(container(sandboxID, id("2")))); err != nil {
+					if err := errors.Join(s.AddPod(pod(sandboxID)), s.AddContainer(container(sandboxID, id("1")), nil), s.AddContainer(container(sandboxID, id("2")), nil)); err != nil {
 						t.Fatal(err)
 					}
 				}

@@ -1,0 +1,78 @@
+package sandbox
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berthd/berth/cni"
+	"github.com/berthd/berth/oci/runtime"
+	"github.com/berthd/berth/oci/spec"
+	"github.com/berthd/berth/sandbox/cgroup"
+	"github.com/berthd/berth/sandbox/monitor"
+	"github.com/berthd/berth/sandbox/netns"
+)
+
+// RootFS makes writable layers on images. Keys are opaque to it; berth uses container IDs. All methods are idempotent.
+type RootFS interface {
+	// Prepare makes the writable layer key and returns how to mount the root filesystem.
+	Prepare(ctx context.Context, key, imageID string) ([]runtime.Mount, error)
+	Release(ctx context.Context, key string) error
+	// Keys are the writable layers that there are.
+	Keys(ctx context.Context) ([]string, error)
+}
+
+// Spawner starts monitors.
+type Spawner interface {
+	// Spawn returns as soon as the process and its namespaces are there.
+	Spawn(ctx context.Context, p monitor.Pod) (*monitor.Process, error)
+}
+
+// Monitor speaks to one monitor. Every call needs a deadline in its context.
+type Monitor interface {
+	// Hello waits until the sandbox is set up, and returns what set-up gave.
+	Hello(ctx context.Context) (monitor.Hello, error)
+	Start(ctx context.Context, r monitor.StartRequest) (pid int, err error)
+	Signal(ctx context.Context, containerID string, sig unix.Signal) error
+	ReopenLog(ctx context.Context, containerID string) error
+	ExecSync(ctx context.Context, r monitor.ExecRequest) (monitor.ExitStatus, error)
+	// Watch calls back for every exit, those that were before first, until ctx or the monitor ends.
+	Watch(ctx context.Context, exited func(monitor.Exit)) error
+	Forget(ctx context.Context, containerID string) error
+	Shutdown(ctx context.Context) error
+}
+
+// Config is what a Manager is made of. Fields without a default must be set.
+type Config struct {
+	Root, State string // absolute folders; made when missing
+	Instance    string // "" for the daemon with the default root
+	Network     cni.Network
+	RootFS      RootFS
+	Spawner     Spawner
+	Dial        func(socket string) Monitor // nil: monitor.Dial
+	Cgroups     *cgroup.Driver
+	// Host is what the containers' specs depend on. Open fills in the facts about cgroups.
+	Host spec.Host
+	// NetNSFolder is where network namespaces are pinned; "" means netns.Folder.
+	NetNSFolder string
+}
+
+func (c *Config) complete() error {
+	for _, folder := range []string{c.Root, c.State} {
+		if !filepath.IsAbs(folder) {
+			return fmt.Errorf("folder %q is not absolute: %w", folder, ErrInvalid)
+		}
+	}
+	if c.Dial == nil {
+		c.Dial = func(socket string) Monitor { return monitor.Dial(socket) }
+	}
+	if c.NetNSFolder == "" {
+		c.NetNSFolder = netns.Folder
+	}
+	c.Host.CgroupV2 = c.Cgroups.V2()
+	c.Host.Controllers = c.Cgroups.Controllers()
+	c.Host.SwapLimit = c.Cgroups.SwapLimit()
+	return nil
+}

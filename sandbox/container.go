@@ -1,0 +1,143 @@
+package sandbox
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berthd/berth/oci/runtime"
+	"github.com/berthd/berth/oci/spec"
+	"github.com/berthd/berth/sandbox/store"
+)
+
+// container is one container.
+type container struct {
+	id     string
+	name   string // of containerName
+	pod    *pod
+	config *runtimeapi.ContainerConfig
+	user   *runtimeapi.ContainerUser
+	turn   turn
+	create *operation // nil when it was loaded from its record
+
+	write sync.Mutex // held while the record is replaced
+
+	// Guarded by turn, or by exec:
+	spec      *specs.Spec     // read from disk when nil
+	rootfs    []runtime.Mount // prepared again when nil
+	exec      sync.Mutex      // guards the next, and spec against two execs
+	leftovers []string        // cgroups of execs that still had processes when the exec ended
+
+	// Guarded by Manager.mu:
+	rec      store.Container
+	starting int64         // when the start began, nanoseconds since 1970
+	exited   chan struct{} // closed when rec.State becomes Exited
+}
+
+func newContainer(p *pod, id, name string, config *runtimeapi.ContainerConfig) *container {
+	return &container{id: id, name: name, pod: p, config: config, turn: newTurn(), exited: make(chan struct{})}
+}
+
+// updateContainer changes the record on disk and in memory. Memory is changed even when the disk refuses; the error says so.
+// The change sees the record as it is, and may leave it alone.
+func (m *Manager) updateContainer(c *container, change func(*store.Container)) error {
+	c.write.Lock()
+	defer c.write.Unlock()
+	m.mu.RLock()
+	rec := c.rec
+	m.mu.RUnlock()
+	before := rec.State
+	change(&rec)
+	err := m.effect("write container record")
+	if err == nil {
+		err = m.store.PutContainer(&rec)
+	}
+	m.mu.Lock()
+	c.rec = rec
+	m.mu.Unlock()
+	if rec.State == store.Exited && before != store.Exited {
+		close(c.exited)
+	}
+	return err
+}
+
+func (m *Manager) containerRecord(c *container) store.Container {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return c.rec
+}
+
+func (m *Manager) forgetContainer(c *container) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.containers, c.id)
+	if m.childNames[c.name] == c {
+		delete(m.childNames, c.name)
+	}
+}
+
+func (m *Manager) containerGone(c *container) bool {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return m.containers[c.id] != c
+}
+
+// readyContainer finds a container whose sandbox is recovered, and takes its turn. The caller gives it back.
+func (m *Manager) readyContainer(ctx context.Context, containerID string) (*container, error) {
+	c, err := m.recoveredContainer(ctx, containerID)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.turn.take(ctx); err != nil {
+		return nil, fmt.Errorf("container %s: wait for another call: %w", c.id, err)
+	}
+	if m.containerGone(c) {
+		c.turn.give()
+		return nil, fmt.Errorf("container %s: %w", c.id, ErrNotFound)
+	}
+	return c, nil
+}
+
+func (m *Manager) recoveredContainer(ctx context.Context, containerID string) (*container, error) {
+	c, err := m.findContainer(containerID)
+	if err != nil {
+		return nil, err
+	}
+	select {
+	case <-c.pod.recovered:
+		return c, nil
+	case <-ctx.Done():
+		return nil, fmt.Errorf("container %s: wait for its recovery: %w", c.id, ctx.Err())
+	}
+}
+
+// rememberUser keeps who the container runs as, for its status.
+func (c *container) rememberUser(u spec.User, rec *store.Container) error {
+	linux := &runtimeapi.LinuxContainerUser{Uid: int64(u.UID), Gid: int64(u.GID)}
+	for _, g := range u.Groups {
+		linux.SupplementalGroups = append(linux.SupplementalGroups, int64(g))
+	}
+	c.user = &runtimeapi.ContainerUser{Linux: linux}
+	text, err := json.Marshal(u)
+	if err != nil {
+		return fmt.Errorf("encode user: %w", err)
+	}
+	rec.User = text
+	return nil
+}
+
+// recallUser undoes rememberUser. A record without a user has none.
+func (c *container) recallUser(rec *store.Container) {
+	var u spec.User
+	if len(rec.User) > 0 && json.Unmarshal(rec.User, &u) == nil {
+		again := *rec
+		c.rememberUser(u, &again) //nolint:errcheck // it came from JSON
+	}
+}
+
+func now() int64 { return time.Now().UnixNano() }

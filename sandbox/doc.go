@@ -1,0 +1,43 @@
+// Package sandbox runs sandboxes and their containers: it owns their state machines, names, records and recovery.
+//
+// # Terms
+//
+// A sandbox is a pod's: its namespaces, which a monitor process holds, its network attachment, its /dev/shm, and the files that
+// its containers share. A container is created (record and writable layer), started (cgroups, process) and exits once.
+// An operation is the making of one object; callers with the same metadata and configuration share it.
+//
+// # States
+//
+//	sandbox    Creating -> Ready -> NotReady
+//	container  Creating -> Created -> Running -> Exited
+//
+// A sandbox leaves Ready when it is stopped or its monitor ends. NotReady and Exited are final.
+//
+// # Files
+//
+//	ROOT/pods/...                        records, see package store
+//	STATE/pods/SANDBOX/monitor.sock      the monitor's socket
+//	STATE/pods/SANDBOX/shm               a tmpfs, the pod's /dev/shm
+//	STATE/pods/SANDBOX/{hosts,hostname,resolv.conf}
+//	/run/netns/...                       pins, see package netns
+//	the cgroup hierarchies               see package cgroup
+//
+// # The rule
+//
+// The record that names a thing is on disk before the thing exists. Undo of a creation that failed or whose caller went away, stop, and
+// recovery after the daemon was killed are the same functions, and every one is idempotent. What no record names is removed at the next
+// start.
+//
+// # Concurrency
+//
+// A Manager may be used from any number of goroutines. The lists and the status of objects are answered from memory: no lock is held over the
+// disk, the network or a monitor. Locks are taken in this order: a sandbox's turn, a container's turn, a record's writer, Manager.mu.
+// A sandbox's turn belongs to whoever makes, stops, removes or recovers it; a container's to whoever makes, starts or removes it. A turn is
+// waited for with the caller's context.
+//
+// Recovery gives each sandbox five seconds, in the background; calls that change an object wait until it is recovered, reads do not.
+//
+// # Errors
+//
+// The sentinels in errors.go, *spec.InvalidError for a value of a request, and what the host says for everything else.
+package sandbox

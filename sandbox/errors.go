@@ -1,0 +1,40 @@
+package sandbox
+
+import (
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berthd/berth/cni"
+	"github.com/berthd/berth/sandbox/cgroup"
+)
+
+// Errors that a caller may decide on.
+var (
+	ErrNotFound       = errors.New("not found")
+	ErrNameInUse      = errors.New("name is in use") // the text names the ID that has it
+	ErrInvalid        = errors.New("invalid request")
+	ErrState          = errors.New("not in the state for this") // the text names the state
+	ErrUnknownHandler = errors.New("unknown runtime handler")
+	ErrExhausted      = errors.New("resource is exhausted")
+	ErrTimeout        = errors.New("timed out")
+)
+
+// classify adds the sentinel that the errors of the packages below stand for.
+func classify(err error) error {
+	for _, c := range []struct{ below, ours error }{
+		{cgroup.ErrInvalid, ErrInvalid},
+		{cgroup.ErrNotSupported, ErrInvalid},
+		{cni.ErrInvalid, ErrInvalid},
+		{cni.ErrNotReady, ErrState},
+		{cni.ErrPortInUse, ErrState},
+		{cni.ErrExhausted, ErrExhausted},
+		{unix.ENOSPC, ErrExhausted},
+	} {
+		if errors.Is(err, c.below) && !errors.Is(err, c.ours) {
+			return fmt.Errorf("%w: %w", c.ours, err)
+		}
+	}
+	return err
+}

@@ -1,0 +1,604 @@
+package sandbox
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berthd/berth/cni"
+	"github.com/berthd/berth/oci/runtime"
+	"github.com/berthd/berth/oci/runtime/engine"
+	"github.com/berthd/berth/oci/spec"
+	"github.com/berthd/berth/sandbox/cgroup"
+	"github.com/berthd/berth/sandbox/monitor"
+)
+
+// world is a host as a Manager sees it: real cgroups, mounts, namespaces and processes, with a network, an image store and monitors that
+// live as long as the test, whatever becomes of a Manager.
+type world struct {
+	t        testing.TB
+	cfg      Config
+	cgroups  *cgroup.Driver
+	monitors *cgroup.Group
+	network  *fakeNetwork
+	rootfs   *fakeRootFS
+	logs     string
+	end      chan struct{} // closed at the end: what a dead Manager waits for
+
+	mu       sync.Mutex
+	running  map[string]*fakeMonitor // by socket
+	spawnErr error
+	helloErr error
+	managers []*Manager
+}
+
+func newWorld(t testing.TB) *world {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root for namespaces, mounts and cgroups")
+	}
+	dir := t.TempDir()
+	instance := fmt.Sprintf("t%d-%d", os.Getpid(), time.Now().UnixNano())
+	driver, err := cgroup.Open(instance)
+	if err != nil {
+		t.Fatal(err)
+	}
+	group, err := driver.Monitors()
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &world{t: t, cgroups: driver, monitors: group, network: &fakeNetwork{attached: map[string]bool{}, fail: map[string]error{}},
+		rootfs: &fakeRootFS{keys: map[string]bool{}}, running: map[string]*fakeMonitor{}, end: make(chan struct{}), logs: filepath.Join(dir, "logs")}
+	w.cfg = Config{Root: filepath.Join(dir, "root"), State: filepath.Join(dir, "state"), Instance: instance, Network: w.network, RootFS: w.rootfs,
+		Spawner: w, Dial: w.dial, Cgroups: driver, NetNSFolder: filepath.Join(dir, "netns"), Host: spec.Host{Hostname: "host"}}
+	if err := os.MkdirAll(w.logs, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(w.close)
+	return w
+}
+
+func (w *world) close() {
+	close(w.end)
+	for _, m := range w.managers {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		if err := m.Close(ctx); err != nil {
+			w.t.Error(err)
+		}
+		cancel()
+	}
+	w.mu.Lock()
+	left := slices.Collect(maps.Values(w.running))
+	w.mu.Unlock()
+	for _, f := range left {
+		f.kill()
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	w.monitors.Close()
+	names, _ := w.cgroups.List(w.cgroups.Tree())
+	for _, name := range names {
+		p := w.cgroups.Tree() + "/" + name
+		if err := errors.Join(w.cgroups.Kill(p), w.cgroups.Remove(ctx, p)); err != nil {
+			w.t.Error(err)
+		}
+	}
+	for _, mount := range w.mounts() {
+		unix.Unmount(mount, unix.MNT_DETACH)
+	}
+	if err := w.cgroups.Close(); err != nil {
+		w.t.Error(err)
+	}
+}
+
+// mounts lists the mounts below the world's folders.
+func (w *world) mounts() []string {
+	text, _ := os.ReadFile("/proc/self/mounts")
+	var all []string
+	for line := range strings.Lines(string(text)) {
+		if f := strings.Fields(line); strings.HasPrefix(f[1], filepath.Dir(w.cfg.Root)+"/") {
+			all = append(all, f[1])
+		}
+	}
+	return all
+}
+
+// open starts a Manager, as a daemon that starts. fault may be nil.
+func (w *world) open(fault func(string) error) *Manager {
+	w.t.Helper()
+	m, err := open(context.Background(), w.cfg, hooks{fault: fault, readExit: readFakeExit})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.managers = append(w.managers, m)
+	return m
+}
+
+// recovered waits until a Manager has dealt with all that was loaded.
+func (w *world) recovered(m *Manager) {
+	w.t.Helper()
+	for _, p := range m.loaded() {
+		select {
+		case <-p.recovered:
+		case <-time.After(10 * time.Second):
+			w.t.Fatalf("sandbox %s was not recovered", p.id)
+		}
+	}
+}
+
+// empty waits until nothing of the world's is on the host but the monitors' cgroup, and reports what is.
+func (w *world) empty() {
+	w.t.Helper()
+	var left []string
+	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		left = w.left()
+		if len(left) == 0 || time.Now().After(deadline) {
+			break
+		}
+	}
+	for _, item := range left {
+		w.t.Errorf("left: %s", item)
+	}
+}
+
+func (w *world) left() []string {
+	var left []string
+	add := func(kind string, names ...string) {
+		for _, name := range names {
+			left = append(left, kind+" "+name)
+		}
+	}
+	for kind, folder := range map[string]string{"record": w.cfg.Root + "/pods", "state": w.cfg.State + "/pods", "pin": w.cfg.NetNSFolder} {
+		entries, _ := os.ReadDir(folder)
+		for _, e := range entries {
+			add(kind, e.Name())
+		}
+	}
+	add("mount", w.mounts()...)
+	names, _ := w.cgroups.List(w.cgroups.Tree())
+	add("cgroup", slices.DeleteFunc(names, func(n string) bool { return n == "monitors" })...)
+	pids, _ := w.cgroups.PIDs(w.cgroups.MonitorPath())
+	for _, pid := range pids {
+		add("monitor", fmt.Sprint(pid))
+	}
+	add("attachment", w.network.all()...)
+	keys, _ := w.rootfs.Keys(context.Background())
+	add("layer", keys...)
+	return left
+}
+
+// fakeNetwork remembers what is attached.
+type fakeNetwork struct {
+	mu       sync.Mutex
+	attached map[string]bool
+	fail     map[string]error // by method
+	block    chan struct{}    // Add waits for it, when set
+	adds     int
+}
+
+func (n *fakeNetwork) Plan(_ context.Context, r cni.Request) (cni.Attachment, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return cni.Attachment{Engine: "bridge", SandboxID: r.SandboxID, NetNS: r.NetNS, IfName: "eth0"}, n.fail["Plan"]
+}
+
+func (n *fakeNetwork) Add(ctx context.Context, r cni.Request, a *cni.Attachment) error {
+	n.mu.Lock()
+	block := n.block
+	n.adds++
+	n.attached[r.SandboxID] = true
+	err := n.fail["Add"]
+	n.mu.Unlock()
+	if block != nil {
+		select {
+		case <-block:
+		case <-ctx.Done():
+			return ctx.Err() // half-way: Del is needed
+		}
+	}
+	if err != nil {
+		return err
+	}
+	if _, err := os.Stat(r.NetNS); err != nil {
+		return fmt.Errorf("the network namespace was not pinned first: %w", err)
+	}
+	a.IPs = []netip.Prefix{netip.MustParsePrefix("10.1.2.3/16"), netip.MustParsePrefix("fd00::3/64")}
+	return nil
+}
+
+func (n *fakeNetwork) Del(_ context.Context, a cni.Attachment) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if err := n.fail["Del"]; err != nil {
+		return err
+	}
+	delete(n.attached, a.SandboxID)
+	return nil
+}
+
+func (n *fakeNetwork) Check(context.Context, cni.Attachment) error { return nil }
+func (n *fakeNetwork) Status(context.Context) error                { return nil }
+
+func (n *fakeNetwork) GC(_ context.Context, valid []cni.Attachment) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	keep := map[string]bool{}
+	for _, a := range valid {
+		keep[a.SandboxID] = true
+	}
+	maps.DeleteFunc(n.attached, func(id string, _ bool) bool { return !keep[id] })
+	return nil
+}
+
+func (n *fakeNetwork) all() []string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return slices.Collect(maps.Keys(n.attached))
+}
+
+func (n *fakeNetwork) set(method string, err error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.fail[method] = err
+}
+
+// fakeRootFS remembers keys.
+type fakeRootFS struct {
+	mu   sync.Mutex
+	keys map[string]bool
+	err  error
+}
+
+func (r *fakeRootFS) Prepare(_ context.Context, key, _ string) ([]runtime.Mount, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.keys[key] = true
+	return []runtime.Mount{{Type: "bind", Source: "/", Options: []string{"ro"}}}, r.err
+}
+
+func (r *fakeRootFS) Release(_ context.Context, key string) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.keys, key)
+	return nil
+}
+
+func (r *fakeRootFS) Keys(context.Context) ([]string, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Collect(maps.Keys(r.keys)), nil
+}
+
+// fakeMonitor is a sleeping process in namespaces of its own, and the containers that it was told to start: shells in their cgroups.
+type fakeMonitor struct {
+	w    *world
+	pod  monitor.Pod
+	pid  int
+	dead chan struct{}
+
+	mu         sync.Mutex
+	hung       bool
+	containers map[string]*fakeContainer
+	watchers   map[chan monitor.Exit]bool
+	helloErr   error
+	startErr   error
+	reopened   int
+}
+
+type fakeContainer struct {
+	cmd  *exec.Cmd
+	pid  int
+	done chan struct{}
+	exit monitor.Exit
+}
+
+// shell waits until it is in all of its cgroups, and then does what the container's arguments say.
+func joinScript(dirs []*os.File, script string) string {
+	var join strings.Builder
+	for _, f := range dirs {
+		fmt.Fprintf(&join, "if [ -e %[1]s/tasks ]; then echo 0 >%[1]s/tasks; else echo 0 >%[1]s/cgroup.procs; fi || exit 125\n", f.Name())
+	}
+	return join.String() + script
+}
+
+func (w *world) Spawn(_ context.Context, p monitor.Pod) (*monitor.Process, error) {
+	w.mu.Lock()
+	err := w.spawnErr
+	w.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	pidfd := -1
+	attr := &os.ProcAttr{Files: []*os.File{nil, nil, os.Stderr}, Sys: &syscall.SysProcAttr{PidFD: &pidfd}}
+	if p.NewNet {
+		attr.Sys.Cloneflags |= unix.CLONE_NEWNET
+	}
+	if !w.cgroups.V2() {
+		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, int(w.monitors.Dirs[0].Fd())
+	}
+	process, err := os.StartProcess("/bin/sleep", []string{"sleep", "1000"}, attr)
+	if err != nil {
+		return nil, err
+	}
+	pid := process.Pid
+	started, _, err := processStat(pid)
+	if err != nil {
+		return nil, err
+	}
+	own, err := unix.FcntlInt(uintptr(pidfd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	process.Release()
+	f := &fakeMonitor{w: w, pod: p, pid: pid, dead: make(chan struct{}), containers: map[string]*fakeContainer{}, watchers: map[chan monitor.Exit]bool{}}
+	w.mu.Lock()
+	f.helloErr = w.helloErr
+	w.running[p.Socket] = f
+	w.mu.Unlock()
+	if err := os.WriteFile(p.Socket, nil, 0o600); err != nil {
+		return nil, err
+	}
+	go func() {
+		for {
+			n, _ := unix.Poll([]unix.PollFd{{Fd: int32(own), Events: unix.POLLIN}}, -1)
+			if n == 1 {
+				break
+			}
+		}
+		unix.Waitid(unix.P_PIDFD, own, nil, unix.WEXITED|unix.WNOHANG, nil)
+		unix.Close(own)
+		close(f.dead)
+	}()
+	return &monitor.Process{PID: pid, PIDFD: os.NewFile(uintptr(pidfd), "pidfd"), StartTime: started}, nil
+}
+
+func (w *world) dial(socket string) Monitor { return &fakeClient{w: w, socket: socket} }
+
+// monitorOf is the monitor of a sandbox.
+func (w *world) monitorOf(sandboxID string) *fakeMonitor {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.running[filepath.Join(w.cfg.State, "pods", sandboxID, "monitor.sock")]
+}
+
+// kill ends the monitor by force; its containers live on.
+func (f *fakeMonitor) kill() {
+	unix.Kill(f.pid, unix.SIGKILL)
+	<-f.dead
+}
+
+// fakeClient is a connection to a fakeMonitor.
+type fakeClient struct {
+	w      *world
+	socket string
+}
+
+// reach finds the monitor, and answers never when it hangs.
+func (c *fakeClient) reach(ctx context.Context) (*fakeMonitor, error) {
+	c.w.mu.Lock()
+	f := c.w.running[c.socket]
+	c.w.mu.Unlock()
+	if f == nil {
+		return nil, unix.ENOENT
+	}
+	select {
+	case <-f.dead:
+		return nil, unix.ECONNREFUSED
+	default:
+	}
+	f.mu.Lock()
+	hung := f.hung
+	f.mu.Unlock()
+	if hung {
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-f.dead:
+			return nil, unix.ECONNRESET
+		}
+	}
+	return f, nil
+}
+
+func (c *fakeClient) Hello(ctx context.Context) (monitor.Hello, error) {
+	f, err := c.reach(ctx)
+	if err != nil {
+		return monitor.Hello{}, err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	h := monitor.Hello{PID: f.pid}
+	for id, k := range f.containers {
+		state := monitor.ContainerState{ID: id, PID: k.pid, Running: true}
+		select {
+		case <-k.done:
+			state.Running, state.ExitCode, state.FinishedAt = false, k.exit.ExitCode, k.exit.FinishedAt
+		default:
+		}
+		h.Containers = append(h.Containers, state)
+	}
+	return h, f.helloErr
+}
+
+func (c *fakeClient) Start(ctx context.Context, r monitor.StartRequest) (int, error) {
+	f, err := c.reach(ctx)
+	if err != nil {
+		return 0, err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.startErr != nil {
+		return 0, f.startErr
+	}
+	cmd := exec.Command("sh", "-c", joinScript(r.Cgroups, "echo; exec 1>&-; "+strings.Join(r.Plan.Process.Args, " ")))
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return 0, err
+	}
+	if err := cmd.Start(); err != nil {
+		return 0, err
+	}
+	if n, _ := out.Read(make([]byte, 1)); n != 1 {
+		return 0, fmt.Errorf("could not join the cgroups: %w", cmd.Wait())
+	}
+	k := &fakeContainer{cmd: cmd, pid: cmd.Process.Pid, done: make(chan struct{})}
+	f.containers[r.ContainerID] = k
+	go func() {
+		cmd.Wait()
+		status := cmd.ProcessState.Sys().(syscall.WaitStatus)
+		code := status.ExitStatus()
+		if status.Signaled() {
+			code = 128 + int(status.Signal())
+		}
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		k.exit = monitor.Exit{ContainerID: r.ContainerID, PID: k.pid, ExitCode: int32(code), FinishedAt: now()}
+		close(k.done)
+		select {
+		case <-f.dead:
+			return // a dead monitor tells nothing
+		default:
+		}
+		text, _ := json.Marshal(k.exit)
+		os.WriteFile(filepath.Join(f.pod.RecordDir, r.ContainerID, "exit"), text, 0o600)
+		for watcher := range f.watchers {
+			watcher <- k.exit
+		}
+	}()
+	return k.pid, nil
+}
+
+func readFakeExit(path string) (monitor.Exit, error) {
+	var e monitor.Exit
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return e, err
+	}
+	return e, json.Unmarshal(text, &e)
+}
+
+func (c *fakeClient) Signal(ctx context.Context, id string, sig unix.Signal) error {
+	f, err := c.reach(ctx)
+	if err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if k := f.containers[id]; k != nil {
+		return unix.Kill(k.pid, sig)
+	}
+	return unix.ESRCH
+}
+
+func (c *fakeClient) ReopenLog(ctx context.Context, id string) error {
+	f, err := c.reach(ctx)
+	if err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.reopened++
+	return nil
+}
+
+func (c *fakeClient) ExecSync(ctx context.Context, r monitor.ExecRequest) (monitor.ExitStatus, error) {
+	if _, err := c.reach(ctx); err != nil {
+		return monitor.ExitStatus{}, err
+	}
+	if r.Process.Args[0] == "missing" {
+		return monitor.ExitStatus{}, &engine.Error{Step: engine.StepExec, Path: "missing", Errno: unix.ENOENT}
+	}
+	cmd := exec.Command("sh", "-c", joinScript(r.Cgroups, strings.Join(r.Process.Args, " ")))
+	cmd.Stdout, cmd.Stderr = r.Stdout, r.Stderr
+	if err := cmd.Start(); err != nil {
+		return monitor.ExitStatus{}, err
+	}
+	done := make(chan struct{})
+	go func() { cmd.Wait(); close(done) }()
+	select {
+	case <-done:
+		return monitor.ExitStatus{ExitCode: int32(cmd.ProcessState.ExitCode())}, nil
+	case <-ctx.Done():
+		return monitor.ExitStatus{}, ctx.Err()
+	}
+}
+
+func (c *fakeClient) Watch(ctx context.Context, exited func(monitor.Exit)) error {
+	f, err := c.reach(ctx)
+	if err != nil {
+		return err
+	}
+	watcher := make(chan monitor.Exit, 1000)
+	f.mu.Lock()
+	for _, k := range f.containers {
+		select {
+		case <-k.done:
+			watcher <- k.exit
+		default:
+		}
+	}
+	f.watchers[watcher] = true
+	f.mu.Unlock()
+	defer func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		delete(f.watchers, watcher)
+	}()
+	for {
+		select {
+		case e := <-watcher:
+			exited(e)
+		case <-f.dead:
+			return unix.ECONNRESET
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+func (c *fakeClient) Forget(ctx context.Context, id string) error {
+	f, err := c.reach(ctx)
+	if err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.containers, id)
+	return nil
+}
+
+func (c *fakeClient) Shutdown(ctx context.Context) error {
+	f, err := c.reach(ctx)
+	if err != nil {
+		return err
+	}
+	f.kill()
+	return nil
+}
+
+func podConfig(name string) *runtimeapi.PodSandboxConfig {
+	return &runtimeapi.PodSandboxConfig{Metadata: &runtimeapi.PodSandboxMetadata{Name: name, Namespace: "ns", Uid: "uid-" + name}, Hostname: name}
+}
+
+func containerConfig(name string, command ...string) *runtimeapi.ContainerConfig {
+	return &runtimeapi.ContainerConfig{Metadata: &runtimeapi.ContainerMetadata{Name: name}, Image: &runtimeapi.ImageSpec{Image: "image"}, Command: command}
+}
+
+func createRequest(sandboxID, name string, command ...string) CreateRequest {
+	return CreateRequest{SandboxID: sandboxID, Config: containerConfig(name, command...), ImageID: "sha256:1", ImageRef: "sha256:1"}
+}

@@ -1,0 +1,258 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berthd/berth/oci/runtime"
+	"github.com/berthd/berth/oci/runtime/engine"
+	"github.com/berthd/berth/sandbox/cgroup"
+	"github.com/berthd/berth/sandbox/monitor"
+	"github.com/berthd/berth/sandbox/store"
+)
+
+// StartContainer starts a created container. A start that has begun is carried through even if ctx ends; then the container runs, or has
+// exited, and its status says so. One that the engine could not start is Exited, reason StartError.
+// Errors: ErrNotFound, ErrState (it is not Created, or its sandbox not Ready), ErrInvalid (the request cannot be executed).
+func (m *Manager) StartContainer(ctx context.Context, containerID string) error {
+	c, err := m.readyContainer(ctx, containerID)
+	if err != nil {
+		return err
+	}
+	result := make(chan error, 1)
+	m.background.Go(func() {
+		defer c.turn.give()
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), startTimeout)
+		defer cancel()
+		result <- protect(func() error { return m.startContainer(ctx, c) })
+	})
+	select {
+	case err = <-result:
+	case <-ctx.Done():
+		err = ctx.Err()
+	}
+	if err != nil {
+		return fmt.Errorf("start container %s: %w", c.id, err)
+	}
+	return nil
+}
+
+// startContainer starts a container. Preconditions: its turn is held.
+func (m *Manager) startContainer(ctx context.Context, c *container) error {
+	start := time.Now()
+	if err := m.mustBeReady(c.pod); err != nil {
+		return err
+	}
+	if rec := m.containerRecord(c); rec.State != store.Created {
+		return fmt.Errorf("it is %s, not Created: %w", rec.State, ErrState)
+	}
+	target, err := m.holdTarget(c)
+	if err != nil {
+		return err
+	}
+	defer target.release()
+	pid, err := m.launch(ctx, c)
+	if err == nil {
+		err = target.stillThere()
+	}
+	if err != nil {
+		return m.undoStart(ctx, c, err)
+	}
+	started := now()
+	err = m.updateContainer(c, func(rec *store.Container) {
+		rec.PID = pid
+		if rec.State == store.Created { // else its exit was faster
+			rec.State, rec.StartedAt = store.Running, started
+		}
+	})
+	if err != nil {
+		// It runs, and its monitor knows it: recovery would find it so. Better than to kill it for a full disk.
+		m.logger(ctx).Error(err, "Could not record that a container runs", "containerID", c.id)
+	}
+	m.logger(ctx).V(2).Info("Started container", "podSandboxID", c.pod.id, "containerID", c.id, "pid", pid, "duration", time.Since(start))
+	return nil
+}
+
+// launch makes the cgroups and has the monitor start the process.
+func (m *Manager) launch(ctx context.Context, c *container) (pid int, err error) {
+	client, err := m.monitorOf(c.pod)
+	if err != nil {
+		return 0, err
+	}
+	rec := m.containerRecord(c)
+	if err := m.loadSpec(c); err != nil {
+		return 0, err
+	}
+	var group *cgroup.Group
+	var plan *engine.Plan
+	tasks := newTasks(ctx)
+	tasks.run(func(context.Context) (err error) {
+		group, err = m.makeCgroup(c, c.spec.Linux.Resources)
+		return err
+	})
+	tasks.run(func(ctx context.Context) (err error) {
+		plan, err = m.compile(ctx, c, &rec)
+		return err
+	})
+	err = tasks.wait()
+	if group != nil {
+		defer group.Close()
+	}
+	if err != nil {
+		return 0, err
+	}
+	m.mu.Lock()
+	c.starting = now()
+	m.mu.Unlock()
+	if err := m.effect("start container"); err != nil {
+		return 0, err
+	}
+	return client.Start(ctx, monitor.StartRequest{ContainerID: c.id, Plan: plan, Cgroups: group.Dirs, LogPath: rec.LogPath})
+}
+
+// compile makes the engine's plan out of the spec.
+func (m *Manager) compile(ctx context.Context, c *container, rec *store.Container) (*engine.Plan, error) {
+	if c.rootfs == nil {
+		mounts, err := m.cfg.RootFS.Prepare(ctx, rec.SnapshotKey, rec.ImageID)
+		if err != nil {
+			return nil, fmt.Errorf("prepare root filesystem: %w", err)
+		}
+		c.rootfs = mounts
+	}
+	plan, err := runtime.Compile(c.spec, c.rootfs)
+	if err != nil {
+		return nil, fmt.Errorf("compile spec: %w", err)
+	}
+	plan.Directories = append(plan.Directories, rec.MakeDirs...)
+	return plan, nil
+}
+
+// loadSpec reads the spec when the container was made by an earlier daemon.
+func (m *Manager) loadSpec(c *container) error {
+	if c.spec != nil {
+		return nil
+	}
+	var s specs.Spec
+	if err := m.store.Spec(c.pod.id, c.id, &s); err != nil {
+		return err
+	}
+	c.spec = &s
+	return nil
+}
+
+// makeCgroup makes the container's cgroup, and records first which ancestors that takes.
+func (m *Manager) makeCgroup(c *container, resources *specs.LinuxResources) (*cgroup.Group, error) {
+	p := c.pod
+	rec := m.record(p)
+	missing := slices.DeleteFunc(m.ancestors(rec.Cgroup), func(a string) bool { return slices.Contains(rec.Ancestors, a) })
+	if len(missing) > 0 {
+		if err := m.updatePod(p, func(rec *store.Pod) {
+			rec.Ancestors = append(slices.Clone(rec.Ancestors), missing...)
+			slices.SortFunc(rec.Ancestors, func(a, b string) int { return len(a) - len(b) })
+		}); err != nil {
+			return nil, err
+		}
+	}
+	if err := m.effect("create cgroup"); err != nil {
+		return nil, err
+	}
+	return m.cfg.Cgroups.Create(m.containerRecord(c).Cgroup, resources)
+}
+
+// undoStart leaves no process behind. Removing the cgroup also keeps a monitor that is late from starting one: it could not join.
+func (m *Manager) undoStart(ctx context.Context, c *container, cause error) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+	defer cancel()
+	err := errors.Join(cause, m.killContainer(ctx, c), m.removeCgroup(ctx, c))
+	failed := exit{code: exitStartError, reason: ReasonStartError, message: cause.Error()}
+	err = errors.Join(err, m.updateContainer(c, func(rec *store.Container) {
+		if rec.State == store.Created {
+			m.settle(c, rec, failed)
+		}
+	}))
+	return startFault(err)
+}
+
+// startFault adds ErrInvalid to the errors of compiling and executing that are about what was asked for, not about the host.
+func startFault(err error) error {
+	var fault *engine.Error
+	var unsupported *runtime.UnsupportedError
+	if errors.As(err, &fault) && fault.Step == engine.StepExec || errors.As(err, &unsupported) {
+		return fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	return classify(err)
+}
+
+func (m *Manager) removeCgroup(ctx context.Context, c *container) error {
+	if err := m.effect("remove cgroup"); err != nil {
+		return err
+	}
+	return m.cfg.Cgroups.Remove(ctx, m.containerRecord(c).Cgroup)
+}
+
+// target is a process whose pid namespace a container joins by its path, held so that the path cannot come to mean another process's.
+type target struct{ pidfd int }
+
+// holdTarget finds the container's target anew, since it may have been created when another process was there, and puts its path into the
+// spec. Without a target it holds nothing.
+func (m *Manager) holdTarget(c *container) (target, error) {
+	none := target{pidfd: -1}
+	options := c.config.GetLinux().GetSecurityContext().GetNamespaceOptions()
+	if options.GetPid() != runtimeapi.NamespaceMode_TARGET {
+		return none, nil
+	}
+	path, err := m.targetNamespace(c)
+	if err != nil {
+		return none, err
+	}
+	other, err := m.findContainer(options.GetTargetId())
+	if err != nil {
+		return none, err
+	}
+	rec := m.containerRecord(other)
+	pidfd, err := unix.PidfdOpen(rec.PID, 0)
+	if err != nil {
+		return none, fmt.Errorf("target container %s: %w: %w", other.id, ErrState, err)
+	}
+	held := target{pidfd: pidfd}
+	pids, err := m.cfg.Cgroups.PIDs(rec.Cgroup)
+	if err != nil || !slices.Contains(pids, rec.PID) {
+		held.release()
+		return none, fmt.Errorf("target container %s has exited: %w", other.id, errors.Join(ErrState, err))
+	}
+	if err := m.loadSpec(c); err != nil {
+		held.release()
+		return none, err
+	}
+	for i := range c.spec.Linux.Namespaces {
+		if n := &c.spec.Linux.Namespaces[i]; n.Type == specs.PIDNamespace {
+			n.Path = path
+		}
+	}
+	return held, nil
+}
+
+// stillThere is an error when the target ended while its path was used: then the path may have meant another process.
+func (t target) stillThere() error {
+	if t.pidfd < 0 {
+		return nil
+	}
+	poll := []unix.PollFd{{Fd: int32(t.pidfd), Events: unix.POLLIN}}
+	if n, err := unix.Poll(poll, 0); n != 0 || err != nil {
+		return fmt.Errorf("the target container exited: %w", errors.Join(ErrState, err))
+	}
+	return nil
+}
+
+func (t target) release() {
+	if t.pidfd >= 0 {
+		unix.Close(t.pidfd)
+	}
+}

@@ -1,0 +1,189 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berthd/berth/cni"
+	"github.com/berthd/berth/sandbox/store"
+)
+
+// sweep removes what carries the daemon's mark and no record names. IDs are never used twice and enter memory before anything of theirs exists, so what is
+// not in memory now belongs to nobody.
+func (m *Manager) sweep(monitors []store.Process) {
+	ctx, cancel := context.WithTimeout(m.ctx, sweepTimeout)
+	defer cancel()
+	for _, part := range []struct {
+		name  string
+		sweep func(context.Context) error
+	}{
+		{"monitors", func(context.Context) error { return m.sweepMonitors(monitors) }},
+		{"cgroups", m.sweepCgroups},
+		{"network attachments", m.sweepNetwork},
+		{"pins", m.sweepPins},
+		{"state folders", m.sweepStateDirs},
+		{"writable layers", m.sweepLayers},
+	} {
+		if m.effect("sweep "+part.name) != nil || ctx.Err() != nil {
+			return
+		}
+		if err := protect(func() error { return part.sweep(ctx) }); err != nil {
+			m.logger(m.ctx).Error(err, "Could not remove what no record names", "kind", part.name)
+		}
+	}
+}
+
+func (m *Manager) knowsPod(id string) bool {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return m.pods[id] != nil
+}
+
+func (m *Manager) knowsContainer(id string) bool {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return m.containers[id] != nil
+}
+
+// swept says in the log what was removed.
+func (m *Manager) swept(kind, name string) {
+	m.logger(m.ctx).Info("Removed what no record names", "kind", kind, "name", name)
+}
+
+// runningMonitors lists what runs in the monitors' cgroup, with start times.
+func (m *Manager) runningMonitors() ([]store.Process, error) {
+	pids, err := m.cfg.Cgroups.PIDs(m.cfg.Cgroups.MonitorPath())
+	if err != nil {
+		return nil, err
+	}
+	var all []store.Process
+	for _, pid := range pids {
+		if started, _, err := processStat(pid); err == nil {
+			all = append(all, store.Process{PID: pid, StartTime: started})
+		}
+	}
+	return all, nil
+}
+
+// sweepMonitors kills monitors that were there before this daemon and that no sandbox has; a first process of a shared pid namespace is its
+// monitor's child, and goes with it.
+func (m *Manager) sweepMonitors(before []store.Process) error {
+	owned := map[int]bool{}
+	m.mu.RLock()
+	for _, p := range m.pods {
+		owned[p.rec.Monitor.PID] = true
+		if p.link != nil {
+			owned[p.link.process.PID] = true
+		}
+	}
+	m.mu.RUnlock()
+	var errs []error
+	for _, process := range before {
+		fd, err := openProcess(process)
+		if err != nil {
+			continue // ended
+		}
+		_, parent, err := processStat(process.PID)
+		if err == nil && !owned[process.PID] && !owned[parent] {
+			if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+				errs = append(errs, fmt.Errorf("kill monitor %d: %w", process.PID, err))
+			}
+			m.swept("monitor", fmt.Sprint(process.PID))
+		}
+		unix.Close(fd)
+	}
+	return errors.Join(errs...)
+}
+
+// sweepCgroups removes the sandboxes' and containers' cgroups of the own tree. Those below other parents are named by the containers' records.
+func (m *Manager) sweepCgroups(ctx context.Context) error {
+	tree := m.cfg.Cgroups.Tree()
+	sandboxes, err := m.cfg.Cgroups.List(tree)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, sandboxID := range sandboxes {
+		if !store.ValidID(sandboxID) {
+			continue
+		}
+		path := tree + "/" + sandboxID
+		if m.knowsPod(sandboxID) {
+			errs = append(errs, m.sweepContainerCgroups(ctx, path))
+			continue
+		}
+		m.swept("cgroup", path)
+		errs = append(errs, m.cfg.Cgroups.Kill(path), m.cfg.Cgroups.Remove(ctx, path))
+	}
+	return errors.Join(errs...)
+}
+
+func (m *Manager) sweepContainerCgroups(ctx context.Context, parent string) error {
+	containers, err := m.cfg.Cgroups.List(parent)
+	errs := []error{err}
+	for _, containerID := range containers {
+		if path := parent + "/" + containerID; store.ValidID(containerID) && !m.knowsContainer(containerID) {
+			m.swept("cgroup", path)
+			errs = append(errs, m.cfg.Cgroups.Kill(path), m.cfg.Cgroups.Remove(ctx, path))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// sweepNetwork has the network free what no sandbox has.
+func (m *Manager) sweepNetwork(ctx context.Context) error {
+	m.adding.Lock()
+	defer m.adding.Unlock()
+	m.mu.RLock()
+	var valid []cni.Attachment
+	for _, p := range m.pods {
+		if p.attachment != nil {
+			valid = append(valid, *p.attachment)
+		}
+	}
+	m.mu.RUnlock()
+	return m.cfg.Network.GC(ctx, valid)
+}
+
+func (m *Manager) sweepPins(context.Context) error {
+	ids, err := m.pins.List()
+	errs := []error{err}
+	for _, sandboxID := range ids {
+		if !m.knowsPod(sandboxID) {
+			m.swept("pin", m.pins.Path(sandboxID))
+			errs = append(errs, m.pins.Unpin(sandboxID))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (m *Manager) sweepStateDirs(context.Context) error {
+	entries, err := os.ReadDir(filepath.Join(m.cfg.State, "pods"))
+	errs := []error{err}
+	for _, e := range entries {
+		if store.ValidID(e.Name()) && !m.knowsPod(e.Name()) {
+			m.swept("state folder", e.Name())
+			errs = append(errs, m.removeStateDir(e.Name()))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (m *Manager) sweepLayers(ctx context.Context) error {
+	keys, err := m.cfg.RootFS.Keys(ctx)
+	if err != nil {
+		return fmt.Errorf("list writable layers: %w", err)
+	}
+	var errs []error
+	for _, key := range slices.DeleteFunc(keys, m.knowsContainer) {
+		m.swept("writable layer", key)
+		errs = append(errs, m.cfg.RootFS.Release(ctx, key))
+	}
+	return errors.Join(errs...)
+}

@@ -10,7 +10,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 
 	"github.com/pelletier/go-toml/v2"
@@ -24,7 +23,6 @@ const (
 	defaultHostsDir  = "/etc/berth/certs.d"
 	defaultCNIConf   = "/etc/cni/net.d"
 	defaultCNIBin    = "/opt/cni/bin"
-	defaultBridge    = "berth0"
 	defaultVerbosity = 2
 	// socketName is the CRI socket's in the state folder.
 	socketName = "berth.sock"
@@ -60,9 +58,10 @@ type fileConfig struct {
 
 // config is what the daemon works with, parsed and complete.
 type config struct {
-	hostsDir  string
-	confDir   string
-	binDirs   []string
+	hostsDir string
+	confDir  string
+	binDirs  []string
+	// bridge and subnets are the built-in bridge's; empty when package cni is to choose.
 	bridge    string
 	subnets   []netip.Prefix
 	mtu       int
@@ -82,16 +81,16 @@ func instanceOf(root string) string {
 }
 
 // readDefaultConfig reads the configuration file if it is there.
-func readDefaultConfig(path, instance string) (config, error) {
-	c, err := readConfig(path, instance)
+func readDefaultConfig(path string) (config, error) {
+	c, err := readConfig(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return fileConfig{}.parse(instance)
+		return fileConfig{}.parse()
 	}
 	return c, err
 }
 
 // readConfig reads a configuration file. Every key has a default.
-func readConfig(path, instance string) (config, error) {
+func readConfig(path string) (config, error) {
 	text, err := readFile(path)
 	if err != nil {
 		return config{}, fmt.Errorf("read configuration: %w", err)
@@ -100,7 +99,7 @@ func readConfig(path, instance string) (config, error) {
 	if err := decode(text, &file); err != nil {
 		return config{}, fmt.Errorf("%s:%w", path, err)
 	}
-	c, err := file.parse(instance)
+	c, err := file.parse()
 	if err != nil {
 		return config{}, fmt.Errorf("%s: %w", path, err)
 	}
@@ -143,14 +142,13 @@ func decode(text []byte, into *fileConfig) error {
 }
 
 // parse checks every value and fills in the defaults.
-func (f fileConfig) parse(instance string) (config, error) {
+func (f fileConfig) parse() (config, error) {
 	c := config{
 		hostsDir: f.Registry.ConfigPath, confDir: f.Network.ConfDir, binDirs: f.Network.BinDirs, bridge: f.Network.Bridge,
 		mtu: f.Network.MTU, monitor: f.Runtime.Monitor, verbosity: defaultVerbosity,
 	}
 	setDefault(&c.hostsDir, defaultHostsDir)
 	setDefault(&c.confDir, defaultCNIConf)
-	setDefault(&c.bridge, bridgeName(instance))
 	if len(c.binDirs) == 0 {
 		c.binDirs = []string{defaultCNIBin}
 	}
@@ -168,7 +166,7 @@ func (f fileConfig) parse(instance string) (config, error) {
 		return config{}, err
 	}
 	var err error
-	c.subnets, err = parseSubnets(f.Network.Subnets, instance)
+	c.subnets, err = parseSubnets(f.Network.Subnets)
 	return c, err
 }
 
@@ -193,7 +191,7 @@ func (c config) check() error {
 			return fmt.Errorf("key network.bin_dirs: %q is not an absolute path", dir)
 		}
 	}
-	if !isLinkName(c.bridge) {
+	if c.bridge != "" && !isLinkName(c.bridge) {
 		return fmt.Errorf("key network.bridge: %q is not a link's name (1 to %d of a-z A-Z 0-9 . _ -)", c.bridge, maxLinkName)
 	}
 	if c.mtu != 0 && (c.mtu < minMTU || c.mtu > maxMTU) {
@@ -213,30 +211,8 @@ func isLinkName(name string) bool {
 	return strings.Trim(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-") == ""
 }
 
-// bridgeName is an instance's default bridge.
-func bridgeName(instance string) string {
-	if instance == "" {
-		return defaultBridge
-	}
-	return "berth-" + instance
-}
-
-// parseSubnets parses the bridge's ranges. With none an instance has ranges of its own, so that two daemons that
-// nobody configured do not take each other's addresses: 10.88.0.0/16 and fd62:6572:7468::/64, or from the instance's
-// digits 10.89.0.0/16 to 10.216.0.0/16 and a /64 next to it.
-func parseSubnets(texts []string, instance string) ([]netip.Prefix, error) {
-	if len(texts) == 0 {
-		v4, v6 := "10.88.0.0/16", "fd62:6572:7468::/64"
-		if instance != "" {
-			n, err := strconv.ParseUint(instance[:4], 16, 16)
-			if err != nil {
-				return nil, fmt.Errorf("instance %q: %w", instance, err)
-			}
-			v4 = fmt.Sprintf("10.%d.0.0/16", 89+n%128)
-			v6 = fmt.Sprintf("fd62:6572:7468:%x::/64", n|1)
-		}
-		texts = []string{v4, v6}
-	}
+// parseSubnets parses the bridge's ranges. With none package cni chooses.
+func parseSubnets(texts []string) ([]netip.Prefix, error) {
 	subnets := make([]netip.Prefix, 0, len(texts))
 	for _, text := range texts {
 		p, err := netip.ParsePrefix(text)

@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"runtime/debug"
 	"strconv"
 	"strings"
 	"time"
@@ -128,7 +127,7 @@ func run(ctx context.Context, f flags) error {
 	if f.mustConfig {
 		read = readConfig
 	}
-	c, err := read(f.config, instance)
+	c, err := read(f.config)
 	if err != nil {
 		return err
 	}
@@ -192,7 +191,6 @@ func setUpProcess() error {
 	if err := unix.Setrlimit(unix.RLIMIT_CORE, &core); err != nil {
 		return fmt.Errorf("forbid core files: %w", err)
 	}
-	debug.SetGCPercent(gcPercent)
 	return nil
 }
 

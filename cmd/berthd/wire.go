@@ -1,0 +1,153 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strconv"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/klog/v2"
+
+	"github.com/berthd/berth/cni"
+	"github.com/berthd/berth/cri"
+	"github.com/berthd/berth/imageservice"
+	"github.com/berthd/berth/oci/runtime"
+	"github.com/berthd/berth/oci/spec/host"
+	"github.com/berthd/berth/sandbox"
+	"github.com/berthd/berth/sandbox/cgroup"
+	"github.com/berthd/berth/sandbox/monitor"
+)
+
+// handlerNative is the built-in engine, which also serves pods that name no handler.
+const handlerNative = "native"
+
+// parts are what the daemon is made of.
+type parts struct {
+	images   *imageservice.Service
+	network  *cni.Dispatcher
+	manager  *sandbox.Manager
+	closers  []func(context.Context) error
+	instance string
+}
+
+// openParts opens images, network and sandboxes, in the order in which they need each other. When one cannot be opened, those
+// before it are closed.
+func openParts(ctx context.Context, f flags, c config, instance string) (p *parts, err error) {
+	p = &parts{instance: instance}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, p.close(context.WithoutCancel(ctx)))
+		}
+	}()
+	p.images, err = imageservice.Open(ctx, imageservice.Config{Root: filepath.Join(f.root, "images"), HostsDir: c.hostsDir})
+	if err != nil {
+		return p, fmt.Errorf("open images: %w", err)
+	}
+	p.closeWith(func(context.Context) error { return p.images.Close() })
+	for _, problem := range p.images.Problems() {
+		klog.FromContext(ctx).Error(problem, "Put an image aside")
+	}
+	p.network, err = cni.Open(ctx, cni.Config{
+		ConfDir: c.confDir, BinDirs: c.binDirs, CacheDir: filepath.Join(f.root, "network"), Instance: instance,
+		Bridge: cni.BridgeConfig{Name: c.bridge, Subnets: c.subnets, MTU: c.mtu},
+	})
+	if err != nil {
+		return p, fmt.Errorf("open network: %w", err)
+	}
+	p.closeWith(func(context.Context) error { return p.network.Close() })
+	cgroups, err := cgroup.Open(instance)
+	if err != nil {
+		return p, fmt.Errorf("open cgroups: %w", err)
+	}
+	p.closeWith(func(context.Context) error { return cgroups.Close() })
+	monitors, err := cgroups.Monitors()
+	if err != nil {
+		return p, fmt.Errorf("make the monitors' cgroup: %w", err)
+	}
+	p.closeWith(func(context.Context) error { return monitors.Close() })
+	spawner, err := monitor.NewSpawner(c.monitor, monitors.Dirs)
+	if err != nil {
+		return p, fmt.Errorf("prepare the monitor: %w", err)
+	}
+	p.closeWith(func(context.Context) error { return spawner.Close() })
+	facts, err := host.Read()
+	if err != nil {
+		return p, fmt.Errorf("look at the host: %w", err)
+	}
+	p.manager, err = sandbox.Open(ctx, sandbox.Config{
+		Root: f.root, State: f.state, Instance: instance, Network: p.network, RootFS: rootFS{p.images},
+		Spawner: spawner, Cgroups: cgroups, Host: facts,
+	})
+	if err != nil {
+		return p, fmt.Errorf("open sandboxes: %w", err)
+	}
+	p.closeWith(p.manager.Close)
+	return p, nil
+}
+
+// closeWith remembers how a part is closed.
+func (p *parts) closeWith(closer func(context.Context) error) { p.closers = append(p.closers, closer) }
+
+// close closes the parts, the last first. Pods run on.
+func (p *parts) close(ctx context.Context) error {
+	var all []error
+	for i := len(p.closers) - 1; i >= 0; i-- {
+		all = append(all, p.closers[i](ctx))
+	}
+	p.closers = nil
+	return errors.Join(all...)
+}
+
+// server makes the CRI server of the parts.
+func (p *parts) server(f flags, c config, logger klog.Logger) *cri.Server {
+	features := &runtimeapi.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: true}
+	return cri.NewServer(cri.Config{
+		Pods: p.manager, Containers: p.manager, Images: p.images, Network: network{p.network},
+		Handlers: []*runtimeapi.RuntimeHandler{{Name: "", Features: features}, {Name: handlerNative, Features: features}},
+		Version:  semanticVersion(version), Logger: logger,
+		Facts: func() map[string]string {
+			engine, name := p.network.Engine()
+			return map[string]string{
+				"root": f.root, "state": f.state, "socket": f.socket, "instance": p.instance, "network": engine + " " + name,
+				"cniConfDir": c.confDir, "registryConfigPath": c.hostsDir, "monitor": c.monitor, "verbosity": strconv.Itoa(c.verbosity),
+			}
+		},
+	})
+}
+
+// network gives the CRI server what it wants to know of the network.
+type network struct{ *cni.Dispatcher }
+
+// Warnings are the network's conditions.
+func (n network) Warnings(ctx context.Context) []cri.Warning {
+	conditions := n.Conditions(ctx)
+	all := make([]cri.Warning, len(conditions))
+	for i, c := range conditions {
+		all[i] = cri.Warning{Type: c.Type, Message: c.Message}
+	}
+	return all
+}
+
+// rootFS gives sandboxes the root filesystems of images: the two packages do not know each other.
+type rootFS struct{ images *imageservice.Service }
+
+// Prepare makes a writable layer on an image and lists its mounts.
+func (r rootFS) Prepare(ctx context.Context, key, imageID string) ([]runtime.Mount, error) {
+	mounts, err := r.images.Prepare(ctx, key, imageID)
+	if err != nil {
+		return nil, err
+	}
+	all := make([]runtime.Mount, len(mounts))
+	for i, m := range mounts {
+		all[i] = runtime.Mount{Type: m.Type, Source: m.Source, Options: m.Options}
+	}
+	return all, nil
+}
+
+// Release gives a writable layer back.
+func (r rootFS) Release(ctx context.Context, key string) error { return r.images.Release(ctx, key) }
+
+// Keys are the writable layers that there are.
+func (r rootFS) Keys(context.Context) ([]string, error) { return r.images.Keys() }

@@ -154,7 +154,9 @@ func freePort() (int, error) {
 	return l.Addr().(*net.TCPAddr).Port, nil
 }
 
-func (d *demo) byAddress(ctx context.Context) (string, error) { return fetch(ctx, "http://"+d.address+"/") }
+func (d *demo) byAddress(ctx context.Context) (string, error) {
+	return fetch(ctx, "http://"+d.address+"/")
+}
 func (d *demo) byPort(ctx context.Context) (string, error) {
 	return fetch(ctx, fmt.Sprintf("http://127.0.0.1:%d/", d.port))
 }

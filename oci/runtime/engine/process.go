@@ -35,22 +35,23 @@ func (p *program) early(pr *Process, cgroups []int) {
 		p.at("join", "the container's cgroup")
 		p.sys(unix.SYS_WRITE, num(fd), zero, num(1))
 	}
-	if pr.OOMScoreSet {
-		p.write("/proc/self/oom_score_adj", itoa(pr.OOMScoreAdj))
-	}
+	p.oomScore(pr)
 	p.at("start", "a session")
 	p.sys(unix.SYS_SETSID).any()
 	// A keyring of its own, as runc gives: a quota that is used up must not keep the container from starting.
 	p.sys(unix.SYS_KEYCTL, num(keyctlJoinSessionKeyring), num(0)).any()
 }
 
-// write writes s to a file of /proc.
-func (p *program) write(path, s string) {
+// oomScore sets the process's score. Without one in the request it is 0, and not the monitor's own, which is low.
+func (p *program) oomScore(pr *Process) {
+	const path = "/proc/self/oom_score_adj"
 	p.at("write", path)
+	score := itoa(pr.OOMScoreAdj)
 	p.scope(func() {
 		fd := p.register()
-		p.sys(unix.SYS_OPENAT, arg{value: ^uintptr(99)}, p.text(path), num(unix.O_WRONLY|unix.O_CLOEXEC)).to(fd) // AT_FDCWD is -100
-		p.sys(unix.SYS_WRITE, fd.arg(), p.text(s), num(len(s)))
+		p.sys(unix.SYS_OPENAT, atFDCWD, p.text(path), num(unix.O_WRONLY|unix.O_CLOEXEC)).to(fd)
+		o := p.sys(unix.SYS_WRITE, fd.arg(), p.text(score), num(len(score)))
+		o.ignore = !pr.OOMScoreSet
 		p.close(fd)
 	})
 }

@@ -1,0 +1,158 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berthd/berth/oci/runtime/engine"
+	"github.com/berthd/berth/sandbox/monitor/wire"
+)
+
+// oomScore is the monitor's own: it goes after everything else in a pod, and before the daemon.
+const oomScore = "-998"
+
+// Agent is one pod's monitor.
+type Agent struct {
+	setup  wire.Setup
+	init   engine.Child // of the shared pid namespace; PID 0 is none
+	births sync.RWMutex
+
+	mu         sync.Mutex
+	containers map[string]*container
+	children   map[int]chan unix.WaitStatus
+	watchers   map[*watcher]struct{}
+}
+
+// Run serves the listening socket for the pod that setup describes. It returns when it is told to shut down.
+func Run(setup io.Reader, socket int) error {
+	a := &Agent{containers: map[string]*container{}, children: map[int]chan unix.WaitStatus{}, watchers: map[*watcher]struct{}{}}
+	b, err := io.ReadAll(setup)
+	if err != nil {
+		return fmt.Errorf("read set-up: %w", err)
+	}
+	if err := wire.Decode(b, &a.setup); err != nil {
+		return fmt.Errorf("read set-up: %w", err)
+	}
+	protect()
+	reap := make(chan os.Signal, 1)
+	signal.Notify(reap, unix.SIGCHLD)
+	// The daemon's end, a terminal's end and a closed log are no reasons to end.
+	signal.Ignore(unix.SIGHUP, unix.SIGINT, unix.SIGTERM, unix.SIGPIPE)
+	go a.reap(reap)
+	failed := a.prepare()
+	return a.serve(socket, failed)
+}
+
+// protect keeps containers from reading the monitor's memory, and makes it the parent of what they leave behind.
+func protect() {
+	unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
+	unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+	unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{})
+	os.WriteFile("/proc/self/oom_score_adj", []byte(oomScore), 0) // without CAP_SYS_RESOURCE it stays the daemon's
+}
+
+// prepare sets up what belongs to the pod. The error is told to everyone who says hello.
+func (a *Agent) prepare() error {
+	if a.setup.Hostname != "" {
+		if err := unix.Sethostname([]byte(a.setup.Hostname)); err != nil {
+			return fmt.Errorf("set hostname %q: %w", a.setup.Hostname, err)
+		}
+	}
+	for _, s := range a.setup.Sysctls {
+		path := "/proc/sys/" + strings.ReplaceAll(s.Key, ".", "/")
+		if err := writeFile(path, s.Value); err != nil {
+			return fmt.Errorf("set kernel parameter %s to %q: %w", s.Key, s.Value, err)
+		}
+	}
+	if a.setup.SharedPID {
+		a.births.RLock()
+		defer a.births.RUnlock()
+		child, err := engine.StartInit()
+		if err != nil {
+			return fmt.Errorf("start the pod's init: %w", err)
+		}
+		a.init = child
+		a.register(child.PID)
+	}
+	return nil
+}
+
+func writeFile(path, value string) error {
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return errors.Unwrap(err)
+	}
+	_, err = f.WriteString(value)
+	return errors.Join(errors.Unwrap(err), f.Close())
+}
+
+// reap collects every child that ends, also those that containers left to their nearest subreaper.
+func (a *Agent) reap(ended <-chan os.Signal) {
+	for range ended {
+		a.births.Lock()
+		for {
+			var status unix.WaitStatus
+			pid, err := unix.Wait4(-1, &status, unix.WNOHANG|unix.WALL, nil)
+			if err == unix.EINTR {
+				continue
+			}
+			if err != nil || pid <= 0 {
+				break
+			}
+			a.mu.Lock()
+			if waiter, ok := a.children[pid]; ok {
+				delete(a.children, pid)
+				waiter <- status
+			}
+			a.mu.Unlock()
+		}
+		a.births.Unlock()
+	}
+}
+
+// register returns where the exit of a child arrives. The caller holds births for reading since before the birth.
+func (a *Agent) register(pid int) <-chan unix.WaitStatus {
+	waiter := make(chan unix.WaitStatus, 1)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.children[pid] = waiter
+	return waiter
+}
+
+// exitCode is the shell's: a signal's number counts from 128.
+func exitCode(status unix.WaitStatus) int32 {
+	if status.Signaled() {
+		return 128 + int32(status.Signal())
+	}
+	return int32(status.ExitStatus())
+}
+
+func (a *Agent) find(containerID string) (*container, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if c, ok := a.containers[containerID]; ok {
+		return c, nil
+	}
+	return nil, &wire.Failure{Kind: wire.FailedNotFound}
+}
+
+// shutdown kills what is left of the pod.
+func (a *Agent) shutdown() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, c := range a.containers {
+		if !c.exited {
+			c.kill()
+		}
+	}
+	if a.init.PID != 0 {
+		unix.PidfdSendSignal(a.init.PIDFD, unix.SIGKILL, nil, 0)
+	}
+}

@@ -1,0 +1,346 @@
+package agent
+
+import (
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berthd/berth/oci/runtime/engine"
+	"github.com/berthd/berth/sandbox/monitor/wire"
+)
+
+// drainTimeout bounds how long the exit of a container waits for the end of its streams: a process that it left outside
+// of its pid namespace may hold them open.
+const drainTimeout = 2 * time.Second
+
+// container is one container of the pod. The fields below mu belong to Agent.mu.
+type container struct {
+	id         string
+	pid        int
+	pidfd      int
+	pidns      int  // descriptor, or -1 when it is the monitor's own
+	ownPID     bool // the kernel kills all of it with its first process
+	namespaces uint64
+	unified    int // folder in the unified hierarchy, or -1
+	memory     int // folder with the memory controller's files, or -1
+	startedAt  int64
+	log        *logFile
+	streams    []*os.File
+	stdin      *os.File // the write end, kept open so that the container sees no end of file
+	readers    sync.WaitGroup
+
+	// mu: Agent.mu
+	exited bool
+	exit   wire.Exit
+}
+
+// start makes a container. The descriptors of m are its cgroups.
+func (a *Agent) start(m wire.Message) (wire.Coder, error) {
+	var r wire.Start
+	if err := wire.Decode(m.Body, &r); err != nil || len(r.Cgroups) != len(m.Descriptors) {
+		return nil, wire.ErrMalformed
+	}
+	c := &container{id: r.ContainerID, pidns: -1, unified: -1, memory: -1}
+	a.mu.Lock()
+	_, taken := a.containers[c.id]
+	if !taken {
+		a.containers[c.id] = c
+	}
+	a.mu.Unlock()
+	if taken {
+		return nil, &wire.Failure{Text: "container " + c.id + " was started before"}
+	}
+	if err := a.birth(c, &r, m.Descriptors); err != nil {
+		a.mu.Lock()
+		delete(a.containers, c.id)
+		a.mu.Unlock()
+		c.close()
+		return nil, err
+	}
+	return &wire.Exit{ContainerID: c.id, PID: c.pid}, nil
+}
+
+func (a *Agent) birth(c *container, r *wire.Start, dirs []int) error {
+	groups, err := c.joins(r.Plan.CgroupPath, r.Cgroups, dirs)
+	if err != nil {
+		return err
+	}
+	if c.log, err = openLog(r.LogPath); err != nil {
+		return err
+	}
+	process := &r.Plan.Process
+	io, ends, err := c.pipes(process)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		for _, fd := range ends {
+			unix.Close(fd)
+		}
+	}()
+	a.births.RLock()
+	defer a.births.RUnlock()
+	child, err := engine.Start(&r.Plan, groups, io)
+	if err != nil {
+		return err
+	}
+	ended := a.register(child.PID)
+	a.mu.Lock()
+	c.pid, c.pidfd, c.startedAt = child.PID, child.PIDFD, time.Now().UnixNano()
+	if r.Plan.NewCgroup {
+		c.namespaces |= unix.CLONE_NEWCGROUP
+	}
+	if r.Plan.NewPID || r.Plan.PIDNamespace != "" {
+		// The child is not reaped while births is held, so the pid is its own.
+		if fd, err := unix.Open("/proc/"+strconv.Itoa(child.PID)+"/ns/pid", unix.O_RDONLY|unix.O_CLOEXEC, 0); err == nil {
+			c.pidns = fd
+		}
+	}
+	a.mu.Unlock()
+	if process.Terminal {
+		unix.SetNonblock(child.Master, true)
+		c.streams = append(c.streams, os.NewFile(uintptr(child.Master), "terminal"))
+	}
+	for i, stream := range c.streams {
+		name := "stdout"
+		if i == 1 {
+			name = "stderr"
+		}
+		c.readers.Go(func() { c.log.copy(name, stream) })
+	}
+	c.ownPID = r.Plan.NewPID
+	go a.await(c, ended)
+	return nil
+}
+
+// joins sorts the descriptors of a container's cgroups by hierarchy and keeps what its end needs.
+func (c *container) joins(cgroupPath string, paths []string, dirs []int) (engine.Cgroups, error) {
+	groups := engine.Cgroups{Unified: -1}
+	for i, dir := range dirs {
+		var st unix.Statfs_t
+		if err := unix.Fstatfs(dir, &st); err != nil {
+			return groups, err
+		}
+		if st.Type == unix.CGROUP2_SUPER_MAGIC {
+			groups.Unified = dir
+			continue
+		}
+		mount := strings.TrimSuffix(filepath.Clean(paths[i]), filepath.Clean("/"+cgroupPath))
+		groups.V1 = append(groups.V1, engine.V1Cgroup{Name: filepath.Base(mount), Dir: dir})
+	}
+	var err error
+	if groups.Unified >= 0 {
+		if c.unified, err = duplicate(groups.Unified); err != nil {
+			return groups, err
+		}
+	}
+	for _, v1 := range groups.V1 {
+		if v1.Name == "memory" {
+			if c.memory, err = duplicate(v1.Dir); err != nil {
+				return groups, err
+			}
+		}
+	}
+	if len(groups.V1) == 0 {
+		c.memory, err = duplicate(groups.Unified)
+	}
+	return groups, err
+}
+
+func duplicate(fd int) (int, error) {
+	if fd < 0 {
+		return -1, nil
+	}
+	return unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3)
+}
+
+// pipes makes the streams of a process without a terminal. ends are the child's, to be closed after its birth.
+func (c *container) pipes(process *engine.Process) (engine.Stdio, []int, error) {
+	io := engine.Stdio{In: -1, Out: -1, Err: -1}
+	if process.Terminal {
+		return io, nil, nil
+	}
+	var ends []int
+	for _, end := range []*int{&io.Out, &io.Err} {
+		var p [2]int
+		if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
+			return io, ends, err
+		}
+		unix.SetNonblock(p[0], true)
+		c.streams = append(c.streams, os.NewFile(uintptr(p[0]), "pipe"))
+		*end = p[1]
+		ends = append(ends, p[1])
+	}
+	if process.Stdin {
+		var p [2]int
+		if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
+			return io, ends, err
+		}
+		io.In = p[0]
+		ends = append(ends, p[0])
+		unix.SetNonblock(p[1], true)
+		c.stdin = os.NewFile(uintptr(p[1]), "pipe")
+	}
+	return io, ends, nil
+}
+
+// await takes the container's exit: logs to the end, record, then everybody who watches.
+func (a *Agent) await(c *container, ended <-chan unix.WaitStatus) {
+	status := <-ended
+	e := wire.Exit{ContainerID: c.id, PID: c.pid, ExitCode: exitCode(status), FinishedAt: time.Now().UnixNano()}
+	if !c.ownPID {
+		c.kill() // what it started lives on in the pod's or the host's pid namespace
+	}
+	c.drain()
+	e.OOMKilled = e.ExitCode == 128+int32(unix.SIGKILL) && c.oomKills() > 0
+	folder := filepath.Join(a.setup.RecordDir, c.id)
+	// A record that cannot be written is told all the same; only a daemon that is not there now would miss it.
+	wire.WriteExit(folder, e)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	c.exited, c.exit = true, e
+	for w := range a.watchers {
+		w.add(e)
+	}
+	c.close()
+}
+
+// drain waits for the end of the streams, and no longer than drainTimeout.
+func (c *container) drain() {
+	timer := time.AfterFunc(drainTimeout, func() {
+		for _, f := range c.streams {
+			f.SetReadDeadline(time.Unix(1, 0))
+		}
+	})
+	c.readers.Wait()
+	timer.Stop()
+}
+
+// kill ends all processes of the container, also those that took another session or pid namespace.
+func (c *container) kill() {
+	if c.unified >= 0 {
+		if fd, err := unix.Openat(c.unified, "cgroup.kill", unix.O_WRONLY|unix.O_CLOEXEC, 0); err == nil {
+			unix.Write(fd, []byte("1"))
+			unix.Close(fd)
+			return
+		}
+	}
+	unix.PidfdSendSignal(c.pidfd, unix.SIGKILL, nil, 0)
+}
+
+// oomKills counts processes that the memory limit killed (memory.events on cgroup v2, memory.oom_control on v1).
+func (c *container) oomKills() int {
+	for _, name := range []string{"memory.events", "memory.oom_control"} {
+		fd, err := unix.Openat(c.memory, name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			continue
+		}
+		b := make([]byte, 4096)
+		n, _ := unix.Read(fd, b)
+		unix.Close(fd)
+		for _, line := range strings.Split(string(b[:max(n, 0)]), "\n") {
+			if v, ok := strings.CutPrefix(line, "oom_kill "); ok {
+				kills, _ := strconv.Atoi(v)
+				return kills
+			}
+		}
+	}
+	return 0
+}
+
+// close gives the descriptors back. The caller holds Agent.mu, or is the only one who knows c.
+func (c *container) close() {
+	for _, fd := range []*int{&c.pidns, &c.unified, &c.memory} {
+		if *fd >= 0 {
+			unix.Close(*fd)
+			*fd = -1
+		}
+	}
+	if c.pid != 0 {
+		unix.Close(c.pidfd)
+		c.pidfd = -1
+	}
+	for _, f := range c.streams {
+		f.Close()
+	}
+	c.streams = nil
+	if c.stdin != nil {
+		c.stdin.Close()
+		c.stdin = nil
+	}
+	if c.log != nil {
+		c.log.close()
+	}
+}
+
+// state is what the monitor tells of the container. The caller holds Agent.mu.
+func (c *container) state() wire.Container {
+	return wire.Container{ID: c.id, PID: c.pid, StartedAt: c.startedAt, Running: !c.exited,
+		ExitCode: c.exit.ExitCode, OOMKilled: c.exit.OOMKilled, FinishedAt: c.exit.FinishedAt}
+}
+
+// signal sends a signal to the first process.
+func (a *Agent) signal(m wire.Message) (wire.Coder, error) {
+	var r wire.Signal
+	if err := wire.Decode(m.Body, &r); err != nil {
+		return nil, err
+	}
+	c, err := a.find(r.ContainerID)
+	if err != nil {
+		return nil, err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if c.exited {
+		return nil, &wire.Failure{Kind: wire.FailedExited}
+	}
+	if err := unix.PidfdSendSignal(c.pidfd, unix.Signal(r.Signal), nil, 0); err == unix.ESRCH {
+		return nil, &wire.Failure{Kind: wire.FailedExited}
+	} else if err != nil {
+		return nil, err
+	}
+	return &wire.ID{}, nil
+}
+
+// reopenLog makes the log anew.
+func (a *Agent) reopenLog(m wire.Message) (wire.Coder, error) {
+	c, err := a.named(m)
+	if err != nil {
+		return nil, err
+	}
+	a.mu.Lock()
+	exited := c.exited
+	a.mu.Unlock()
+	if exited {
+		return nil, &wire.Failure{Kind: wire.FailedExited}
+	}
+	return &wire.ID{}, c.log.reopen()
+}
+
+// forget drops a container that has exited.
+func (a *Agent) forget(m wire.Message) (wire.Coder, error) {
+	c, err := a.named(m)
+	if err != nil {
+		return &wire.ID{}, nil // it is forgotten
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if !c.exited {
+		return nil, &wire.Failure{Text: "container " + c.id + " is running"}
+	}
+	delete(a.containers, c.id)
+	return &wire.ID{}, nil
+}
+
+func (a *Agent) named(m wire.Message) (*container, error) {
+	var id wire.ID
+	if err := wire.Decode(m.Body, &id); err != nil {
+		return nil, err
+	}
+	return a.find(id.ContainerID)
+}

@@ -1,0 +1,160 @@
+package agent
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// lineMax is the longest piece of a line in a log entry, in bytes: longer lines are cut into partial entries
+// (the CRI's log format, "P" and "F").
+const lineMax = 16 << 10
+
+// logFile is a container's log. Its streams write to it in turns.
+type logFile struct {
+	path string // "" keeps no log
+
+	mu   sync.Mutex
+	fd   int
+	out  []byte
+	lost uint64 // entries that could not be written since the last that could
+}
+
+// openLog opens the log at path for appending.
+func openLog(path string) (*logFile, error) {
+	l := &logFile{path: path, fd: -1}
+	return l, l.reopen()
+}
+
+// reopen opens the path anew and lets go of the old file. Its folder is the kubelet's, but a pod may be able to write
+// there: what is followed is no symbolic link, what is written to is no other file's second name, and a FIFO holds
+// nobody up (CVE class of ReopenContainerLog).
+func (l *logFile) reopen() error {
+	if l.path == "" {
+		return nil
+	}
+	const flags = unix.O_WRONLY | unix.O_APPEND | unix.O_CREAT | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_CLOEXEC
+	fd, err := unix.Open(l.path, flags, 0o640)
+	if err != nil {
+		return fmt.Errorf("open log %s: %w", l.path, err)
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFREG || st.Nlink != 1 {
+		unix.Close(fd)
+		return fmt.Errorf("open log %s: not a regular file of its own", l.path)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.fd >= 0 {
+		unix.Close(l.fd)
+	}
+	l.fd = fd
+	return nil
+}
+
+func (l *logFile) close() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.fd >= 0 {
+		unix.Close(l.fd)
+		l.fd = -1
+	}
+}
+
+// copy writes all of a stream to the log, until its end or its deadline.
+func (l *logFile) copy(stream string, from *os.File) {
+	buf := make([]byte, 0, lineMax+1)
+	prefix := " " + stream + " "
+	for {
+		n, err := from.Read(buf[len(buf):cap(buf)])
+		buf = buf[:len(buf)+n]
+		rest := l.lines(prefix, buf)
+		buf = buf[:copy(buf[:cap(buf)], rest)]
+		if err != nil {
+			if len(buf) > 0 {
+				l.write(prefix, [][]byte{buf}, "F ")
+			}
+			return
+		}
+	}
+}
+
+// lines writes the whole lines of b, and what is too long to wait for its end, and returns the rest.
+func (l *logFile) lines(prefix string, b []byte) []byte {
+	var whole [][]byte
+	for {
+		i := bytes.IndexByte(b, '\n')
+		if i < 0 {
+			break
+		}
+		whole = append(whole, b[:i])
+		b = b[i+1:]
+	}
+	if len(whole) > 0 {
+		l.write(prefix, whole, "F ")
+	}
+	if len(b) > lineMax {
+		l.write(prefix, [][]byte{b[:lineMax]}, "P ")
+		b = b[lineMax:]
+	}
+	return b
+}
+
+// write appends one entry a line.
+func (l *logFile) write(prefix string, lines [][]byte, tag string) {
+	now := time.Now().UTC()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.fd < 0 {
+		return
+	}
+	out := l.out[:0]
+	for _, line := range lines {
+		out = now.AppendFormat(out, "2006-01-02T15:04:05.000000000Z")
+		out = append(out, prefix...)
+		out = append(out, tag...)
+		out = append(out, line...)
+		out = append(out, '\n')
+	}
+	l.flush(out, uint64(len(lines)))
+	if cap(out) <= 4*lineMax {
+		l.out = out
+	} else {
+		l.out = nil
+	}
+}
+
+// flush appends b whole or not at all: on a full disk a part of it would tear the entry that follows.
+func (l *logFile) flush(b []byte, entries uint64) {
+	if l.lost > 0 {
+		note := fmt.Appendf(nil, "%s stderr F berth: %d log entries were lost: the log could not be written\n",
+			time.Now().UTC().Format("2006-01-02T15:04:05.000000000Z"), l.lost)
+		b = append(note, b...)
+	}
+	written := 0
+	for written < len(b) {
+		n, err := unix.Write(l.fd, b[written:])
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil || n <= 0 {
+			break
+		}
+		written += n
+	}
+	if written == len(b) {
+		l.lost = 0
+		return
+	}
+	l.lost += entries
+	if written > 0 {
+		var st unix.Stat_t
+		if unix.Fstat(l.fd, &st) == nil {
+			unix.Ftruncate(l.fd, st.Size-int64(written))
+		}
+	}
+}

@@ -1,0 +1,208 @@
+package monitor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berthd/berth/oci/runtime/engine"
+	"github.com/berthd/berth/sandbox/monitor/wire"
+)
+
+// ErrNotFound means that the monitor has no such container.
+var ErrNotFound = errors.New("container is not known to its monitor")
+
+// ErrExited means that the container is there and its first process has ended.
+var ErrExited = errors.New("container has exited")
+
+// Exit is how a container ended.
+type Exit = wire.Exit
+
+// ContainerState is what a monitor knows of one container.
+type ContainerState = wire.Container
+
+// Hello is what a monitor tells of itself.
+type Hello = wire.Hello
+
+// ReadExit reads a container's exit record. Errors: fs.ErrNotExist, wire.ErrCorrupt.
+func ReadExit(path string) (Exit, error) { return wire.ReadExit(path) }
+
+// StartRequest is a container to start. The descriptors stay the caller's.
+type StartRequest struct {
+	ContainerID string
+	Plan        *engine.Plan
+	Cgroups     []*os.File // one folder a hierarchy, named by its path
+	LogPath     string     // "" keeps no log
+}
+
+// ExecRequest is a process to run in a container. The descriptors stay the caller's; a nil stream is the null device.
+type ExecRequest struct {
+	ContainerID           string
+	Process               *engine.Process
+	Cgroups               []*os.File
+	CgroupKill            *os.File // cgroup.kill of the exec's own cgroup, or nil
+	Stdin, Stdout, Stderr *os.File
+}
+
+// ExitStatus is how an exec ended.
+type ExitStatus struct {
+	ExitCode int32 // 128 + the signal's number when a signal ended it
+}
+
+// Client speaks to the monitor at one socket.
+type Client struct{ socket string }
+
+// Dial returns a client. It does not connect: each call does.
+func Dial(socket string) *Client { return &Client{socket} }
+
+// Hello returns when the pod is set up, or with what kept it from it.
+func (c *Client) Hello(ctx context.Context) (Hello, error) {
+	var h Hello
+	err := c.call(ctx, wire.Message{Verb: wire.VerbHello}, &h)
+	return h, err
+}
+
+// Start starts a container and returns its first process once it has executed. On an error no process is left.
+func (c *Client) Start(ctx context.Context, r StartRequest) (pid int, err error) {
+	body := wire.Start{ContainerID: r.ContainerID, Plan: *r.Plan, LogPath: r.LogPath}
+	m := wire.Message{Verb: wire.VerbStart}
+	for _, f := range r.Cgroups {
+		body.Cgroups = append(body.Cgroups, f.Name())
+		m.Descriptors = append(m.Descriptors, int(f.Fd()))
+	}
+	m.Body = wire.Encode(&body)
+	var started wire.Exit // only its PID
+	err = c.call(ctx, m, &started)
+	return started.PID, err
+}
+
+// Signal sends sig to a container's first process.
+func (c *Client) Signal(ctx context.Context, containerID string, sig unix.Signal) error {
+	return c.call(ctx, wire.Message{Verb: wire.VerbSignal, Body: wire.Encode(&wire.Signal{ContainerID: containerID, Signal: int(sig)})}, &wire.ID{})
+}
+
+// ReopenLog makes the container's log anew at its path, as after a rotation.
+func (c *Client) ReopenLog(ctx context.Context, containerID string) error {
+	return c.callID(ctx, wire.VerbReopenLog, containerID)
+}
+
+// Forget makes the monitor drop what it knows of a container that has exited. It is idempotent.
+func (c *Client) Forget(ctx context.Context, containerID string) error {
+	return c.callID(ctx, wire.VerbForget, containerID)
+}
+
+// Shutdown ends the monitor. It returns when the monitor has agreed; the process ends right after.
+func (c *Client) Shutdown(ctx context.Context) error { return c.callID(ctx, wire.VerbShutdown, "") }
+
+// ExecSync runs a process and returns when it has ended. When ctx ends first the monitor kills what the exec started.
+func (c *Client) ExecSync(ctx context.Context, r ExecRequest) (ExitStatus, error) {
+	body := wire.Exec{ContainerID: r.ContainerID, Process: *r.Process}
+	m := wire.Message{Verb: wire.VerbExec}
+	for _, f := range r.Cgroups {
+		body.Cgroups = append(body.Cgroups, f.Name())
+		m.Descriptors = append(m.Descriptors, int(f.Fd()))
+	}
+	for _, s := range []struct {
+		file   *os.File
+		letter string
+	}{{r.CgroupKill, string(wire.ExecKill)}, {r.Stdin, string(wire.ExecStdin)}, {r.Stdout, string(wire.ExecStdout)}, {r.Stderr, string(wire.ExecStderr)}} {
+		if s.file != nil {
+			body.Present += s.letter
+			m.Descriptors = append(m.Descriptors, int(s.file.Fd()))
+		}
+	}
+	m.Body = wire.Encode(&body)
+	var exit wire.Exit
+	err := c.call(ctx, m, &exit)
+	return ExitStatus{exit.ExitCode}, err
+}
+
+// Watch calls exited for every exit, first for those that were before. It returns when ctx or the connection ends.
+func (c *Client) Watch(ctx context.Context, exited func(Exit)) error {
+	conn, stop, err := c.open(ctx)
+	if err != nil {
+		return err
+	}
+	defer stop()
+	if err := conn.Send(wire.Message{Verb: wire.VerbWatch}); err != nil {
+		return fmt.Errorf("watch exits: %w", err)
+	}
+	for {
+		m, err := conn.Receive()
+		if err != nil {
+			return fmt.Errorf("watch exits: %w", errors.Join(err, ctx.Err()))
+		}
+		var e Exit
+		if err := answer(m, &e); err != nil {
+			return fmt.Errorf("watch exits: %w", err)
+		}
+		exited(e)
+	}
+}
+
+func (c *Client) callID(ctx context.Context, verb wire.Verb, containerID string) error {
+	return c.call(ctx, wire.Message{Verb: verb, Body: wire.Encode(&wire.ID{ContainerID: containerID})}, &wire.ID{})
+}
+
+// call makes one request on a connection of its own and decodes the answer.
+func (c *Client) call(ctx context.Context, request wire.Message, into wire.Coder) error {
+	conn, stop, err := c.open(ctx)
+	if err != nil {
+		return err
+	}
+	defer stop()
+	err = conn.Send(request)
+	var m wire.Message
+	if err == nil {
+		m, err = conn.Receive()
+	}
+	if err != nil {
+		if ctx.Err() != nil {
+			return fmt.Errorf("call monitor: %w", context.Cause(ctx))
+		}
+		return fmt.Errorf("call monitor: %w", err)
+	}
+	return answer(m, into)
+}
+
+// open connects; the connection ends with ctx.
+func (c *Client) open(ctx context.Context) (*wire.Conn, func(), error) {
+	if err := ctx.Err(); err != nil {
+		return nil, nil, fmt.Errorf("call monitor: %w", context.Cause(ctx))
+	}
+	conn, err := wire.Connect(c.socket)
+	if err != nil {
+		return nil, nil, err
+	}
+	if uid, err := conn.PeerUID(); err != nil || uid != 0 {
+		conn.Close()
+		return nil, nil, fmt.Errorf("monitor at %s belongs to user %d: %w", c.socket, uid, errors.Join(unix.EPERM, err))
+	}
+	unwatch := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
+	return conn, func() { unwatch(); conn.Close() }, nil
+}
+
+func answer(m wire.Message, into wire.Coder) error {
+	m.CloseDescriptors() // no answer has any yet
+	switch m.Verb {
+	case wire.AnswerDone:
+		return wire.Decode(m.Body, into)
+	case wire.AnswerFailed:
+		var f wire.Failure
+		if err := wire.Decode(m.Body, &f); err != nil {
+			return err
+		}
+		switch f.Kind {
+		case wire.FailedNotFound:
+			return ErrNotFound
+		case wire.FailedExited:
+			return ErrExited
+		}
+		return &f
+	}
+	return wire.ErrMalformed
+}

@@ -128,7 +128,7 @@ func (a *applier) run(ctx context.Context) error {
 			break
 		}
 		if err != nil {
-			return tarError(err)
+			return a.tarError(err)
 		}
 		if err := a.in.flush(); err != nil {
 			return fmt.Errorf("write split: %w", err)

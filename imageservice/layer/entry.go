@@ -89,7 +89,7 @@ func (a *applier) content(fd int, size int64) ([]byte, error) {
 	for size > 0 {
 		p, err := a.in.take(size)
 		if err != nil {
-			return nil, tarError(err)
+			return nil, a.tarError(err)
 		}
 		sum = crc64.Update(sum, storage.CRCTable, p)
 		if err := writeAll(fd, p); err != nil {
@@ -143,7 +143,7 @@ func (a *applier) sparse(fd int, size int64) ([]byte, error) {
 			break
 		}
 		if err != nil {
-			return nil, tarError(err)
+			return nil, a.tarError(err)
 		}
 	}
 	if err := unix.Ftruncate(fd, size); err != nil {

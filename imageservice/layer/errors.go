@@ -4,7 +4,6 @@ import (
 	"archive/tar"
 	"errors"
 	"fmt"
-	"io"
 
 	"golang.org/x/sys/unix"
 )
@@ -35,13 +34,10 @@ func entryError(hdr *tar.Header, err error) error {
 	return fmt.Errorf("apply entry %q: %w", name, err)
 }
 
-// tarError turns the tar reader's errors into ErrInvalid, and leaves those of the stream below it alone.
-func tarError(err error) error {
-	if errors.Is(err, tar.ErrHeader) || errors.Is(err, tar.ErrFieldTooLong) {
-		return fmt.Errorf("read tar: %w: %w", ErrInvalid, err)
+// tarError tells what the tar reader finds wrong with the tar, which is ErrInvalid, from what the stream below it says.
+func (a *applier) tarError(err error) error {
+	if a.in.failed != nil {
+		return fmt.Errorf("read tar: %w", a.in.failed)
 	}
-	if errors.Is(err, io.ErrUnexpectedEOF) {
-		return fmt.Errorf("read tar: %w: truncated: %w", ErrInvalid, err)
-	}
-	return fmt.Errorf("read tar: %w", err)
+	return fmt.Errorf("read tar: %w: %w", ErrInvalid, err)
 }

@@ -36,6 +36,7 @@ type stream struct {
 	total   int64  // bytes taken
 	max     int64
 	skipped int64 // bytes that the tar reader still believes to be ahead
+	failed  error // of the reader, the limit or the record
 
 	record []byte
 	emit   func([]byte) error // takes the record away
@@ -91,8 +92,11 @@ func (s *stream) stop() {
 // next gives up to max bytes without copying them, valid until the next call. At the end it returns io.EOF.
 func (s *stream) next(max int64) ([]byte, error) {
 	for len(s.rest) == 0 {
+		if s.cur.err == io.EOF {
+			return nil, io.EOF
+		}
 		if s.cur.err != nil {
-			return nil, s.cur.err
+			return nil, s.fail(s.cur.err)
 		}
 		if s.cur.buf != nil {
 			blockPool.Put(s.cur.buf)
@@ -104,9 +108,15 @@ func (s *stream) next(max int64) ([]byte, error) {
 	s.rest = s.rest[len(p):]
 	s.total += int64(len(p))
 	if s.total > s.max {
-		return nil, fmt.Errorf("%w: more than %d bytes", ErrLimit, s.max)
+		return nil, s.fail(fmt.Errorf("%w: more than %d bytes", ErrLimit, s.max))
 	}
 	return p, nil
+}
+
+// fail keeps an error that is not the tar's.
+func (s *stream) fail(err error) error {
+	s.failed = err
+	return err
 }
 
 // Read is for the tar reader: what it takes is recorded. Bytes that take gave away are passed over here, unread, so that
@@ -124,7 +134,7 @@ func (s *stream) Read(p []byte) (int, error) {
 	s.record = append(s.record, b...)
 	if len(s.record) >= recordMax {
 		if err := s.flush(); err != nil {
-			return 0, err
+			return 0, s.fail(err)
 		}
 	}
 	return copy(p, b), nil

@@ -53,6 +53,8 @@ func Cases() []Case {
 			Layer(Dir("d", 0o755), File("d/x", "x"), Symlink("s", "d")), Layer(Dir("s", 0o700), File("s/y", "y"))}},
 		{"a directory replaces a lower symlink after use", [][]byte{
 			Layer(Dir("d", 0o755), Symlink("s", "d")), Layer(File("s/x", "x"), Dir("s", 0o700), File("s/y", "y"))}},
+		{"a file replaces a lower symlink after use", [][]byte{
+			Layer(Dir("d", 0o755), Symlink("s", "d"), Symlink("t", "d")), Layer(File("s/x", "x"), File("s", ""), File("t/y/z", "z"), File("t/y", ""), File("t", ""))}},
 		{"types change", [][]byte{
 			Layer(Dir("a", 0o755), File("a/x", "x"), File("b", "b"), Symlink("c", "a"), FIFO("d"), Char("e", 1, 3)),
 			Layer(File("a", "a"), Dir("b", 0o700), Char("c", 1, 5), Symlink("d", "b"), FIFO("e")),

@@ -74,12 +74,15 @@ func recovered(logger klog.Logger, cause any, method string) error {
 	return status.Errorf(codes.Internal, "%s panicked; the daemon's log has the stack", method)
 }
 
-// finished logs a call's outcome. What reads is asked many times a second, so it is shown when one debugs.
+// finished logs a call's outcome. What reads is asked many times a second, and package sandbox logs what it changed itself, so
+// these are shown when one debugs.
 func finished(logger klog.Logger, method string, duration time.Duration, err error) {
 	code := status.Code(err)
 	switch {
-	case err == nil && changes(method):
+	case err == nil && (method == "PullImage" || method == "RemoveImage"):
 		logger.V(2).Info("Answered a call", "code", code.String(), "duration", duration)
+	case err == nil && changes(method):
+		logger.V(4).Info("Answered a call", "code", code.String(), "duration", duration)
 	case err == nil:
 		logger.V(5).Info("Answered a call", "code", code.String(), "duration", duration)
 	case expected(method, code):

@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -292,4 +293,13 @@ func testPlanB(b *testing.B) *Plan {
 	return &Plan{Rootfs: Mount{Type: "bind", Source: dir}, NewPID: true,
 		Mounts:  []Mount{{Type: "proc", Target: "/proc"}},
 		Process: Process{Args: []string{"/bin/true"}, Cwd: "/", Capabilities: Capabilities{Bounding: allCapabilities &^ (1 << 24)}}}
+}
+
+func TestNoSignalIsIgnoredOrBlocked(t *testing.T) {
+	signal.Ignore(unix.SIGUSR2, unix.SIGPIPE)
+	defer signal.Reset(unix.SIGUSR2, unix.SIGPIPE)
+	out, _ := output(t, testPlan(t, "grep", "^Sig[BI]", "/proc/self/status"))
+	if out != "SigBlk:\t0000000000000000\nSigIgn:\t0000000000000000\n" {
+		t.Errorf("signals of the container:\n%s", out)
+	}
 }

@@ -30,6 +30,7 @@ type sockFprog struct {
 // early does what needs the host's view: joining cgroups, and files of the host's /proc.
 func (p *program) early(pr *Process, cgroups []int) {
 	p.sys(unix.SYS_UMASK, num(0))
+	p.signals()
 	zero := p.text("0")
 	for _, fd := range cgroups {
 		p.at("join", "the container's cgroup")
@@ -40,6 +41,16 @@ func (p *program) early(pr *Process, cgroups []int) {
 	p.sys(unix.SYS_SETSID).any()
 	// A keyring of its own, as runc gives: a quota that is used up must not keep the container from starting.
 	p.sys(unix.SYS_KEYCTL, num(keyctlJoinSessionKeyring), num(0)).any()
+}
+
+// signals gives every signal its default action and blocks none: execve keeps what is ignored and what is blocked.
+func (p *program) signals() {
+	const last = 64
+	action := memory(p, &[4]uintptr{}) // SIG_DFL
+	for n := 1; n <= last; n++ {
+		p.sys(unix.SYS_RT_SIGACTION, num(n), action, num(0), num(8)).any() // SIGKILL and SIGSTOP have no other
+	}
+	p.sys(unix.SYS_RT_SIGPROCMASK, num(unix.SIG_SETMASK), action, num(0), num(8))
 }
 
 // oomScore sets the process's score. Without one in the request it is 0, and not the monitor's own, which is low.

@@ -43,8 +43,9 @@ func Run(setup io.Reader, socket int) error {
 	protect()
 	reap := make(chan os.Signal, 1)
 	signal.Notify(reap, unix.SIGCHLD)
-	// The daemon's end, a terminal's end and a closed log are no reasons to end.
-	signal.Ignore(unix.SIGHUP, unix.SIGINT, unix.SIGTERM, unix.SIGPIPE)
+	// The daemon's end, a terminal's end and a closed log are no reasons to end. Caught and not ignored: what is ignored
+	// stays ignored in the containers.
+	signal.Notify(make(chan os.Signal, 1), unix.SIGHUP, unix.SIGINT, unix.SIGTERM, unix.SIGPIPE)
 	go a.reap(reap)
 	failed := a.prepare()
 	return a.serve(socket, failed)

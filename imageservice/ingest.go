@@ -19,17 +19,16 @@ import (
 // ingest fetches, unpacks and applies one layer. If a mirror served wrong bytes the next one is asked.
 func (s *Service) ingest(ctx context.Context, src source, l recordLayer) (bytes int64, err error) {
 	if s.has(l.DiffID) { // another pull brought it a moment ago
-		return s.layerBytes(l.DiffID), nil
+		bytes, _ := s.catalog.size(l.DiffID)
+		return bytes, nil
 	}
 	count := &atomic.Int64{}
-	s.fetching.Store(l.DiffID, count)
-	defer s.fetching.Delete(l.DiffID)
+	s.pulls.fetching.Store(l.DiffID, count)
+	defer s.pulls.fetching.Delete(l.DiffID)
 	for {
 		bytes, err := s.stream(ctx, src, l, count)
 		if err == nil {
-			s.mu.Lock()
-			s.sizes[l.DiffID] = bytes
-			s.mu.Unlock()
+			s.catalog.setSize(l.DiffID, bytes)
 			return bytes, nil
 		}
 		if ctx.Err() != nil {
@@ -45,9 +44,7 @@ func (s *Service) ingest(ctx context.Context, src source, l recordLayer) (bytes 
 // has says whether a layer is in the store, published or not.
 // Preconditions: the layer is leased, so that it stays if it is.
 func (s *Service) has(diffID digest.Digest) bool {
-	s.mu.RLock()
-	_, known := s.sizes[diffID]
-	s.mu.RUnlock()
+	_, known := s.catalog.size(diffID)
 	return known || s.snap.Has(diffID)
 }
 
@@ -74,7 +71,8 @@ func (s *Service) stream(ctx context.Context, src source, l recordLayer, count *
 		return 0, stream.verdict(err)
 	}
 	if stream.err != io.EOF {
-		return s.layerBytes(l.DiffID), nil // the store had the layer, and read nothing
+		bytes, _ := s.catalog.size(l.DiffID) // the store had the layer, and read nothing
+		return bytes, nil
 	}
 	return stream.size.Load(), nil
 }
@@ -98,19 +96,17 @@ func (s *Service) store(r *record, ref reference.Reference, named digest.Digest)
 	defer s.commit.Unlock()
 	now := time.Now().UnixNano()
 	var loser *record
-	s.mu.RLock()
-	if e := s.images[r.ImageID]; e != nil {
+	if e := s.catalog.get(r.ImageID); e != nil {
 		old := e.record.clone()
 		r.Tags, r.RepoDigests = old.Tags, old.RepoDigests
 	}
-	if e := s.images[s.tags[ref.String()]]; e != nil && ref.Digest == "" {
+	if e := s.catalog.tagged(ref.String()); e != nil && ref.Digest == "" {
 		now = max(now, e.record.Tags[ref.String()]+1) // also when the clock went back
 		if e.image.ID != r.ImageID {
 			loser = e.record.clone()
 			delete(loser.Tags, ref.String())
 		}
 	}
-	s.mu.RUnlock()
 	r.Pulled = now
 	if ref.Digest == "" {
 		r.Tags[ref.String()] = now
@@ -138,6 +134,6 @@ func (s *Service) write(r *record) error {
 	if err := s.records.write(r); err != nil {
 		return err
 	}
-	s.put(r, image)
+	s.catalog.put(r, image)
 	return nil
 }

@@ -2,6 +2,7 @@ package imageservice
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -92,12 +93,9 @@ func (t *tracker) progress() Progress {
 
 // Pulls tells how far the pulls are that are under way, oldest first.
 func (s *Service) Pulls() []Progress {
-	s.mu.RLock()
-	all := make([]*tracker, 0, len(s.trackers))
-	for _, t := range s.trackers {
-		all = append(all, t)
-	}
-	s.mu.RUnlock()
+	s.pulls.mu.Lock()
+	all := slices.Collect(maps.Values(s.pulls.trackers))
+	s.pulls.mu.Unlock()
 	out := make([]Progress, 0, len(all))
 	for _, t := range all {
 		out = append(out, t.progress())
@@ -118,9 +116,9 @@ func (s *Service) report(key pullKey, fn func(Progress)) (stop func()) {
 		tick := time.NewTicker(100 * time.Millisecond)
 		defer tick.Stop()
 		for {
-			s.mu.RLock()
-			t := s.trackers[key]
-			s.mu.RUnlock()
+			s.pulls.mu.Lock()
+			t := s.pulls.trackers[key]
+			s.pulls.mu.Unlock()
 			if t != nil {
 				fn(t.progress())
 			}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -24,6 +25,30 @@ const pruneTimeout = time.Minute
 type pullKey struct {
 	ref  string
 	cred registry.Credentials
+}
+
+// pulls are those under way.
+type pulls struct {
+	images   group[pullKey, string]
+	layers   group[digest.Digest, int64]
+	fetching sync.Map // diffID to *atomic.Int64: the bytes read of the layers that are being fetched
+
+	mu       sync.Mutex
+	trackers map[pullKey]*tracker // guarded by mu
+}
+
+func newPulls() pulls { return pulls{trackers: map[pullKey]*tracker{}} }
+
+// track shows a pull until the function that it returns is called.
+func (p *pulls) track(key pullKey, t *tracker) (stop func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.trackers[key] = t
+	return func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		delete(p.trackers, key)
+	}
 }
 
 // source is where a pull's content comes from. registry.Source is one.
@@ -49,16 +74,9 @@ func (s *Service) Pull(ctx context.Context, ref string, auth Auth, progress func
 	key := pullKey{ref: parsed.String(), cred: cred}
 	stop := s.report(key, progress)
 	defer stop()
-	imageID, _, err = s.pulls.do(ctx, key, func(ctx context.Context) (string, error) {
-		t := &tracker{fetching: &s.fetching, p: Progress{Ref: ref, State: StateResolving, Started: time.Now()}}
-		s.mu.Lock()
-		s.trackers[key] = t
-		s.mu.Unlock()
-		defer func() {
-			s.mu.Lock()
-			delete(s.trackers, key)
-			s.mu.Unlock()
-		}()
+	imageID, _, err = s.pulls.images.do(ctx, key, func(ctx context.Context) (string, error) {
+		t := &tracker{fetching: &s.pulls.fetching, p: Progress{Ref: ref, State: StateResolving, Started: time.Now()}}
+		defer s.pulls.track(key, t)()
 		src, err := s.registry.Open(parsed, cred)
 		if err != nil {
 			return "", err
@@ -106,8 +124,8 @@ func (s *Service) pull(ctx context.Context, ref reference.Reference, src source,
 }
 
 func (s *Service) publish(ctx context.Context, diffIDs []digest.Digest) error {
-	s.publishing.Lock()
-	defer s.publishing.Unlock()
+	s.leases.publishing.Lock()
+	defer s.leases.publishing.Unlock()
 	return s.snap.Publish(ctx, diffIDs)
 }
 
@@ -119,13 +137,12 @@ func (s *Service) giveBack(ctx context.Context) error {
 }
 
 // describe makes the record of an image, without its references and with the sizes of layers as far as they are known.
-func (s *Service) describe(ctx context.Context, src source, m registry.Manifest) (*record, error) {
-	raw, known := s.configOf(m.Config.Digest)
-	if !known {
-		var err error
-		if raw, err = src.Fetch(ctx, m.Config); err != nil {
-			return nil, err
-		}
+func (s *Service) describe(ctx context.Context, src source, m registry.Manifest) (r *record, err error) {
+	var raw []byte
+	if e := s.catalog.get(m.Config.Digest.String()); e != nil {
+		raw = e.image.RawConfig
+	} else if raw, err = src.Fetch(ctx, m.Config); err != nil {
+		return nil, err
 	}
 	config, _, diffIDs, err := parseConfig(raw)
 	if err != nil {
@@ -140,30 +157,14 @@ func (s *Service) describe(ctx context.Context, src source, m registry.Manifest)
 	if len(diffIDs) != len(m.Layers) {
 		return nil, fmt.Errorf("read image config: %w: %d diff_ids for %d layers", ErrInvalidImage, len(diffIDs), len(m.Layers))
 	}
-	r := &record{
+	r = &record{
 		ImageID: m.Config.Digest.String(), MediaType: m.MediaType, Digest: m.Digest, Manifest: m.Raw, Config: raw, Tags: map[string]int64{},
 	}
 	for i, l := range m.Layers {
-		r.Layers = append(r.Layers, recordLayer{Digest: l.Digest, DiffID: diffIDs[i], Size: l.Size, Bytes: s.layerBytes(diffIDs[i])})
+		bytes, _ := s.catalog.size(diffIDs[i])
+		r.Layers = append(r.Layers, recordLayer{Digest: l.Digest, DiffID: diffIDs[i], Size: l.Size, Bytes: bytes})
 	}
 	return r, nil
-}
-
-// configOf returns the config of an image that is here.
-func (s *Service) configOf(d digest.Digest) ([]byte, bool) {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	if e := s.images[d.String()]; e != nil {
-		return e.image.RawConfig, true
-	}
-	return nil, false
-}
-
-// layerBytes is the size of a layer's tar, 0 if it is not known.
-func (s *Service) layerBytes(diffID digest.Digest) int64 {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	return s.sizes[diffID]
 }
 
 // fetch brings the layers that are not here, the largest first, and fills in their sizes.
@@ -224,7 +225,7 @@ func (s *Service) fits(missing []recordLayer) error {
 // one tries itself.
 func (s *Service) layer(ctx context.Context, src source, l recordLayer) (bytes int64, err error) {
 	for {
-		bytes, led, err := s.layers.do(ctx, l.DiffID, func(ctx context.Context) (int64, error) {
+		bytes, led, err := s.pulls.layers.do(ctx, l.DiffID, func(ctx context.Context) (int64, error) {
 			return s.ingest(ctx, src, l)
 		})
 		if err == nil || led || ctx.Err() != nil || errors.Is(err, ErrClosed) {

@@ -14,22 +14,22 @@ import (
 // Prepare makes a writable layer on top of an image, known by key, and returns the mounts of it, top first. It is idempotent.
 // As long as it exists it keeps the image's layers, even if the image is removed.
 func (s *Service) Prepare(ctx context.Context, key, imageID string) ([]snapshot.Mount, error) {
-	s.collect.Lock()
-	e, err := s.find(imageID)
+	s.leases.collect.Lock()
+	e, err := s.catalog.find(imageID)
 	if err != nil {
-		s.collect.Unlock()
+		s.leases.collect.Unlock()
 		return nil, fmt.Errorf("prepare root filesystem %s: %w", key, err)
 	}
 	release := s.leaseLocked(e.image.DiffIDs)
-	s.collect.Unlock()
+	s.leases.collect.Unlock()
 	defer release()
 	mounts, err := s.snap.Prepare(ctx, key, e.image.DiffIDs)
 	if err != nil {
 		return nil, err
 	}
-	s.mu.Lock()
-	s.keys[key] = e.image.ID
-	s.mu.Unlock()
+	s.catalog.mu.Lock()
+	s.catalog.keys[key] = e.image.ID
+	s.catalog.mu.Unlock()
 	return mounts, nil
 }
 
@@ -41,12 +41,8 @@ func (s *Service) Release(ctx context.Context, key string) error {
 	if err := s.snap.Remove(ctx, key); err != nil {
 		return err
 	}
-	s.mu.Lock()
-	needed := s.images[s.keys[key]] != nil // the image is still here, so nothing became free
-	delete(s.keys, key)
-	s.mu.Unlock()
-	if needed {
-		return nil
+	if s.catalog.forgetKey(key) {
+		return nil // the image is still here, so nothing became free
 	}
 	select {
 	case s.wake <- struct{}{}:
@@ -74,40 +70,49 @@ type file struct {
 // not there is fs.ErrNotExist. etc/passwd and etc/group, which every container asks for, are remembered.
 func (s *Service) ReadFile(ctx context.Context, imageID, name string, max int64) ([]byte, error) {
 	key := fileKey{imageID: imageID, path: path.Clean("/" + name)}
-	s.mu.RLock()
-	f, ok := s.files[key]
-	s.mu.RUnlock()
+	s.catalog.mu.RLock()
+	f, ok := s.catalog.files[key]
+	s.catalog.mu.RUnlock()
 	if ok && f.missing {
 		return nil, fmt.Errorf("read %s of image %s: %w", key.path, imageID, fs.ErrNotExist)
 	}
 	if ok && int64(len(f.content)) <= max {
 		return slices.Clone(f.content), nil
 	}
-	s.collect.Lock()
-	e, err := s.find(imageID)
+	s.leases.collect.Lock()
+	e, err := s.catalog.find(imageID)
 	if err != nil {
-		s.collect.Unlock()
+		s.leases.collect.Unlock()
 		return nil, fmt.Errorf("read %s: %w", key.path, err)
 	}
 	release := s.leaseLocked(e.image.DiffIDs)
-	s.collect.Unlock()
+	s.leases.collect.Unlock()
 	defer release()
 	content, err := s.snap.ReadFile(ctx, e.image.DiffIDs, key.path, max)
 	missing := errors.Is(err, fs.ErrNotExist)
 	if (err == nil || missing) && len(content) <= maxCachedFile && (key.path == "/etc/passwd" || key.path == "/etc/group") {
-		s.remember(key, file{content: slices.Clone(content), missing: missing})
+		s.catalog.remember(key, file{content: slices.Clone(content), missing: missing})
 	}
 	return content, err
 }
 
-func (s *Service) remember(key fileKey, f file) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.images[key.imageID] == nil {
+// forgetKey forgets a root filesystem and says whether it was made of an image that is still here.
+func (c *catalog) forgetKey(key string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	id, ok := c.keys[key]
+	delete(c.keys, key)
+	return ok && c.images[id] != nil
+}
+
+func (c *catalog) remember(key fileKey, f file) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.images[key.imageID] == nil {
 		return // it was asked for by another name, or is gone
 	}
-	if len(s.files) >= maxCachedFiles {
-		clear(s.files)
+	if len(c.files) >= maxCachedFiles {
+		clear(c.files)
 	}
-	s.files[key] = f
+	c.files[key] = f
 }

@@ -243,7 +243,7 @@ func TestTagsMove(t *testing.T) {
 	check()
 	// A crash between the two records leaves the tag in both: the later pull has it.
 	w.commit.Lock()
-	old := w.images[p.ImageID].record.clone()
+	old := w.catalog.images[p.ImageID].record.clone()
 	old.Tags[p.Ref] = 1
 	if err := w.records.write(old); err != nil {
 		t.Fatal(err)
@@ -540,15 +540,15 @@ func TestCancelOfOneWaiterLeavesTheOthers(t *testing.T) {
 	go pull(t.Context(), q.Ref)
 	<-w.snap.holding // q's own layer
 	w.eventually("the others to join", func() bool {
-		w.pulls.mu.Lock()
-		defer w.pulls.mu.Unlock()
-		w.layers.mu.Lock()
-		defer w.layers.mu.Unlock()
+		w.pulls.images.mu.Lock()
+		defer w.pulls.images.mu.Unlock()
+		w.pulls.layers.mu.Lock()
+		defer w.pulls.layers.mu.Unlock()
 		pulls, layers := 0, 0
-		for _, f := range w.pulls.running {
+		for _, f := range w.pulls.images.running {
 			pulls += f.waiters
 		}
-		for _, f := range w.layers.running {
+		for _, f := range w.pulls.layers.running {
 			layers += f.waiters
 		}
 		return pulls == 3 && layers == 3
@@ -571,7 +571,7 @@ func TestCancelOfOneWaiterLeavesTheOthers(t *testing.T) {
 func TestCancelOfTheLastWaiterEndsThePull(t *testing.T) {
 	w := newWorld(t, registrytest.Options{})
 	p := w.push("a/b", "1", registrytest.Image{Layers: []registrytest.Layer{layerOf("a", "1"), noise(5, 4<<20), noise(6, 4<<20)}})
-	w.reg.AddFault(registrytest.Fault{Path: "/blobs/" + p.Layers[1].Digest.String(), PieceSize: 64 << 10, PieceEvery: 20 * time.Millisecond})
+	w.reg.AddFault(registrytest.Fault{Path: "/blobs/" + p.Layers[1].Digest.String(), Pace: registrytest.Pace{Size: 64 << 10, Every: 20 * time.Millisecond}})
 	before := runtime.NumGoroutine()
 	for range 5 {
 		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
@@ -653,7 +653,7 @@ func TestPullWithWrongCredentialsIsRefusedAlthoughTheImageIsHere(t *testing.T) {
 func TestProgress(t *testing.T) {
 	w := newWorld(t, registrytest.Options{})
 	p := w.push("a/b", "1", registrytest.Image{Layers: []registrytest.Layer{layerOf("a", "1"), noise(7, 4<<20)}})
-	w.reg.AddFault(registrytest.Fault{Path: p.Layers[1].Digest.String(), PieceSize: 256 << 10, PieceEvery: 20 * time.Millisecond})
+	w.reg.AddFault(registrytest.Fault{Path: p.Layers[1].Digest.String(), Pace: registrytest.Pace{Size: 256 << 10, Every: 20 * time.Millisecond}})
 	var mu sync.Mutex
 	var seen []Progress
 	id, err := w.Pull(t.Context(), p.Ref, Auth{}, func(p Progress) {
@@ -858,8 +858,8 @@ func TestPullAndRemoveRace(t *testing.T) {
 		}
 	}
 	w.eventually("all layers to go", func() bool { pub, ing := w.snap.layers(); return pub+ing == 0 })
-	if len(w.leases) != 0 {
-		t.Errorf("leases left: %v", w.leases)
+	if len(w.leases.count) != 0 {
+		t.Errorf("leases left: %v", w.leases.count)
 	}
 }
 

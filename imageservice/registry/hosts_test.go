@@ -198,12 +198,17 @@ func TestResolveCapability(t *testing.T) {
 }
 
 func TestCredentialsAreMeantForTheirRegistry(t *testing.T) {
-	spec := func(u string, own bool) hostSpec {
+	mirror := func(u string) hostSpec {
 		base, err := url.Parse(u)
 		if err != nil {
 			t.Fatal(err)
 		}
-		return hostSpec{base: base, own: own}
+		return hostSpec{base: base}
+	}
+	own := func(u string) hostSpec {
+		spec := mirror(u)
+		spec.own = true
+		return spec
 	}
 	for _, tc := range []struct {
 		server   string
@@ -211,15 +216,15 @@ func TestCredentialsAreMeantForTheirRegistry(t *testing.T) {
 		registry string
 		want     bool
 	}{
-		{"", spec("https://registry-1.docker.io", true), "docker.io", true},
-		{"https://index.docker.io/v1/", spec("https://registry-1.docker.io", true), "docker.io", true},
-		{"index.docker.io", spec("https://registry-1.docker.io", true), "docker.io", true},
-		{"", spec("https://m.example", false), "docker.io", false},
-		{"m.example", spec("https://m.example", false), "docker.io", true},
-		{"m.example", spec("https://registry-1.docker.io", true), "docker.io", false},
-		{"https://evil.example", spec("https://reg.example", true), "reg.example", false},
-		{"reg.example:443/path", spec("https://reg.example", true), "reg.example", true},
-		{"reg.example:5000", spec("https://reg.example", true), "reg.example", false},
+		{"", own("https://registry-1.docker.io"), "docker.io", true},
+		{"https://index.docker.io/v1/", own("https://registry-1.docker.io"), "docker.io", true},
+		{"index.docker.io", own("https://registry-1.docker.io"), "docker.io", true},
+		{"", mirror("https://m.example"), "docker.io", false},
+		{"m.example", mirror("https://m.example"), "docker.io", true},
+		{"m.example", own("https://registry-1.docker.io"), "docker.io", false},
+		{"https://evil.example", own("https://reg.example"), "reg.example", false},
+		{"reg.example:443/path", own("https://reg.example"), "reg.example", true},
+		{"reg.example:5000", own("https://reg.example"), "reg.example", false},
 	} {
 		c := Credentials{Username: "u", ServerAddress: tc.server}
 		if got := c.meantFor(tc.spec, tc.registry); got != tc.want {

@@ -35,7 +35,7 @@ func checkJSON(raw []byte, known keys) error {
 	dec := json.NewDecoder(bytes.NewReader(raw))
 	dec.UseNumber()
 	c := checker{dec: dec, known: known}
-	if err := c.value(0, false); err != nil {
+	if err := c.value(0, fixed); err != nil {
 		return err
 	}
 	if _, err := dec.Token(); err != io.EOF {
@@ -44,12 +44,20 @@ func checkJSON(raw []byte, known keys) error {
 	return nil
 }
 
+// naming says who names the members of an object.
+type naming int
+
+const (
+	fixed naming = iota // the specification
+	free                // anybody
+)
+
 type checker struct {
 	dec   *json.Decoder
 	known keys
 }
 
-func (c *checker) value(depth int, free bool) error {
+func (c *checker) value(depth int, names naming) error {
 	if depth > maxDepth {
 		return fmt.Errorf("JSON nested deeper than %d", maxDepth)
 	}
@@ -59,10 +67,10 @@ func (c *checker) value(depth int, free bool) error {
 	}
 	switch token {
 	case json.Delim('{'):
-		return c.object(depth, free)
+		return c.object(depth, names)
 	case json.Delim('['):
 		for c.dec.More() {
-			if err := c.value(depth+1, false); err != nil {
+			if err := c.value(depth+1, fixed); err != nil {
 				return err
 			}
 		}
@@ -72,7 +80,7 @@ func (c *checker) value(depth int, free bool) error {
 	return nil
 }
 
-func (c *checker) object(depth int, free bool) error {
+func (c *checker) object(depth int, names naming) error {
 	seen := map[string]bool{}
 	for c.dec.More() {
 		token, err := c.dec.Token()
@@ -81,7 +89,7 @@ func (c *checker) object(depth int, free bool) error {
 		}
 		key, _ := token.(string)
 		folded := key
-		if !free {
+		if names == fixed {
 			folded = strings.ToLower(key)
 			if want, ok := c.known[folded]; ok && want != key {
 				return fmt.Errorf("key %q must be written %q", printable(key), want)
@@ -91,8 +99,11 @@ func (c *checker) object(depth int, free bool) error {
 			return fmt.Errorf("key %q stands twice", printable(key))
 		}
 		seen[folded] = true
-		_, free := freeObjects[strings.ToLower(key)]
-		if err := c.value(depth+1, free); err != nil {
+		inner := fixed
+		if _, ok := freeObjects[strings.ToLower(key)]; ok {
+			inner = free
+		}
+		if err := c.value(depth+1, inner); err != nil {
 			return err
 		}
 	}

@@ -167,9 +167,9 @@ func TestResumesByRangeAfterResets(t *testing.T) {
 	}{
 		{"reset", registrytest.Fault{Cut: registrytest.Reset}},
 		{"stall", registrytest.Fault{Cut: registrytest.Stall}},
-		{"reset without range", registrytest.Fault{Cut: registrytest.Reset, IgnoreRange: true}},
-		{"reset with wrong range", registrytest.Fault{Cut: registrytest.Reset, WrongRange: true}},
-		{"reset without length", registrytest.Fault{Cut: registrytest.Reset, NoLength: true}},
+		{"reset without range", registrytest.Fault{Cut: registrytest.Reset, Quirks: registrytest.IgnoreRange}},
+		{"reset with wrong range", registrytest.Fault{Cut: registrytest.Reset, Quirks: registrytest.WrongRange}},
+		{"reset without length", registrytest.Fault{Cut: registrytest.Reset, Quirks: registrytest.NoLength}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
@@ -178,7 +178,7 @@ func TestResumesByRangeAfterResets(t *testing.T) {
 			for i := range 3 {
 				f := tc.fault
 				f.Path, f.Times, f.At = "/blobs/"+p.Layers[0].Digest.String(), 1, int64(i+1)<<20-int64(i)
-				if f.WrongRange {
+				if f.Quirks == registrytest.WrongRange {
 					f.Times = 2 // the wrong range, and the whole blob that is asked for then
 				}
 				reg.AddFault(f)
@@ -206,7 +206,7 @@ func TestGivesUpWithoutProgress(t *testing.T) {
 	}{
 		{"reset at once", registrytest.Fault{Cut: registrytest.Reset, At: 10}},
 		{"stall after headers", registrytest.Fault{Cut: registrytest.Stall}},
-		{"one byte at a time", registrytest.Fault{PieceSize: 1, PieceEvery: 20 * time.Millisecond}},
+		{"one byte at a time", registrytest.Fault{Pace: registrytest.Pace{Size: 1, Every: 20 * time.Millisecond}}},
 		{"no headers", registrytest.Fault{Wait: time.Hour}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -233,8 +233,8 @@ func TestWrongBytesAreNeverTaken(t *testing.T) {
 	}{
 		{"flipped byte", registrytest.Fault{Cut: registrytest.Corrupt, At: 1000}, ErrDigestMismatch},
 		{"short", registrytest.Fault{Cut: registrytest.Truncate, At: 1000}, ErrDigestMismatch},
-		{"short and chunked", registrytest.Fault{Cut: registrytest.Truncate, At: 1000, NoLength: true}, ErrDigestMismatch},
-		{"endless", registrytest.Fault{Endless: true}, ErrDigestMismatch},
+		{"short and chunked", registrytest.Fault{Cut: registrytest.Truncate, At: 1000, Quirks: registrytest.NoLength}, ErrDigestMismatch},
+		{"endless", registrytest.Fault{Quirks: registrytest.Endless}, ErrDigestMismatch},
 		{"HTML", registrytest.Fault{Status: 200, Body: []byte("<html>"), Header: http.Header{"Content-Type": {"text/html"}}}, ErrDigestMismatch},
 		{"Content-Encoding", registrytest.Fault{Header: http.Header{"Content-Encoding": {"gzip"}}}, ErrUnavailable},
 		{"1 MiB of headers", registrytest.Fault{Header: http.Header{"X": {strings.Repeat("x", 1<<20)}}}, ErrUnavailable},

@@ -37,13 +37,26 @@ type Fault struct {
 	At    int64         // byte of the whole blob (not of the range) at which Cut happens
 	Delay time.Duration // length of a Stall; 0 = until the client goes
 
-	PieceSize   int           // serve the body in pieces of this size ...
-	PieceEvery  time.Duration // ... with this pause after each
-	IgnoreRange bool          // answer 200 with the whole blob to a Range request
-	WrongRange  bool          // answer 206 with a range that starts one byte early
-	NoLength    bool          // no Content-Length: chunked
-	Endless     bool          // after the blob, zeros without end (implies NoLength)
+	Pace   Pace
+	Quirks Quirk
 }
+
+// Pace serves a body in pieces, with a pause after each. The zero value is full speed.
+type Pace struct {
+	Size  int // bytes
+	Every time.Duration
+}
+
+// Quirk is a set of small lies, to be combined with |.
+type Quirk int
+
+// The quirks.
+const (
+	IgnoreRange Quirk = 1 << iota // answer 200 with the whole blob to a Range request
+	WrongRange                    // answer 206 with a range that starts one byte early
+	NoLength                      // no Content-Length: chunked
+	Endless                       // after the blob, zeros without end; also no length
+)
 
 func (f *Fault) matches(r *http.Request) bool {
 	return (f.Method == "" || f.Method == r.Method) && (f.Path == "" || strings.Contains(r.URL.Path, f.Path))

@@ -108,19 +108,19 @@ func (reg *Registry) serveBytes(w http.ResponseWriter, r *http.Request, data []b
 	}
 	start, status := int64(0), http.StatusOK
 	w.Header().Set("Accept-Ranges", "bytes")
-	if spec, ok := strings.CutPrefix(r.Header.Get("Range"), "bytes="); ok && !f.IgnoreRange {
+	if spec, ok := strings.CutPrefix(r.Header.Get("Range"), "bytes="); ok && f.Quirks&IgnoreRange == 0 {
 		n, err := strconv.ParseInt(strings.TrimSuffix(spec, "-"), 10, 64)
 		if err != nil || n < 0 || n >= int64(len(data)) {
 			w.WriteHeader(http.StatusRequestedRangeNotSatisfiable)
 			return
 		}
-		if f.WrongRange && n > 0 {
+		if f.Quirks&WrongRange != 0 && n > 0 {
 			n--
 		}
 		start, status = n, http.StatusPartialContent
 		w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", start, len(data)-1, len(data)))
 	}
-	if !f.NoLength && !f.Endless {
+	if f.Quirks&(NoLength|Endless) == 0 {
 		w.Header().Set("Content-Length", strconv.FormatInt(int64(len(data))-start, 10))
 	}
 	setAll(w.Header(), f.Header)
@@ -166,7 +166,7 @@ func (reg *Registry) sendBody(w http.ResponseWriter, r *http.Request, b body, f 
 	if !reg.send(w, r, b.data[stop:], f) {
 		return
 	}
-	for zeros := make([]byte, 32<<10); f.Endless; {
+	for zeros := make([]byte, 32<<10); f.Quirks&Endless != 0; {
 		if _, err := w.Write(zeros); err != nil {
 			return
 		}
@@ -176,8 +176,8 @@ func (reg *Registry) sendBody(w http.ResponseWriter, r *http.Request, b body, f 
 // send writes data, in pieces if f says so, and reports whether the client is still there.
 func (reg *Registry) send(w http.ResponseWriter, r *http.Request, data []byte, f Fault) bool {
 	piece := len(data)
-	if f.PieceSize > 0 {
-		piece = f.PieceSize
+	if f.Pace.Size > 0 {
+		piece = f.Pace.Size
 	}
 	for len(data) > 0 {
 		n := min(piece, len(data))
@@ -185,9 +185,9 @@ func (reg *Registry) send(w http.ResponseWriter, r *http.Request, data []byte, f
 			return false
 		}
 		data = data[n:]
-		if f.PieceEvery > 0 {
+		if f.Pace.Every > 0 {
 			_ = http.NewResponseController(w).Flush()
-			if !reg.pause(r, f.PieceEvery) {
+			if !reg.pause(r, f.Pace.Every) {
 				return false
 			}
 		}

@@ -30,7 +30,8 @@ func (d *Daemon) Container(name string, command []string, options ...ContainerOp
 		Labels:      map[string]string{"container": name},
 		Annotations: map[string]string{"test/container": name},
 		Linux: &runtimeapi.LinuxContainerConfig{Resources: &runtimeapi.LinuxContainerResources{},
-			SecurityContext: &runtimeapi.LinuxContainerSecurityContext{Seccomp: &runtimeapi.SecurityProfile{}}},
+			SecurityContext: &runtimeapi.LinuxContainerSecurityContext{Seccomp: &runtimeapi.SecurityProfile{},
+				NamespaceOptions: &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER}}},
 	}
 	for _, o := range options {
 		o(c)
@@ -44,10 +45,10 @@ func (d *Daemon) Shell(name, script string, options ...ContainerOption) *runtime
 	return d.Container(name, []string{"sh", "-c", script}, options...)
 }
 
-// Sleeper makes the configuration of a container that waits until it is told to end, and then does at once.
+// Sleeper makes the configuration of a container that says "up", waits until it is told to end, and then does at once.
 func (d *Daemon) Sleeper(name string, options ...ContainerOption) *runtimeapi.ContainerConfig {
 	d.T.Helper()
-	return d.Shell(name, "trap 'exit 0' TERM; sleep 3600 & wait", options...)
+	return d.Shell(name, "trap 'exit 0' TERM; echo up; sleep 3600 & wait", options...)
 }
 
 // Security changes a container's security context.

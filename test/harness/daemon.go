@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -107,10 +108,29 @@ func Start(t testing.TB, options ...Option) *Daemon {
 	}
 	t.Cleanup(d.end)
 	d.Start()
-	if d.before, err = invariants.Take(d.Process.Daemon()); err != nil {
-		t.Fatal(err)
-	}
+	d.warmUp()
 	return d
+}
+
+// warmUp runs a pod, so that what is opened once for all pods is open, and then takes what is there as the state before.
+func (d *Daemon) warmUp() {
+	d.T.Helper()
+	cold, err := invariants.Take(d.Process.Daemon())
+	if err != nil {
+		d.T.Fatal(err)
+	}
+	d.RunPod(d.Pod("warm-up")).Remove()
+	lines, err := invariants.Settle(d.T.Context(), func(context.Context) ([]string, error) {
+		if d.before, err = invariants.Take(d.Process.Daemon()); err != nil {
+			return nil, err
+		}
+		return slices.DeleteFunc(invariants.Diff(d.Process.Daemon(), cold, d.before), func(line string) bool {
+			return strings.Contains(line, string(invariants.Descriptor))
+		}), nil
+	})
+	if err != nil || len(lines) > 0 {
+		d.T.Fatalf("after a first pod: %q, %v", lines, err)
+	}
 }
 
 // number takes a number of 0 to 255 that no other test on this host has, until the test ends: the daemon's subnet.

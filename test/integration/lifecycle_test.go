@@ -76,6 +76,7 @@ func TestLifeOfAPodAndItsContainer(t *testing.T) {
 	wantCode(t, "start a running container", c.TryStart(), codes.FailedPrecondition)
 	d.Check()
 
+	c.WaitOutput("up") // before that the shell, as PID 1, ignores the signal
 	c.Stop(10 * time.Second)
 	cs = c.Status()
 	if cs.State != exited || cs.ExitCode != 0 || cs.Reason != "Completed" || cs.FinishedAt < cs.StartedAt {

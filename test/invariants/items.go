@@ -257,7 +257,7 @@ func (d Daemon) standing(i Item) bool {
 	case Link:
 		return i.Name == d.Bridge
 	case Firewall:
-		return !strings.Contains(i.Name, " rules")
+		return !strings.Contains(i.Name, " set ")
 	case Cgroup:
 		_, path, _ := strings.Cut(i.Name, ":")
 		return path == d.CgroupRoot() || path == d.CgroupRoot()+"/monitors" || slices.Contains(d.CgroupParents, path)
@@ -270,7 +270,7 @@ func Diff(d Daemon, before, after Items) []string {
 	var lines []string
 	for i, n := range after {
 		switch was := before[i]; {
-		case n <= was || d.standing(i):
+		case n <= was || was == 0 && d.standing(i):
 		case i.Kind == Descriptor || was > 0:
 			lines = append(lines, fmt.Sprintf("left behind: %s: %d, before %d", i, n, was))
 		default:
@@ -278,7 +278,7 @@ func Diff(d Daemon, before, after Items) []string {
 		}
 	}
 	for i := range before {
-		if after[i] == 0 && i.Kind != Descriptor {
+		if after[i] == 0 && i.Kind != Descriptor && !d.standing(i) {
 			lines = append(lines, "gone: "+i.String())
 		}
 	}

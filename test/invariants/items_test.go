@@ -10,7 +10,7 @@ import (
 
 func TestDiff(t *testing.T) {
 	d := Daemon{Root: "/r", State: "/s", Bridge: "br"}
-	before := Items{{Mount, "/r/a"}: 1, {Descriptor, "ROOT/lock"}: 1, {Descriptor, "pipe:[N]"}: 4}
+	before := Items{{Mount, "/r/a"}: 1, {Descriptor, "ROOT/lock"}: 1, {Descriptor, "pipe:[N]"}: 4, {Firewall, "table 1 br chain b rules"}: 2}
 	for _, tc := range []struct {
 		name   string
 		change func(Items)
@@ -24,7 +24,9 @@ func TestDiff(t *testing.T) {
 		{"bridge", func(i Items) { i[Item{Link, "br"}] = 1 }, ""},
 		{"port of the bridge", func(i Items) { i[Item{Link, "vb1"}] = 1 }, "left behind: link vb1"},
 		{"table", func(i Items) { i[Item{Firewall, "table 1 br"}] = 1 }, ""},
-		{"rules", func(i Items) { i[Item{Firewall, "table 1 br chain c rules"}] = 1 }, "left behind: nftables table 1 br chain c rules"},
+		{"rules that come with the table", func(i Items) { i[Item{Firewall, "table 1 br chain c rules"}] = 3 }, ""},
+		{"a rule more", func(i Items) { i[Item{Firewall, "table 1 br chain b rules"}] = 3 }, "left behind: nftables table 1 br chain b rules: 3, before 2"},
+		{"element of a set", func(i Items) { i[Item{Firewall, "table 1 br set s"}] = 1 }, "left behind: nftables table 1 br set s"},
 		{"monitors", func(i Items) { i[Item{Cgroup, "pids:" + d.CgroupRoot() + "/monitors"}] = 1 }, ""},
 		{"cgroup", func(i Items) { i[Item{Cgroup, "pids:" + d.CgroupRoot() + "/x"}] = 1 }, "left behind: cgroup pids:" + d.CgroupRoot() + "/x"},
 	} {

@@ -8,6 +8,8 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
 )
 
 // gone tells whether an error says that something went while we looked at it.
@@ -77,24 +79,35 @@ func takeFirewall(d Daemon, items Items) error {
 				return fmt.Errorf("list elements of %s: %w", s.Name, err)
 			}
 			if len(elements) > 0 && !s.Anonymous {
-				items[Item{Firewall, name + " set " + s.Name + " rules"}] = len(elements)
+				items[Item{Firewall, name + " set " + s.Name}] = len(elements)
 			}
 		}
 	}
-	chains, err := conn.ListChains()
+	return takeRules(d, items)
+}
+
+// takeRules counts the rules of each chain. It looks at their tables and chains only: what a rule does may be newer than the library.
+func takeRules(d Daemon, items Items) error {
+	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_GETRULE, unix.NLM_F_DUMP)
+	req.AddData(&nl.Nfgenmsg{NfgenFamily: unix.AF_UNSPEC, Version: nl.NFNETLINK_V0})
+	messages, err := req.Execute(unix.NETLINK_NETFILTER, unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWRULE)
 	if err != nil && !gone(err) {
-		return fmt.Errorf("list chains: %w", err)
+		return fmt.Errorf("list rules: %w", err)
 	}
-	for _, c := range chains {
-		if !strings.Contains(c.Table.Name, d.Bridge) {
+	for _, m := range messages {
+		if len(m) < nl.SizeofNfgenmsg {
 			continue
 		}
-		rules, err := conn.GetRules(c.Table, c)
-		if err != nil && !gone(err) {
-			return fmt.Errorf("list rules of %s: %w", c.Name, err)
+		attributes, err := nl.ParseRouteAttr(m[nl.SizeofNfgenmsg:])
+		if err != nil {
+			return fmt.Errorf("read rule: %w", err)
 		}
-		if len(rules) > 0 {
-			items[Item{Firewall, fmt.Sprintf("table %d %s chain %s rules", c.Table.Family, c.Table.Name, c.Name)}] = len(rules)
+		names := map[uint16]string{}
+		for _, a := range attributes {
+			names[a.Attr.Type] = strings.TrimRight(string(a.Value), "\x00")
+		}
+		if table := names[unix.NFTA_RULE_TABLE]; strings.Contains(table, d.Bridge) {
+			items[Item{Firewall, fmt.Sprintf("table %d %s chain %s rules", m[0], table, names[unix.NFTA_RULE_CHAIN])}]++
 		}
 	}
 	return nil

@@ -25,7 +25,8 @@ type container struct {
 	turn   turn
 	create *operation // nil when it was loaded from its record
 
-	write sync.Mutex // held while the record is replaced
+	write   sync.Mutex // held while the record is replaced, or removed
+	removed bool       // the record is gone for good; guarded by write
 
 	// Guarded by turn, or by exec:
 	spec      *specs.Spec     // read from disk when nil
@@ -53,9 +54,11 @@ func (m *Manager) updateContainer(c *container, change func(*store.Container)) e
 	m.mu.RUnlock()
 	before := rec.State
 	change(&rec)
-	err := m.effect("write container record")
-	if err == nil {
-		err = m.store.PutContainer(&rec)
+	var err error
+	if !c.removed {
+		if err = m.effect("write container record"); err == nil {
+			err = m.store.PutContainer(&rec)
+		}
 	}
 	m.mu.Lock()
 	c.rec = rec

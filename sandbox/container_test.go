@@ -220,13 +220,15 @@ func TestCreateRefusesBadInputAndLeavesNothing(t *testing.T) {
 	p := run(t, m, config)
 	before := w.left()
 	for name, change := range map[string]func(r *CreateRequest){
-		"no command":           func(r *CreateRequest) { r.Config.Command = nil },
-		"log directory":        func(r *CreateRequest) { r.Config.LogPath = "missing/0.log" },
-		"log path climbs":      func(r *CreateRequest) { r.Config.LogPath = "../0.log" },
-		"mount source missing": func(r *CreateRequest) { r.Config.Mounts = []*runtimeapi.Mount{{ContainerPath: "/x", HostPath: "/no/such"}} },
-		"bad user":             func(r *CreateRequest) { r.Image.User = "nobody-knows" },
-		"bad stop signal":      func(r *CreateRequest) { r.Image.StopSignal = "SIGWHAT" },
-		"device missing":       func(r *CreateRequest) { r.Config.Devices = []*runtimeapi.Device{{HostPath: "/dev/no-such"}} },
+		"no command":      func(r *CreateRequest) { r.Config.Command = nil },
+		"log directory":   func(r *CreateRequest) { r.Config.LogPath = "missing/0.log" },
+		"log path climbs": func(r *CreateRequest) { r.Config.LogPath = "../0.log" },
+		"mount source missing": func(r *CreateRequest) {
+			r.Config.Mounts = []*runtimeapi.Mount{{ContainerPath: "/x", HostPath: "/no/such"}}
+		},
+		"bad user":        func(r *CreateRequest) { r.Image.User = "nobody-knows" },
+		"bad stop signal": func(r *CreateRequest) { r.Image.StopSignal = "SIGWHAT" },
+		"device missing":  func(r *CreateRequest) { r.Config.Devices = []*runtimeapi.Device{{HostPath: "/dev/no-such"}} },
 		"seccomp profile missing": func(r *CreateRequest) {
 			r.Config.Linux = &runtimeapi.LinuxContainerConfig{SecurityContext: &runtimeapi.LinuxContainerSecurityContext{
 				Seccomp: &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: "/no/such.json"}}}

@@ -77,9 +77,11 @@ func (m *Manager) claimContainer(ctx context.Context, p *pod, r CreateRequest, r
 	c := newContainer(p, newID(), name, r.Config)
 	rec.ID, rec.SnapshotKey, rec.CreatedAt, rec.Cgroup = c.id, c.id, now(), p.rec.Cgroup+"/"+c.id
 	c.rec = rec
-	m.containers[c.id], m.childNames[name] = c, c
 	c.turn <- struct{}{} // given back by makeContainer
-	c.create = m.begin(ctx, func(ctx context.Context) error { return m.makeContainer(ctx, c, r) })
+	if c.create = m.begin(ctx, func(ctx context.Context) error { return m.makeContainer(ctx, c, r) }); c.create == nil {
+		return nil, errClosing
+	}
+	m.containers[c.id], m.childNames[name] = c, c
 	return c, nil
 }
 

@@ -68,7 +68,11 @@ func (m *Manager) forceEnd(ctx context.Context, c *container) error {
 	if err := m.killContainer(ctx, c); err != nil {
 		return err
 	}
-	timer := time.NewTimer(exitGrace)
+	grace := exitGrace
+	if m.linkOf(c.pod) == nil {
+		grace = 0
+	}
+	timer := time.NewTimer(grace)
 	defer timer.Stop()
 	select {
 	case <-c.exited:
@@ -149,9 +153,12 @@ func (m *Manager) removeContainer(ctx context.Context, c *container) error {
 	if err := m.effect("remove container record"); err != nil {
 		return err
 	}
+	c.write.Lock()
+	defer c.write.Unlock()
 	if err := m.store.RemoveContainer(c.pod.id, c.id); err != nil {
 		return err
 	}
+	c.removed = true
 	m.forgetContainer(c)
 	return nil
 }

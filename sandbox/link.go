@@ -40,7 +40,9 @@ func (m *Manager) connect(p *pod, process store.Process, pidfd *os.File) (*link,
 		return nil, fmt.Errorf("connect to monitor %d: %w", process.PID, err)
 	}
 	l := &link{client: m.cfg.Dial(m.socket(p.id)), process: process, pidfd: own, dead: make(chan struct{})}
-	m.background.Go(func() { l.awaitEnd(m.ctx) })
+	if !m.background.start(func() { l.awaitEnd(m.ctx) }) {
+		return nil, errors.Join(errClosing, own.Close())
+	}
 	return l, nil
 }
 
@@ -168,10 +170,10 @@ func (m *Manager) setLink(p *pod, l *link) {
 // follow takes the exits of the sandbox's containers from its monitor, and sees its end.
 func (m *Manager) follow(p *pod) {
 	l := m.linkOf(p)
-	m.background.Go(func() {
+	m.background.start(func() {
 		ctx, cancel := context.WithCancel(m.ctx)
 		defer cancel()
-		m.background.Go(func() {
+		m.background.start(func() {
 			select {
 			case <-l.dead:
 				cancel()

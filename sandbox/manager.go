@@ -32,7 +32,7 @@ type Manager struct {
 	// ctx ends with Close; background are all goroutines that outlive a call.
 	ctx        context.Context //nolint:containedctx // the life of the Manager itself
 	cancel     context.CancelFunc
-	background sync.WaitGroup
+	background background
 	// adding is held for reading while the network adds an attachment, for writing while it collects what nobody has.
 	adding sync.RWMutex
 	// fault is called before each effect on the host. Tests make it fail, or block, as a daemon that was killed would; it is nil otherwise.
@@ -93,7 +93,7 @@ func open(ctx context.Context, cfg Config, hooks hooks) (*Manager, error) {
 func (m *Manager) Close(ctx context.Context) error {
 	m.cancel()
 	done := make(chan struct{})
-	go func() { m.background.Wait(); close(done) }()
+	go func() { m.background.wait(); close(done) }()
 	select {
 	case <-done:
 		return nil

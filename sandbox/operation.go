@@ -69,17 +69,51 @@ func (o *operation) wait(ctx context.Context) error {
 }
 
 // begin runs work on a context of its own, with the values of ctx, that also ends with the Manager. The caller has joined.
+// nil: the Manager is being closed.
 func (m *Manager) begin(ctx context.Context, work func(context.Context) error) *operation {
 	own, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	o := &operation{done: make(chan struct{}), cancel: cancel, waiters: 1}
 	unhook := context.AfterFunc(m.ctx, cancel)
-	m.background.Go(func() {
+	begun := m.background.start(func() {
 		defer cancel()
 		defer unhook()
 		o.err = work(own)
 		close(o.done)
 	})
+	if !begun {
+		cancel()
+		return nil
+	}
 	return o
+}
+
+// errClosing means that the Manager is being closed, so that nothing new begins.
+var errClosing = errors.New("the daemon is ending")
+
+// background are the goroutines that outlive a call.
+type background struct {
+	mu      sync.Mutex
+	closing bool
+	group   sync.WaitGroup
+}
+
+// start runs work on a goroutine of its own. False: the Manager is being closed, and work does not run.
+func (b *background) start(work func()) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closing {
+		return false
+	}
+	b.group.Go(work)
+	return true
+}
+
+// wait lets nothing start any more and waits for what runs.
+func (b *background) wait() {
+	b.mu.Lock()
+	b.closing = true
+	b.mu.Unlock()
+	b.group.Wait()
 }
 
 // settled waits for an operation that cannot be joined any more.

@@ -24,7 +24,8 @@ type pod struct {
 	recovered chan struct{} // closed once recovery has dealt with it, or at once
 	create    *operation    // nil when it was loaded from its record
 
-	write sync.Mutex // held while the record is replaced
+	write   sync.Mutex // held while the record is replaced, or removed
+	removed bool       // the record is gone for good; guarded by write
 
 	// Guarded by Manager.mu:
 	rec        store.Pod
@@ -54,9 +55,11 @@ func (m *Manager) updatePod(p *pod, change func(*store.Pod)) error {
 	rec := p.rec
 	m.mu.RUnlock()
 	change(&rec)
-	err := m.effect("write pod record")
-	if err == nil {
-		err = m.store.PutPod(&rec)
+	var err error
+	if !p.removed {
+		if err = m.effect("write pod record"); err == nil {
+			err = m.store.PutPod(&rec)
+		}
 	}
 	m.mu.Lock()
 	p.rec = rec

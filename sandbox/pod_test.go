@@ -147,8 +147,10 @@ func TestRunPodRefusesBadInputAndLeavesNothing(t *testing.T) {
 		t.Errorf("unknown handler: %v", err)
 	}
 	for name, change := range map[string]func(*runtimeapi.PodSandboxConfig){
-		"no metadata":          func(c *runtimeapi.PodSandboxConfig) { c.Metadata = nil },
-		"cgroup parent climbs": func(c *runtimeapi.PodSandboxConfig) { c.Linux = &runtimeapi.LinuxPodSandboxConfig{CgroupParent: "/a/../b"} },
+		"no metadata": func(c *runtimeapi.PodSandboxConfig) { c.Metadata = nil },
+		"cgroup parent climbs": func(c *runtimeapi.PodSandboxConfig) {
+			c.Linux = &runtimeapi.LinuxPodSandboxConfig{CgroupParent: "/a/../b"}
+		},
 		"cgroup parent is a file": func(c *runtimeapi.PodSandboxConfig) {
 			c.Linux = &runtimeapi.LinuxPodSandboxConfig{CgroupParent: "/cgroup.procs"}
 		},

@@ -39,7 +39,7 @@ func (m *Manager) recover() error {
 	for i := range folders {
 		m.load(&folders[i])
 	}
-	m.background.Go(func() {
+	m.background.start(func() {
 		slots := make(chan struct{}, recoveryWidth)
 		var group sync.WaitGroup
 		for _, p := range m.loaded() {
@@ -90,6 +90,7 @@ func (m *Manager) load(folder *store.PodFolder) {
 	default:
 		logger.Error(err, "Quarantined a sandbox whose record cannot be read", "podSandboxID", folder.ID)
 		p.rec = store.Pod{ID: folder.ID, State: store.NotReady, CreatedAt: now(), Cgroup: m.cfg.Cgroups.Tree() + "/" + folder.ID, BootID: m.bootID}
+		p.rec.Ancestors = []string{p.rec.Cgroup}
 		p.config = &runtimeapi.PodSandboxConfig{Metadata: &runtimeapi.PodSandboxMetadata{Name: "quarantined-" + folder.ID[:13], Uid: folder.ID,
 			Namespace: "berth-quarantine"}}
 		p.message = "its record cannot be read: " + err.Error()
@@ -184,8 +185,12 @@ func (m *Manager) recoverState(ctx context.Context, p *pod) error {
 	case rec.State == store.Ready:
 		return m.reattach(ctx, p, &rec)
 	}
-	// A stop that was cut short goes on. What it does is nothing when it had ended.
-	err := m.stopPod(ctx, p)
+	// A stop that was cut short goes on, with the monitor to tell how the containers exit. What it does is nothing when it had ended.
+	err := m.findMonitor(p)
+	if m.linkOf(p) != nil {
+		m.follow(p)
+	}
+	err = errors.Join(err, m.stopPod(ctx, p))
 	return errors.Join(err, each(m.containersOf(p), func(c *container) error { return m.loseContainer(ctx, c, ReasonUnknown) }))
 }
 

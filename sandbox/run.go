@@ -87,9 +87,11 @@ func (m *Manager) claimPod(ctx context.Context, config *runtimeapi.PodSandboxCon
 	p := &pod{id: newID(), name: name, config: config, turn: newTurn(), recovered: closed, rec: rec}
 	p.rec.ID = p.id
 	p.rec.CreatedAt = time.Now().UnixNano()
-	m.pods[p.id], m.names[name] = p, p
 	p.turn <- struct{}{} // given back by makePod
-	p.create = m.begin(ctx, func(ctx context.Context) error { return m.makePod(ctx, p) })
+	if p.create = m.begin(ctx, func(ctx context.Context) error { return m.makePod(ctx, p) }); p.create == nil {
+		return nil, errClosing
+	}
+	m.pods[p.id], m.names[name] = p, p
 	return p, nil
 }
 

@@ -27,12 +27,16 @@ func (m *Manager) StartContainer(ctx context.Context, containerID string) error 
 		return err
 	}
 	result := make(chan error, 1)
-	m.background.Go(func() {
+	begun := m.background.start(func() {
 		defer c.turn.give()
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), startTimeout)
 		defer cancel()
 		result <- protect(func() error { return m.startContainer(ctx, c) })
 	})
+	if !begun {
+		c.turn.give()
+		return errClosing
+	}
 	select {
 	case err = <-result:
 	case <-ctx.Done():

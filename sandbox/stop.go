@@ -36,23 +36,23 @@ func (m *Manager) StopPod(ctx context.Context, sandboxID string) error {
 
 // stopPod stops a sandbox, from whatever state. Preconditions: its turn is held.
 func (m *Manager) stopPod(ctx context.Context, p *pod) error {
-	var recordErr error
 	if rec := m.record(p); rec.State != store.NotReady {
 		// From here on no container is created or started. A record that cannot be written does not keep the sandbox from being stopped: at
 		// the next start its monitor is not there, which says the same.
-		recordErr = m.updatePod(p, func(rec *store.Pod) { rec.State = store.NotReady })
+		m.tolerate(p, m.updatePod(p, func(rec *store.Pod) { rec.State = store.NotReady }))
 	}
-	err := each(m.containersOf(p), func(c *container) error { return m.endContainer(ctx, c) })
-	return errors.Join(err, m.tearDown(ctx, p), m.unlessStopped(p, recordErr))
+	// What cannot be killed keeps its network and its monitor: the next call goes on from here.
+	if err := each(m.containersOf(p), func(c *container) error { return m.endContainer(ctx, c) }); err != nil {
+		return err
+	}
+	return m.tearDown(ctx, p)
 }
 
-// unlessStopped passes over a record that could not be written when what it should say can be seen: nothing of the sandbox is left.
-func (m *Manager) unlessStopped(p *pod, recordErr error) error {
-	if recordErr == nil {
-		return nil
+// tolerate logs that a record could not be written where that must not keep a sandbox from being stopped.
+func (m *Manager) tolerate(p *pod, recordErr error) {
+	if recordErr != nil {
+		m.logger(m.ctx).Error(recordErr, "Could not record that a sandbox is stopped", "podSandboxID", p.id)
 	}
-	m.logger(m.ctx).Error(recordErr, "Could not record that a sandbox is stopped", "podSandboxID", p.id)
-	return nil
 }
 
 // tearDown takes away all that a sandbox has on the host but its containers' records: network, monitor, mounts, pin, state folder. It is
@@ -101,7 +101,8 @@ func (m *Manager) detach(ctx context.Context, p *pod) error {
 	if m.record(p).State == store.Creating { // the record goes as a whole
 		return nil
 	}
-	return m.unlessStopped(p, m.updatePod(p, func(rec *store.Pod) { rec.Attachment = nil }))
+	m.tolerate(p, m.updatePod(p, func(rec *store.Pod) { rec.Attachment = nil }))
+	return nil
 }
 
 // endMonitor asks the monitor to end, and makes it.
@@ -109,12 +110,12 @@ func (m *Manager) endMonitor(ctx context.Context, p *pod) error {
 	if err := m.effect("end monitor"); err != nil {
 		return err
 	}
+	if err := m.findMonitor(p); err != nil {
+		return err
+	}
 	l := m.linkOf(p)
 	if l == nil {
-		var err error
-		if l, err = m.strayMonitor(p); l == nil {
-			return err
-		}
+		return nil
 	}
 	farewell, cancel := context.WithTimeout(ctx, endTimeout)
 	err := l.client.Shutdown(farewell)
@@ -136,6 +137,18 @@ func (m *Manager) endMonitor(ctx context.Context, p *pod) error {
 	}
 	m.setLink(p, nil)
 	return nil
+}
+
+// findMonitor links the sandbox to the monitor that an earlier daemon left, if there is one.
+func (m *Manager) findMonitor(p *pod) error {
+	if m.linkOf(p) != nil {
+		return nil
+	}
+	l, err := m.strayMonitor(p)
+	if l != nil {
+		m.setLink(p, l)
+	}
+	return err
 }
 
 // strayMonitor finds the monitor of a sandbox that an earlier daemon began: by the record, else by its socket. nil, nil: there is none.
@@ -235,9 +248,12 @@ func (m *Manager) dropPod(p *pod) error {
 	if err := m.effect("remove pod record"); err != nil {
 		return err
 	}
+	p.write.Lock()
+	defer p.write.Unlock()
 	if err := m.store.RemovePod(p.id); err != nil {
 		return err
 	}
+	p.removed = true
 	m.forgetPod(p)
 	return nil
 }

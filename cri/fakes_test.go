@@ -205,7 +205,7 @@ func newWorld(t *testing.T) *world {
 		t.Fatal(err)
 	}
 	w.server = NewServer(Config{
-		Pods: w.sandboxes, Containers: w.sandboxes, Images: w.images, Network: w.network,
+		Pods: w.sandboxes, Containers: w.sandboxes, Images: w.images, Network: w.network, Stats: w.sandboxes, Layers: w.sandboxes,
 		Handlers: []*runtimeapi.RuntimeHandler{{Name: ""}, {Name: "native"}},
 		Version:  "0.0.1-test", Facts: func() map[string]string { return map[string]string{"root": "/r"} }, Logger: klog.Background(),
 	})
@@ -248,4 +248,19 @@ func containerConfig(image string) *runtimeapi.ContainerConfig {
 	return &runtimeapi.ContainerConfig{
 		Metadata: &runtimeapi.ContainerMetadata{Name: "c"}, Image: &runtimeapi.ImageSpec{Image: image},
 	}
+}
+
+func (f *fakeSandboxes) ContainerStats(id string) (sandbox.Stats, error) {
+	c, err := f.Container(id)
+	if err != nil {
+		return sandbox.Stats{}, err
+	}
+	if c.State != sandbox.ContainerRunning {
+		return sandbox.Stats{At: time.Unix(9, 0)}, nil
+	}
+	return sandbox.Stats{At: time.Unix(9, 0), CPU: 5, Memory: 100, WorkingSet: 60, RSS: 40, MemoryLimit: 1000, Pids: 2}, nil
+}
+
+func (f *fakeSandboxes) LayerUsage(string) (imageservice.FsUsage, error) {
+	return imageservice.FsUsage{Bytes: 4096, Inodes: 1, Mountpoint: "/images"}, nil
 }

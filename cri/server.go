@@ -91,6 +91,8 @@ type Config struct {
 	Containers Containers
 	Images     Images
 	Network    Network
+	Stats      Stats
+	Layers     Layers
 	// Handlers that a pod may name, as Status lists them; "" is the one that is used when a pod names none.
 	Handlers []*runtimeapi.RuntimeHandler
 	// Version of berthd, semantic.
@@ -126,7 +128,7 @@ func NewServer(c Config) *Server {
 		handlers[h.GetName()] = true
 	}
 	runtimeapi.RegisterRuntimeServiceServer(g, &runtimeService{
-		pods: c.Pods, containers: c.Containers, images: c.Images, network: c.Network,
+		pods: c.Pods, containers: c.Containers, images: c.Images, network: c.Network, stats: c.Stats, layers: c.Layers,
 		handlers: c.Handlers, known: handlers, version: c.Version, facts: c.Facts,
 	})
 	runtimeapi.RegisterImageServiceServer(g, &imageServer{images: c.Images, known: handlers})
@@ -160,6 +162,8 @@ type runtimeService struct {
 	containers Containers
 	images     Images
 	network    Network
+	stats      Stats
+	layers     Layers
 	handlers   []*runtimeapi.RuntimeHandler
 	known      knownHandlers
 	version    string

@@ -7,8 +7,6 @@ var unimplemented = map[string]string{
 	"Attach":      "berth does not stream yet: read the container's log file",
 	"PortForward": "berth does not stream yet: connect to the pod's address or to a host port",
 
-	"ContainerStats":           "berth does not measure containers yet",
-	"ListContainerStats":       "berth does not measure containers yet",
 	"StreamContainerStats":     "berth does not measure containers yet",
 	"PodSandboxStats":          "berth does not measure pods yet",
 	"ListPodSandboxStats":      "berth does not measure pods yet",

@@ -51,17 +51,14 @@ type bridgeFacts struct {
 }
 
 // newBridge opens the engine for one bridge. It makes nothing on the host but the folder of reservations.
-func newBridge(cfg BridgeConfig, instance, cacheDir string) (*bridge, error) {
-	store, err := ipam.Open(filepath.Join(cacheDir, cfg.Name))
+// home, the network namespace of the process, stays the caller's.
+func newBridge(cfg BridgeConfig, whole Config, home *os.File) (*bridge, error) {
+	store, err := ipam.Open(filepath.Join(whole.CacheDir, cfg.Name))
 	if err != nil {
 		return nil, err
 	}
-	home, err := os.Open("/proc/thread-self/ns/net")
-	if err != nil {
-		return nil, fmt.Errorf("open own network namespace: %w", err)
-	}
 	b := &bridge{
-		cfg: cfg, instance: instance, home: home, store: store,
+		cfg: cfg, instance: whole.Instance, home: home, store: store,
 		ports: hostport.New(hostport.Config{Table: tableName(cfg.Name), Bridge: cfg.Name, Subnets: cfg.Subnets}),
 		conns: make(chan *rtnl.Conn, idleConns),
 	}

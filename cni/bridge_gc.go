@@ -95,7 +95,6 @@ func (b *bridge) keepPorts(valid map[string]Attachment, busy *keyWatch, bridgeTh
 // close waits for the links that are ending. When no pod is left, the bridge and the table go as well.
 func (b *bridge) close() error {
 	b.reaper.close()
-	defer b.home.Close()
 	err := b.tearDown()
 	for {
 		select {

@@ -287,7 +287,7 @@ func (d *Dispatcher) bridge(name string) (*bridge, error) {
 	if b := d.bridges[name]; b != nil {
 		return b, nil
 	}
-	b, err := newBridge(cfg, d.cfg.Instance, d.cfg.CacheDir)
+	b, err := newBridge(cfg, d.cfg, d.plugins.home)
 	if err != nil {
 		return nil, err
 	}

@@ -1,0 +1,361 @@
+package monitor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berthd/berth/oci/runtime/engine"
+	"github.com/berthd/berth/sandbox/monitor/wire"
+)
+
+// binary is the monitor that the tests run.
+var binary string
+
+func TestMain(m *testing.M) {
+	dir, err := os.MkdirTemp("", "monitor")
+	if err != nil {
+		panic(err)
+	}
+	binary = filepath.Join(dir, "berth-monitor")
+	build := exec.Command("go", "build", "-ldflags", "-s -w", "-o", binary, "github.com/berthd/berth/cmd/berth-monitor")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		panic(fmt.Sprintf("build the monitor: %v\n%s", err, out))
+	}
+	code := m.Run()
+	os.RemoveAll(dir)
+	os.Exit(code)
+}
+
+// pod is a monitor under test, with folders of its own.
+type pod struct {
+	*Client
+	t       *testing.T
+	process *Process
+	dir     string
+	lower   string
+}
+
+func newPod(t *testing.T, change func(*Pod)) *pod {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: namespaces and mounts")
+	}
+	p := &pod{t: t, dir: t.TempDir()}
+	p.lower = filepath.Join(p.dir, "lower")
+	for _, d := range []string{"lower/bin", "lower/etc", "lower/tmp", "records/c1", "records/c2", "logs"} {
+		if err := os.MkdirAll(filepath.Join(p.dir, d), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	busybox, err := os.ReadFile("/bin/busybox")
+	if err != nil {
+		t.Fatalf("busybox-static is needed: %v", err)
+	}
+	for _, applet := range []string{"sh", "sleep", "cat", "true", "hostname", "seq"} {
+		if err := os.WriteFile(filepath.Join(p.lower, "bin", applet), busybox, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	spawner, err := NewSpawner(binary, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer spawner.Close()
+	request := Pod{SandboxID: "test", Socket: filepath.Join(p.dir, "monitor.sock"), RecordDir: filepath.Join(p.dir, "records"), NewNet: true, NewIPC: true, NewUTS: true}
+	if change != nil {
+		change(&request)
+	}
+	if p.process, err = spawner.Spawn(t.Context(), request); err != nil {
+		t.Fatal(err)
+	}
+	p.Client = Dial(request.Socket)
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		if err := p.Shutdown(ctx); err != nil {
+			t.Errorf("Shutdown: %v", err)
+			unix.PidfdSendSignal(int(p.process.PIDFD.Fd()), unix.SIGKILL, nil, 0)
+		}
+		if _, err := unix.Wait4(p.process.PID, nil, 0, nil); err != nil {
+			t.Errorf("wait for the monitor: %v", err)
+		}
+		p.process.PIDFD.Close()
+	})
+	return p
+}
+
+func (p *pod) context() context.Context {
+	ctx, cancel := context.WithTimeout(p.t.Context(), 20*time.Second)
+	p.t.Cleanup(cancel)
+	return ctx
+}
+
+func (p *pod) plan(args ...string) *engine.Plan {
+	for _, d := range []string{"upper", "work"} {
+		os.MkdirAll(filepath.Join(p.dir, d), 0o755)
+	}
+	const caps = 1<<unix.CAP_KILL | 1<<unix.CAP_CHOWN
+	return &engine.Plan{
+		Rootfs: engine.Mount{Type: "overlay", Options: []string{"lowerdir+=" + p.lower, "upperdir=" + p.dir + "/upper", "workdir=" + p.dir + "/work"}},
+		NewPID: true, Mounts: []engine.Mount{{Type: "proc", Source: "proc", Target: "/proc"}},
+		Process: engine.Process{Args: args, Env: []string{"PATH=/bin"}, Cwd: "/", Capabilities: engine.Capabilities{Bounding: caps, Effective: caps, Permitted: caps}},
+	}
+}
+
+func (p *pod) log() string { return filepath.Join(p.dir, "logs/c1.log") }
+
+func (p *pod) start(args ...string) int {
+	p.t.Helper()
+	pid, err := p.Start(p.context(), StartRequest{ContainerID: "c1", Plan: p.plan(args...), LogPath: p.log()})
+	if err != nil {
+		p.t.Fatalf("Start: %v", err)
+	}
+	return pid
+}
+
+// exit waits for the exit of c1.
+func (p *pod) exit() Exit {
+	p.t.Helper()
+	ctx, cancel := context.WithCancel(p.context())
+	defer cancel()
+	var got Exit
+	p.Watch(ctx, func(e Exit) { got = e; cancel() })
+	if got.ContainerID == "" {
+		p.t.Fatal("no exit was told")
+	}
+	return got
+}
+
+func entries(t *testing.T, path string) []string {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []string
+	for line := range strings.Lines(string(b)) {
+		stamp, rest, _ := strings.Cut(line, " ")
+		if _, err := time.Parse(time.RFC3339Nano, stamp); err != nil {
+			t.Errorf("log entry %q: %v", line, err)
+		}
+		out = append(out, strings.TrimSuffix(rest, "\n"))
+	}
+	return out
+}
+
+func TestContainerRunsLogsAndExits(t *testing.T) {
+	p := newPod(t, func(r *Pod) {
+		r.Hostname = "harbour"
+		r.Sysctls = [][2]string{{"net.ipv4.ip_unprivileged_port_start", "81"}}
+	})
+	hello, err := p.Hello(p.context())
+	if err != nil || hello.PID != p.process.PID || hello.Version != wire.Version {
+		t.Fatalf("Hello = %+v, %v", hello, err)
+	}
+	pid := p.start("sh", "-c", "hostname; cat /proc/sys/net/ipv4/ip_unprivileged_port_start; echo err >&2; printf unfinished; exit 7")
+	e := p.exit()
+	if e.PID != pid || e.ExitCode != 7 || e.OOMKilled || time.Since(time.Unix(0, e.FinishedAt)) > time.Minute {
+		t.Errorf("exit = %+v", e)
+	}
+	recorded, err := ReadExit(filepath.Join(p.dir, "records/c1", wire.ExitFile))
+	if err != nil || recorded != e {
+		t.Errorf("recorded %+v, %v; told %+v", recorded, err, e)
+	}
+	got := strings.Join(entries(t, p.log()), "|")
+	for _, want := range []string{"stdout F harbour", "stdout F 81", "stderr F err", "stdout F unfinished"} {
+		if !strings.Contains(got, want) {
+			t.Errorf("log lacks %q: %s", want, got)
+		}
+	}
+	if err := p.Signal(p.context(), "c1", unix.SIGTERM); !errors.Is(err, ErrExited) {
+		t.Errorf("signal after the exit: %v", err)
+	}
+	if err := errors.Join(p.Forget(p.context(), "c1"), p.Forget(p.context(), "c1")); err != nil {
+		t.Error(err)
+	}
+	if err := p.Signal(p.context(), "c1", unix.SIGTERM); !errors.Is(err, ErrNotFound) {
+		t.Errorf("signal after Forget: %v", err)
+	}
+}
+
+func TestLongLinesAreCut(t *testing.T) {
+	p := newPod(t, nil)
+	p.start("sh", "-c", "s=$(seq -s '' 1 9000); printf \"$s\"; echo end; echo next")
+	p.exit()
+	var long strings.Builder
+	list := entries(t, p.log())
+	for i, e := range list[:len(list)-1] {
+		tag, rest, _ := strings.Cut(strings.TrimPrefix(e, "stdout "), " ")
+		if want := map[bool]string{true: "P", false: "F"}[i < len(list)-2]; tag != want {
+			t.Errorf("entry %d has tag %s, want %s", i, tag, want)
+		}
+		if tag == "P" && len(rest) != 16<<10 {
+			t.Errorf("partial entry %d has %d bytes", i, len(rest))
+		}
+		long.WriteString(rest)
+	}
+	if s := long.String(); !strings.HasPrefix(s, "123456") || !strings.HasSuffix(s, "89999000end") || len(s) != 9+180+2700+32004+3 {
+		t.Errorf("the long line came out with %d bytes: %.20s...%s", len(s), s, s[len(s)-10:])
+	}
+	if last := list[len(list)-1]; last != "stdout F next" {
+		t.Errorf("last entry %q", last)
+	}
+}
+
+func TestStartErrorIsTheEnginesAndLeavesNothing(t *testing.T) {
+	p := newPod(t, nil)
+	_, err := p.Start(p.context(), StartRequest{ContainerID: "c1", Plan: p.plan("no-such"), LogPath: p.log()})
+	var e *engine.Error
+	if !errors.As(err, &e) || e.Step != engine.StepExec || !errors.Is(err, unix.ENOENT) {
+		t.Errorf("Start = %v", err)
+	}
+	p.start("true") // the ID is free again
+	if e := p.exit(); e.ExitCode != 0 {
+		t.Errorf("exit = %+v", e)
+	}
+}
+
+func TestExecRunsAndEndsWithItsCall(t *testing.T) {
+	p := newPod(t, nil)
+	p.start("sleep", "1000")
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	command := func(args ...string) *engine.Process {
+		return &engine.Process{Args: args, Env: []string{"PATH=/bin"}, Cwd: "/"}
+	}
+	status, err := p.ExecSync(p.context(), ExecRequest{ContainerID: "c1", Process: command("sh", "-c", "echo $$; exit 4"), Stdout: w})
+	w.Close()
+	b := make([]byte, 100)
+	n, _ := r.Read(b)
+	if err != nil || status.ExitCode != 4 || n == 0 || string(b[:n]) == "1\n" {
+		t.Errorf("ExecSync = %v, %v; output %q", status, err, b[:n])
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	if _, err := p.ExecSync(ctx, ExecRequest{ContainerID: "c1", Process: command("sleep", "77777")}); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("ExecSync past its deadline = %v", err)
+	}
+	for deadline := time.Now().Add(5 * time.Second); ; {
+		out, _ := exec.Command("pgrep", "-f", "^sleep 77777$").Output()
+		if len(out) == 0 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the exec lives on: %s", out)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	if err := p.Signal(p.context(), "c1", unix.SIGKILL); err != nil {
+		t.Error(err)
+	}
+	if e := p.exit(); e.ExitCode != 137 {
+		t.Errorf("exit = %+v", e)
+	}
+	if _, err := p.ExecSync(p.context(), ExecRequest{ContainerID: "c1", Process: command("true")}); !errors.Is(err, ErrExited) {
+		t.Errorf("ExecSync in an exited container = %v", err)
+	}
+}
+
+// Threat B21: a pod that can write to the log folder must not lead the monitor's writes elsewhere.
+func TestReopenLogRefusesWhatIsNoLog(t *testing.T) {
+	p := newPod(t, nil)
+	p.start("sleep", "1000")
+	victim := filepath.Join(p.dir, "victim")
+	if err := os.WriteFile(victim, []byte("intact"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct {
+		name  string
+		plant func() error
+	}{
+		{"symbolic link", func() error { return os.Symlink(victim, p.log()) }},
+		{"hard link", func() error { return os.Link(victim, p.log()) }},
+		{"FIFO", func() error { return unix.Mkfifo(p.log(), 0o600) }},
+		{"folder", func() error { return os.Mkdir(p.log(), 0o700) }},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			os.Remove(p.log())
+			if err := tc.plant(); err != nil {
+				t.Fatal(err)
+			}
+			if err := p.ReopenLog(p.context(), "c1"); err == nil {
+				t.Error("ReopenLog took it")
+			}
+		})
+	}
+	os.Remove(p.log())
+	if err := p.ReopenLog(p.context(), "c1"); err != nil {
+		t.Error(err)
+	}
+	if b, _ := os.ReadFile(victim); string(b) != "intact" {
+		t.Errorf("victim = %q", b)
+	}
+}
+
+func TestSharedPIDNamespace(t *testing.T) {
+	p := newPod(t, func(r *Pod) { r.SharedPID = true })
+	hello, err := p.Hello(p.context())
+	if err != nil || hello.PIDNSInit == 0 {
+		t.Fatalf("Hello = %+v, %v", hello, err)
+	}
+	plan := p.plan("sh", "-c", "cat /proc/1/comm; echo $$")
+	plan.NewPID, plan.PIDNamespace = false, fmt.Sprintf("/proc/%d/ns/pid", hello.PIDNSInit)
+	if _, err := p.Start(p.context(), StartRequest{ContainerID: "c1", Plan: plan, LogPath: p.log()}); err != nil {
+		t.Fatal(err)
+	}
+	p.exit()
+	if got := entries(t, p.log()); len(got) != 2 || got[0] != "stdout F pod-init" || got[1] == "stdout F 1" {
+		t.Errorf("log = %q", got)
+	}
+}
+
+func TestSetupErrorIsTold(t *testing.T) {
+	p := newPod(t, func(r *Pod) { r.Sysctls = [][2]string{{"net.no.such", "1"}} })
+	if _, err := p.Hello(p.context()); err == nil || !strings.Contains(err.Error(), "net.no.such") {
+		t.Errorf("Hello = %v, want the kernel parameter that is not there", err)
+	}
+}
+
+// Threats A1, B1, B31: the monitor cannot be read, and what runs is a copy that nothing can change.
+func TestMonitorIsSealed(t *testing.T) {
+	p := newPod(t, nil)
+	if _, err := p.Hello(p.context()); err != nil {
+		t.Fatal(err)
+	}
+	exe := fmt.Sprintf("/proc/%d/exe", p.process.PID)
+	if f, err := os.OpenFile(exe, os.O_WRONLY, 0); err == nil {
+		_, err = f.Write([]byte("x"))
+		f.Close()
+		if err == nil {
+			t.Error("the running binary can be overwritten")
+		}
+	}
+	f, err := os.Open(exe)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	seals, err := unix.FcntlInt(f.Fd(), unix.F_GET_SEALS, 0)
+	if want := unix.F_SEAL_WRITE | unix.F_SEAL_GROW | unix.F_SEAL_SHRINK | unix.F_SEAL_SEAL; err != nil || seals&want != want {
+		t.Errorf("seals = %#x, %v", seals, err)
+	}
+	// The files of a process that is not dumpable belong to root whoever it runs as; here that shows nothing, so its
+	// limit on core files stands for protect having run.
+	limits, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", p.process.PID))
+	if err != nil || !strings.Contains(string(limits), "Max core file size        0                    0") {
+		t.Errorf("the monitor may dump core: %s %v", limits, err)
+	}
+}

@@ -102,7 +102,7 @@ func Apply(ctx context.Context, r io.Reader, dir string, split io.Writer, opts O
 		split = io.Discard
 	}
 
-	a := &applier{opts: opts, split: newSplitWriter(split)}
+	a := &applier{opts: opts, split: newSplitWriter(split), res: Result{Inodes: 1}}
 	a.tree = tree{rootFD: root, root: &node{lowerIsDir: opts.Lower != nil}}
 	defer a.tree.close()
 	if opts.Lower != nil {

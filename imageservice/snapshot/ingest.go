@@ -100,6 +100,7 @@ func (l *storedLayer) unpack(ctx context.Context, diffID digest.Digest, r io.Rea
 			return err
 		}
 	}
+	l.record.Inodes++ // of the record itself
 	return writeRecord(filepath.Join(l.dir, "layer"), l.record)
 }
 

@@ -106,6 +106,7 @@ func Open(root string) (*Store, error) {
 			return nil, fmt.Errorf("open snapshots: %w", err)
 		}
 	}
+	spread(s.path(dirIngest, ""))
 	if s.trash, err = openTrash(filepath.Join(root, dirTrash)); err != nil {
 		return nil, fmt.Errorf("open snapshots: %w", err)
 	}

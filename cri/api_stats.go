@@ -37,12 +37,12 @@ func (s *runtimeService) ContainerStats(_ context.Context, r *runtimeapi.Contain
 	return &runtimeapi.ContainerStatsResponse{Stats: stats}, nil
 }
 
-// ListContainerStats measures the containers that pass the filter. One that goes away meanwhile is left out.
+// ListContainerStats measures the running containers (api.proto) that pass the filter. One that goes away meanwhile is left out.
 func (s *runtimeService) ListContainerStats(_ context.Context, r *runtimeapi.ListContainerStatsRequest) (*runtimeapi.ListContainerStatsResponse, error) {
 	answer := &runtimeapi.ListContainerStatsResponse{}
 	f := r.GetFilter()
 	for _, c := range s.sortedContainers() {
-		if !strings.HasPrefix(c.ID, f.GetId()) || !strings.HasPrefix(c.SandboxID, f.GetPodSandboxId()) ||
+		if c.State != sandbox.ContainerRunning || !strings.HasPrefix(c.ID, f.GetId()) || !strings.HasPrefix(c.SandboxID, f.GetPodSandboxId()) ||
 			!matchLabels(f.GetLabelSelector(), c.Config.GetLabels()) {
 			continue
 		}

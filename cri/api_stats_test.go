@@ -37,8 +37,10 @@ func TestContainerStatsMeasuresWhatRuns(t *testing.T) {
 		filter *runtimeapi.ContainerStatsFilter
 		want   int
 	}{
-		{"no filter", nil, 2},
-		{"sandbox", &runtimeapi.ContainerStatsFilter{PodSandboxId: "p2"}, 1},
+		{"no filter", nil, 1},
+		{"ID", &runtimeapi.ContainerStatsFilter{Id: "c"}, 1},
+		{"sandbox", &runtimeapi.ContainerStatsFilter{PodSandboxId: "p1"}, 1},
+		{"sandbox where nothing runs", &runtimeapi.ContainerStatsFilter{PodSandboxId: "p2"}, 0},
 		{"label", &runtimeapi.ContainerStatsFilter{LabelSelector: map[string]string{"app": "a"}}, 1},
 		{"another label", &runtimeapi.ContainerStatsFilter{LabelSelector: map[string]string{"app": "b"}}, 0},
 	} {

@@ -11,7 +11,7 @@ import (
 	"github.com/berthd/berth/sandbox/store"
 )
 
-// exitGrace is how long the monitor may take to tell an exit after all of the container's processes are gone.
+// exitGrace is how long the monitor may take to tell an exit after the container was killed.
 const exitGrace = 2 * time.Second
 
 // StopContainer ends a container: by its stop signal, and by force when it has not exited after timeout (0: at once). It is idempotent; one that
@@ -65,21 +65,19 @@ func (m *Manager) forceEnd(ctx context.Context, c *container) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if err := m.killContainer(ctx, c); err != nil {
+	if err := m.effect("kill container"); err != nil {
 		return err
 	}
-	grace := exitGrace
-	if m.linkOf(c.pod) == nil {
-		grace = 0
+	cgroup := m.containerRecord(c).Cgroup
+	if err := m.cfg.Cgroups.Kill(cgroup); err != nil {
+		return err
 	}
-	timer := time.NewTimer(grace)
-	defer timer.Stop()
-	select {
-	case <-c.exited:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-timer.C:
+	if told, err := m.awaitExit(ctx, c); told || err != nil {
+		return err
+	}
+	// No word from the monitor. The exit is not made up while a process, stuck in the kernel, is still there.
+	if err := m.cfg.Cgroups.Wait(ctx, cgroup); err != nil {
+		return err
 	}
 	e, known, err := m.recordedExit(c)
 	if !known {
@@ -88,6 +86,24 @@ func (m *Manager) forceEnd(ctx context.Context, c *container) error {
 	}
 	m.finish(ctx, c, e)
 	return nil
+}
+
+// awaitExit waits a while for the monitor to tell that a container that was killed has exited. False: it did not.
+func (m *Manager) awaitExit(ctx context.Context, c *container) (bool, error) {
+	grace := exitGrace
+	if m.linkOf(c.pod) == nil {
+		grace = 0
+	}
+	timer := time.NewTimer(grace)
+	defer timer.Stop()
+	select {
+	case <-c.exited:
+		return true, nil
+	case <-ctx.Done():
+		return false, ctx.Err()
+	case <-timer.C:
+		return false, nil
+	}
 }
 
 // endContainer kills a container whatever its state, for a sandbox that is being stopped. What is being made or started ends first: neither

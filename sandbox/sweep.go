@@ -64,6 +64,9 @@ func (m *Manager) runningMonitors() ([]store.Process, error) {
 	}
 	var all []store.Process
 	for _, pid := range pids {
+		if pid == os.Getpid() { // version 1 lists the daemon for the one thread that starts monitors
+			continue
+		}
 		if started, _, err := processStat(pid); err == nil {
 			all = append(all, store.Process{PID: pid, StartTime: started})
 		}

@@ -4,8 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -100,7 +102,7 @@ func (d *Driver) Close() error {
 			continue
 		}
 		for _, rel := range []string{relative(d.MonitorPath()), relative(d.tree)} {
-			if err := h.removeOne(rel); err != nil && !errors.Is(err, unix.EBUSY) {
+			if err := h.leave(rel); err != nil && !errors.Is(err, unix.EBUSY) {
 				errs = append(errs, fmt.Errorf("remove cgroup %s in %s: %w", rel, h.mount, err))
 			}
 		}
@@ -108,6 +110,22 @@ func (d *Driver) Close() error {
 		h.dir = nil
 	}
 	return errors.Join(errs...)
+}
+
+// leave removes rel unless somebody else uses it. A thread of this process that was in it, and has ended by what it told, may take the
+// kernel a moment more.
+func (h *hierarchy) leave(rel string) error {
+	err := h.removeOne(rel)
+	for end := time.Now().Add(time.Second); errors.Is(err, unix.EBUSY) && time.Now().Before(end); err = h.removeOne(rel) {
+		children, cerr := h.children(rel)
+		pids, perr := h.pids(rel)
+		others := slices.ContainsFunc(pids, func(pid int) bool { return pid != os.Getpid() })
+		if cerr != nil || perr != nil || len(children) > 0 || others {
+			break
+		}
+		time.Sleep(time.Millisecond)
+	}
+	return err
 }
 
 // Tree is the path of the daemon's own tree: /berth, or /berth-INST.

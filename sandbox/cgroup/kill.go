@@ -152,7 +152,7 @@ func (d *Driver) wait(ctx context.Context, rel string) error {
 	}
 	defer events.Close()
 	buf := make([]byte, 256)
-	for {
+	for slice := 1; ; slice = min(2*slice, 50) {
 		n, err := unix.Pread(int(events.Fd()), buf, 0)
 		if gone(err) {
 			return nil
@@ -166,9 +166,10 @@ func (d *Driver) wait(ctx context.Context, rel string) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		// The kernel wakes the poll at every change; the slice only bounds how late an ended ctx is seen.
+		// The kernel wakes the poll at a change, but keeps 10 ms between two wakes of one file (CGROUP_FILE_NOTIFY_MIN_INTV), and has been seen
+		// to wake much later: so the first slices are short. The last bound how late an ended ctx is seen.
 		poll := []unix.PollFd{{Fd: int32(events.Fd()), Events: unix.POLLPRI}}
-		if _, err := unix.Poll(poll, 50); err != nil && !errors.Is(err, unix.EINTR) {
+		if _, err := unix.Poll(poll, slice); err != nil && !errors.Is(err, unix.EINTR) {
 			return err
 		}
 	}

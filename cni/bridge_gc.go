@@ -96,6 +96,7 @@ func (b *bridge) keepPorts(valid map[string]Attachment, busy *keyWatch, bridgeTh
 func (b *bridge) close() error {
 	b.reaper.close()
 	err := b.tearDown()
+	b.ports.Close()
 	for {
 		select {
 		case c := <-b.conns:

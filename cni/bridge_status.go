@@ -145,8 +145,8 @@ func legacyDrops() []string {
 		family, level  int
 		entry          int // size of struct ipt_entry
 	}{
-		{"/proc/net/ip_tables_names", "iptables", unix.AF_INET, unix.SOL_IP, 112},
-		{"/proc/net/ip6_tables_names", "ip6tables", unix.AF_INET6, unix.SOL_IPV6, 168},
+		{"/proc/thread-self/net/ip_tables_names", "iptables", unix.AF_INET, unix.SOL_IP, 112},
+		{"/proc/thread-self/net/ip6_tables_names", "ip6tables", unix.AF_INET6, unix.SOL_IPV6, 168},
 	} {
 		// Asking for a table that is not there would load its module.
 		b, err := os.ReadFile(f.names)

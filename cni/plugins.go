@@ -272,10 +272,10 @@ func (p *plugins) remove(ctx context.Context, a Attachment) error {
 	} else {
 		unix.Close(ns)
 	}
+	p.letGo(a.SandboxID) // before DEL: the plugin may give the address away while it still runs
 	if err := p.cni.DelNetworkList(ctx, list, rt); err != nil {
 		return fmt.Errorf("CNI configuration %s: %w", a.ConfigFile, err)
 	}
-	p.letGo(a.SandboxID)
 	return nil
 }
 

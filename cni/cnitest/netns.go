@@ -33,7 +33,8 @@ func Main(m *testing.M) {
 		os.Exit(m.Run())
 	}
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-	cmd.Env = append(os.Environ(), isolated+"=1")
+	// A binary with the race detector that serves as plugin would sleep for a second at its end.
+	cmd.Env = append(os.Environ(), isolated+"=1", "GORACE=atexit_sleep_ms=0")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL,
@@ -76,16 +77,30 @@ func Pin(path string) error {
 	if err := os.WriteFile(path, nil, 0o600); err != nil {
 		return err
 	}
-	result := make(chan error)
-	go func() {
-		runtime.LockOSThread() // the thread ends with the goroutine
-		err := unix.Unshare(unix.CLONE_NEWNET)
-		if err == nil {
-			err = unix.Mount("/proc/thread-self/ns/net", path, "", unix.MS_BIND, "")
+	return visit(func() error {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return err
 		}
-		result <- err
-	}()
-	return <-result
+		return unix.Mount("/proc/thread-self/ns/net", path, "", unix.MS_BIND, "")
+	})
+}
+
+// visit runs f, which changes its thread's network namespace, and returns to the process's own. The thread is not thrown away: it
+// may be the main one, which /proc/self stands for.
+func visit(f func() error) error {
+	runtime.LockOSThread()
+	home, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		runtime.UnlockOSThread()
+		return err
+	}
+	defer unix.Close(home)
+	err = f()
+	if back := unix.Setns(home, unix.CLONE_NEWNET); back != nil {
+		panic(back)
+	}
+	runtime.UnlockOSThread()
+	return err
 }
 
 // Remove unpins the namespace; the kernel ends it when nobody is in it.
@@ -94,20 +109,18 @@ func (n NetNS) Remove() { _ = unix.Unmount(n.Path, unix.MNT_DETACH) }
 // Do runs f on a thread that is in the namespace; sockets that f opens stay there. f must not start goroutines that need it.
 func (n NetNS) Do(t testing.TB, f func() error) {
 	t.Helper()
-	result := make(chan error)
-	go func() {
-		runtime.LockOSThread() // the thread ends with the goroutine
+	err := visit(func() error {
 		fd, err := unix.Open(n.Path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-		if err == nil {
-			err = unix.Setns(fd, unix.CLONE_NEWNET)
-			unix.Close(fd)
+		if err != nil {
+			return err
 		}
-		if err == nil {
-			err = f()
+		defer unix.Close(fd)
+		if err := unix.Setns(fd, unix.CLONE_NEWNET); err != nil {
+			return err
 		}
-		result <- err
-	}()
-	if err := <-result; err != nil {
+		return f()
+	})
+	if err != nil {
 		t.Fatal(err)
 	}
 }

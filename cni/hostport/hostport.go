@@ -22,8 +22,11 @@ var (
 	ErrInUse        = errors.New("host port is in use")
 )
 
-// answerTimeout bounds the wait for the kernel's answer to one transaction.
-const answerTimeout = 20 * time.Second
+// How long the kernel's answer to one transaction, and to the question whether it has nftables at all, is waited for.
+const (
+	answerTimeout = 20 * time.Second
+	probeTimeout  = 2 * time.Second
+)
 
 // Mapping leads one port of the host to a port of a pod.
 type Mapping struct {
@@ -85,6 +88,8 @@ type Table struct {
 	mu     sync.Mutex
 	wanted map[string][]Mapping // by owner
 	taken  map[key]string       // owner of each key
+	conn   *nftables.Conn       // nil: not connected
+	socket *mdnetlink.Conn      // conn's
 }
 
 // New makes the description of a table; the kernel is not touched.
@@ -104,7 +109,7 @@ func (t *Table) Install() error {
 
 // install is Install. Preconditions: t.mu held.
 func (t *Table) install() error {
-	c, err := connect()
+	c, err := t.connect(answerTimeout)
 	if err != nil {
 		return err
 	}
@@ -114,12 +119,12 @@ func (t *Table) install() error {
 			return err
 		}
 	}
-	return t.flushTable(c)
+	return t.flushTable()
 }
 
-// flushTable sends a transaction that writes the whole table.
-func (t *Table) flushTable(c *nftables.Conn) error {
-	if err := c.Flush(); err != nil {
+// flushTable sends a transaction that writes the whole table. Preconditions: t.mu held.
+func (t *Table) flushTable() error {
+	if err := t.flush(); err != nil {
 		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINVAL) {
 			// No chain type "nat", or no such expression.
 			err = fmt.Errorf("%w: %w", ErrNotSupported, err)
@@ -141,7 +146,9 @@ func (t *Table) Ensure() error {
 
 // Probe asks the kernel whether it could hold the table, and leaves nothing behind. ErrNotSupported when it could not.
 func (t *Table) Probe() error {
-	c, err := connect()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	c, err := t.connect(probeTimeout)
 	if err != nil {
 		return err
 	}
@@ -150,16 +157,17 @@ func (t *Table) Probe() error {
 	p := New(cfg)
 	p.write(c)
 	c.DelTable(p.table()) // in the same transaction: the table never shows
-	return p.flushTable(c)
+	return t.flushTable()
 }
 
 func (t *Table) there() (bool, error) {
-	c, err := connect()
+	c, err := t.connect(answerTimeout)
 	if err != nil {
 		return false, err
 	}
 	tables, err := c.ListTablesOfFamily(nftables.TableFamilyINet)
 	if err != nil {
+		t.disconnect()
 		return false, fmt.Errorf("list nftables tables: %w", supported(err))
 	}
 	return slices.ContainsFunc(tables, func(x *nftables.Table) bool { return x.Name == t.cfg.Table }), nil
@@ -276,12 +284,12 @@ func (t *Table) Delete() error {
 		}
 		return err
 	}
-	c, err := connect()
+	c, err := t.connect(answerTimeout)
 	if err != nil {
 		return err
 	}
 	c.DelTable(t.table())
-	if err := c.Flush(); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := t.flush(); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("delete nftables table %s: %w", t.cfg.Table, err)
 	}
 	return nil
@@ -304,7 +312,7 @@ func (t *Table) set(owner string, mappings []Mapping) {
 
 // change takes old out of the maps and puts fresh in, in one transaction.
 func (t *Table) change(old, fresh []Mapping) error {
-	c, err := connect()
+	c, err := t.connect(answerTimeout)
 	if err != nil {
 		return err
 	}
@@ -314,17 +322,56 @@ func (t *Table) change(old, fresh []Mapping) error {
 	if err := t.elements(c, fresh, (*nftables.Conn).SetAddElements); err != nil {
 		return err
 	}
-	if err := c.Flush(); err != nil {
+	if err := t.flush(); err != nil {
 		return fmt.Errorf("change nftables table %s: %w", t.cfg.Table, supported(err))
 	}
 	return nil
 }
 
-// connect returns a connection that opens a socket for each exchange, in the namespace of the process.
-func connect() (*nftables.Conn, error) {
-	return nftables.New(nftables.WithSockOptions(func(c *mdnetlink.Conn) error {
-		return c.SetDeadline(time.Now().Add(answerTimeout))
-	}))
+// connect returns the connection. It is kept: when one is closed, the kernel waits for a grace period if anything was deleted lately.
+// Preconditions: t.mu held.
+func (t *Table) connect(timeout time.Duration) (*nftables.Conn, error) {
+	if t.conn == nil {
+		var socket *mdnetlink.Conn
+		conn, err := nftables.New(nftables.AsLasting(), nftables.WithSockOptions(func(c *mdnetlink.Conn) error {
+			socket = c
+			return nil
+		}))
+		if err != nil {
+			return nil, fmt.Errorf("open nftables socket: %w", supported(err))
+		}
+		t.conn, t.socket = conn, socket
+	}
+	// An answer that does not come is how an old kernel says that it has no nftables.
+	if err := t.socket.SetDeadline(time.Now().Add(timeout)); err != nil {
+		t.disconnect()
+		return nil, fmt.Errorf("set deadline of nftables socket: %w", err)
+	}
+	return t.conn, nil
+}
+
+// disconnect forgets the connection, and with it answers that have not been read. Preconditions: t.mu held.
+func (t *Table) disconnect() {
+	if t.conn != nil {
+		_ = t.conn.CloseLasting() // nothing is lost with it
+		t.conn, t.socket = nil, nil
+	}
+}
+
+// flush sends what is queued. After an error the next exchange begins on a new connection. Preconditions: t.mu held.
+func (t *Table) flush() error {
+	err := t.conn.Flush()
+	if err != nil {
+		t.disconnect()
+	}
+	return err
+}
+
+// Close closes the connection to the kernel. The table stays.
+func (t *Table) Close() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.disconnect()
 }
 
 // supported marks the errors that only a kernel without the feature gives.

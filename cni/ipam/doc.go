@@ -13,6 +13,7 @@
 //	ADDRESS             a reservation: "CONTAINERID\r\nIFNAME", made with O_EXCL
 //	last_reserved_ip.N  the address that was handed out last from range N; the search starts behind it
 //	lock                held with flock during every change
+//	free.N              a released reservation's file, kept to be used again; host-local does not look at it
 //
 // Nothing is synced: after a power cut a reservation without an owner may be left, which Sweep frees.
 //

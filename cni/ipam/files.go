@@ -6,24 +6,80 @@ import (
 	"io/fs"
 	"net/netip"
 	"os"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
 )
 
-// create makes the reservation's file. Preconditions: locked.
+// create makes the reservation's file; it fails with EEXIST when the address is taken. Making an inode is what costs most, so the
+// second address of an owner is a hard link to the first, whose contents are the same, and inodes of released ones are used again.
+// Preconditions: locked.
 func (s *Store) create(owner Owner, a netip.Addr) error {
-	path := s.path(a.String())
+	path, content := s.path(a.String()), owner.ContainerID+lineBreak+owner.IfName
+	for _, other := range s.owned[owner] {
+		err := unix.Link(s.path(other.String()), path)
+		if err == unix.EEXIST {
+			return err
+		}
+		if err == nil {
+			s.note(owner, a)
+			return nil
+		}
+	}
+	for len(s.spare) > 0 {
+		spare := s.spare[len(s.spare)-1]
+		err := overwrite(spare, content)
+		if err == nil {
+			err = unix.Renameat2(unix.AT_FDCWD, spare, unix.AT_FDCWD, path, unix.RENAME_NOREPLACE)
+		}
+		if err == unix.EEXIST {
+			return err
+		}
+		s.spare = s.spare[:len(s.spare)-1]
+		if err == nil {
+			s.note(owner, a)
+			return nil
+		}
+	}
 	fd, err := unix.Open(path, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return err
 	}
-	_, err = unix.Write(fd, []byte(owner.ContainerID+lineBreak+owner.IfName))
+	_, err = unix.Write(fd, []byte(content))
 	if err = errors.Join(err, unix.Close(fd)); err != nil {
 		return errors.Join(err, os.Remove(path))
 	}
 	s.note(owner, a)
 	return nil
+}
+
+// remove takes a reservation's file away, and keeps its inode for later if it has no other name. Preconditions: locked.
+func (s *Store) remove(path string) error {
+	var st unix.Stat_t
+	if err := unix.Lstat(path, &st); err == nil && st.Nlink == 1 && st.Mode&unix.S_IFMT == unix.S_IFREG && len(s.spare) < maxSpare {
+		s.spares++
+		spare := s.path(sparePrefix + strconv.Itoa(s.spares))
+		if overwrite(path, freed) == nil && unix.Rename(path, spare) == nil {
+			s.spare = append(s.spare, spare)
+			return nil
+		}
+	}
+	return unix.Unlink(path)
+}
+
+// overwrite replaces a file's contents in place. Truncating it first would make ext4 start the write to the disk when the file is
+// closed (auto_da_alloc), which takes longer than all else that a pod's network needs.
+func overwrite(path, content string) error {
+	fd, err := unix.Open(path, unix.O_CREAT|unix.O_WRONLY|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return err
+	}
+	n, err := unix.Pwrite(fd, []byte(content), 0)
+	if err == nil {
+		err = unix.Ftruncate(fd, int64(n))
+	}
+	return errors.Join(err, unix.Close(fd))
 }
 
 // note remembers a reservation. Preconditions: locked.
@@ -45,7 +101,7 @@ func (s *Store) release(owner Owner, addrs []netip.Addr) error {
 				errs = append(errs, fmt.Errorf("release address %s: %w", a, err))
 				continue
 			}
-		} else if err := unix.Unlink(s.path(a.String())); err != nil && err != unix.ENOENT {
+		} else if err := s.remove(s.path(a.String())); err != nil && err != unix.ENOENT {
 			errs = append(errs, fmt.Errorf("release address %s: %w", a, err))
 			continue
 		}
@@ -90,7 +146,7 @@ func (s *Store) read() (map[netip.Addr]Owner, error) {
 	for _, f := range files {
 		a, err := netip.ParseAddr(f.Name())
 		if err != nil {
-			continue // lock, last_reserved_ip.N
+			continue // lock, last_reserved_ip.N, free.N
 		}
 		owner, err := s.readOwner(a)
 		if errors.Is(err, fs.ErrNotExist) {

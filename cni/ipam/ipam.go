@@ -26,6 +26,9 @@ const (
 	lineBreak    = "\r\n" // as host-local writes it, on Linux too
 	maxFile      = 4096   // bytes of a reservation that are read
 	lockInterval = time.Millisecond
+	sparePrefix  = "free."
+	freed        = "free" // contents of a file that is kept for later
+	maxSpare     = 64
 	maxTries     = 1 << 17 // addresses tried in one range before it counts as full
 )
 
@@ -45,6 +48,9 @@ type Store struct {
 
 	gate  chan struct{}          // a mutex that a context can give up waiting for; guards owned and the directory
 	owned map[Owner][]netip.Addr // what is on disk, as far as this process knows
+
+	spare  []string // paths of files that are kept for later
+	spares int      // number of the last one
 }
 
 // Open makes the directory if it is missing and reads the reservations that are there.
@@ -59,6 +65,12 @@ func Open(dir string) (*Store, error) {
 	}
 	for a, o := range entries {
 		s.owned[o] = append(s.owned[o], a)
+	}
+	old, _ := filepath.Glob(filepath.Join(dir, sparePrefix+"*")) // of a former process
+	for _, path := range old {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("open address reservations: %w", err)
+		}
 	}
 	return s, nil
 }
@@ -218,7 +230,7 @@ func (s *Store) next(owner Owner, index int, r Range) (netip.Addr, error) {
 			err := s.create(owner, a)
 			if err == nil {
 				// The search start is a hint: without it an address is used again sooner, nothing else.
-				_ = os.WriteFile(s.path(lastPrefix+fmt.Sprint(index)), []byte(a.String()), 0o600)
+				_ = overwrite(s.path(lastPrefix+fmt.Sprint(index)), a.String())
 				return a, nil
 			}
 			if !errors.Is(err, fs.ErrExist) {

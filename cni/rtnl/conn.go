@@ -65,39 +65,31 @@ func socket() (int, error) {
 }
 
 // DialIn opens a socket in the network namespace target and runs there, when it is not nil, which may open files of that
-// namespace's /proc/sys/net; it must not start goroutines. home is the namespace of the process. The thread that made the visit is
-// ended if it cannot come home.
+// namespace's /proc/sys/net; it must not start goroutines or block. home is the namespace of the process.
+//
+// The visit is made on the caller's thread: handing it to another costs more than all that is done there. A thread that cannot come
+// home must not run anything else, so DialIn panics then, with the thread locked to its goroutine; it ends with it.
 func DialIn(target, home int, there func() error) (*Conn, error) {
-	type result struct {
-		fd  int
-		err error
+	runtime.LockOSThread()
+	if err := unix.Setns(target, unix.CLONE_NEWNET); err != nil {
+		runtime.UnlockOSThread()
+		return nil, fmt.Errorf("enter network namespace: %w", os.NewSyscallError("setns", err))
 	}
-	ch := make(chan result, 1)
-	go func() {
-		runtime.LockOSThread()
-		fd, err := -1, unix.Setns(target, unix.CLONE_NEWNET)
-		if err != nil {
-			runtime.UnlockOSThread()
-			ch <- result{-1, fmt.Errorf("enter network namespace: %w", os.NewSyscallError("setns", err))}
-			return
-		}
-		if fd, err = socket(); err == nil && there != nil {
-			err = there()
-		}
-		// A thread that stays away keeps its lock, so the runtime ends it with this goroutine.
-		if back := unix.Setns(home, unix.CLONE_NEWNET); back == nil {
-			runtime.UnlockOSThread()
-		}
-		ch <- result{fd, err}
-	}()
-	r := <-ch
-	if r.err != nil {
-		if r.fd >= 0 {
-			unix.Close(r.fd)
-		}
-		return nil, r.err
+	fd, err := socket()
+	if err == nil && there != nil {
+		err = there()
 	}
-	return &Conn{fd: r.fd}, nil
+	if back := unix.Setns(home, unix.CLONE_NEWNET); back != nil {
+		panic(fmt.Sprintf("return from network namespace: %v", back))
+	}
+	runtime.UnlockOSThread()
+	if err != nil {
+		if fd >= 0 {
+			unix.Close(fd)
+		}
+		return nil, err
+	}
+	return &Conn{fd: fd}, nil
 }
 
 // Close closes the socket. It must not run at the same time as Do.

@@ -2,8 +2,8 @@
 // call returns.
 //
 // A Conn is one netlink socket. It belongs to the network namespace in which it was opened for as long as it lives, whichever
-// thread uses it, so that no thread has to stay in a foreign namespace: DialIn visits the namespace on a thread of its own just
-// long enough to open the socket.
+// thread uses it, so that no thread has to stay in a foreign namespace: DialIn visits the namespace just long enough to open the
+// socket.
 //
 // The package builds only the messages that berth's bridge sends for every pod; what is done once a daemon (routes, bridge
 // options) goes through github.com/vishvananda/netlink.

@@ -93,7 +93,7 @@ func exactTars() map[string][]byte {
 		"sparse, old":            join(oldSparse("s"), eof),
 		"sparse, 0.1":            join(paxSparse01("s"), eof),
 		"sparse, 1.0":            join(paxSparse10("s"), eof),
-		"sparse among others":    join(Layer(File("a", "a"))[:1536+512], oldSparse("s"), paxSparse10("t"), rawHeader("u", '0', 0, false, nil), eof),
+		"sparse among others":    join(Layer(File("a", "a"))[:1536+512], oldSparse("s"), paxSparse10("t"), rawHeader("u", '0', 0), eof),
 		"no end":                 Layer(File("a", "a"))[:2048],
 		"half an end":            Layer(File("a", "a"))[:2560],
 		"padded end":             join(Layer(File("a", "a")), make([]byte, 3<<20+17)),
@@ -102,7 +102,7 @@ func exactTars() map[string][]byte {
 		"through symlinks":       Layer(Dir("d", 0o700), Symlink("s", "d"), File("s/f", "f"), Symlink("t", "/s"), File("t/g", "g"), Dir("s", 0o700), File("s/f", "other")),
 		"whiteouts with content": Layer(Entry{Header: tar.Header{Typeflag: tar.TypeReg, Name: ".wh.x", Size: 3, Format: tar.FormatPAX}, Content: "abc"}, File("b", "b")),
 		"link to what is below":  Layer(File("a", "a"), Link("l", "below"), File("l/x", "x"), File("b", "b")),
-		"global header":          join(rawHeader("g", 'g', 0, false, nil), Layer(File("a", "a"))),
+		"global header":          join(rawHeader("g", 'g', 0), Layer(File("a", "a"))),
 		"not UTF-8":              Layer(File("\xff\xfe", "x"), File("\xff\xfe", "y")),
 		"header in a header":     Layer(File("inner.tar", string(Layer(File("a", "a"))))),
 	}
@@ -199,11 +199,10 @@ func TestLimits(t *testing.T) {
 	for range 20 {
 		again = append(again, File("a", "x"))
 	}
-	huge := rawHeader("s", 'S', 0, true, func(b []byte) {
+	huge := gnuHeader("s", 'S', 0, func(b []byte) {
 		copy(b[386:], "77777777777\x0000000000000\x00")
 		copy(b[483:], "\x80\x00\x00\x00\x00\x7f\xff\xff\xff\xff\xff\xff") // 2^55 bytes
 	})
-	copy(huge, rawHeader("s", 'S', 0, true, func(b []byte) { copy(b, huge) }))
 	var xattrs Entry = File("x", "")
 	for i := range 200 {
 		xattrs = xattrs.With("user."+strings.Repeat("x", i+1), "v")
@@ -248,16 +247,16 @@ func TestMalformedTars(t *testing.T) {
 		manyRegions[i] = "1\n"[i%2]
 	}
 	for name, content := range map[string]io.Reader{
-		"PAX header of 1 GiB":   io.MultiReader(bytes.NewReader(rawHeader("x", 'x', 1<<30, false, nil)), io.LimitReader(zeroReader{}, 1<<30)),
-		"long name of 1 GiB":    io.MultiReader(bytes.NewReader(rawHeader("x", 'L', 1<<30, true, nil)), io.LimitReader(zeroReader{}, 1<<30)),
-		"negative size":         bytes.NewReader(append(paxHeader([2]string{"size", "-5"}), rawHeader("x", '0', 5, false, nil)...)),
-		"size of 2^63-1":        bytes.NewReader(append(paxHeader([2]string{"size", "9223372036854775807"}), rawHeader("x", '0', 5, false, nil)...)),
-		"unknown type":          bytes.NewReader(append(rawHeader("x", 'Q', 0, false, nil), eof...)),
-		"one block of zeros":    bytes.NewReader(append(make([]byte, 512), rawHeader("x", '0', 0, false, nil)...)),
-		"wrong header checksum": bytes.NewReader(append([]byte("y"), append(rawHeader("x", '0', 0, false, nil), eof...)[1:]...)),
+		"PAX header of 1 GiB":   io.MultiReader(bytes.NewReader(rawHeader("x", 'x', 1<<30)), io.LimitReader(zeroReader{}, 1<<30)),
+		"long name of 1 GiB":    io.MultiReader(bytes.NewReader(gnuHeader("x", 'L', 1<<30, func([]byte) {})), io.LimitReader(zeroReader{}, 1<<30)),
+		"negative size":         bytes.NewReader(append(paxHeader([2]string{"size", "-5"}), rawHeader("x", '0', 5)...)),
+		"size of 2^63-1":        bytes.NewReader(append(paxHeader([2]string{"size", "9223372036854775807"}), rawHeader("x", '0', 5)...)),
+		"unknown type":          bytes.NewReader(append(rawHeader("x", 'Q', 0), eof...)),
+		"one block of zeros":    bytes.NewReader(append(make([]byte, 512), rawHeader("x", '0', 0)...)),
+		"wrong header checksum": bytes.NewReader(append([]byte("y"), append(rawHeader("x", '0', 0), eof...)[1:]...)),
 		"sparse map of 4,000,000": bytes.NewReader(bytes.Join([][]byte{
 			paxHeader([2]string{"GNU.sparse.major", "1"}, [2]string{"GNU.sparse.minor", "0"}, [2]string{"GNU.sparse.name", "s"}, [2]string{"GNU.sparse.realsize", "9"}),
-			rawHeader("x", '0', int64(len(manyRegions)), false, nil), []byte("4000000\n"), manyRegions}, nil)),
+			rawHeader("x", '0', int64(len(manyRegions))), []byte("4000000\n"), manyRegions}, nil)),
 		"sparse data missing": bytes.NewReader(bytes.Join([][]byte{oldSparse("s")[:1024], make([]byte, 100)}, nil)),
 	} {
 		var before, after runtime.MemStats

@@ -8,8 +8,19 @@ import (
 
 // What archive/tar does not write is written by hand here.
 
-// rawHeader is a header block; change has it before the checksum is made.
-func rawHeader(name string, kind byte, size int64, gnu bool, change func(block []byte)) []byte {
+// rawHeader is a POSIX header block.
+func rawHeader(name string, kind byte, size int64) []byte {
+	return checked(headerBlock(name, kind, size, "ustar\x0000"))
+}
+
+// gnuHeader is a GNU header block; change has it before the checksum is made.
+func gnuHeader(name string, kind byte, size int64, change func(block []byte)) []byte {
+	b := headerBlock(name, kind, size, "ustar  \x00")
+	change(b)
+	return checked(b)
+}
+
+func headerBlock(name string, kind byte, size int64, magic string) []byte {
 	b := make([]byte, 512)
 	copy(b, name)
 	copy(b[100:], "0000644\x00")
@@ -18,14 +29,12 @@ func rawHeader(name string, kind byte, size int64, gnu bool, change func(block [
 	copy(b[124:], fmt.Sprintf("%011o\x00", size))
 	copy(b[136:], "14000000000\x00")
 	b[156] = kind
-	if gnu {
-		copy(b[257:], "ustar  \x00")
-	} else {
-		copy(b[257:], "ustar\x0000")
-	}
-	if change != nil {
-		change(b)
-	}
+	copy(b[257:], magic)
+	return b
+}
+
+// checked puts the checksum into a header block.
+func checked(b []byte) []byte {
 	copy(b[148:], "        ")
 	sum := 0
 	for _, c := range b {
@@ -50,7 +59,7 @@ func paxHeader(records ...[2]string) []byte {
 		}
 		fmt.Fprintf(&body, "%d%s", n, line)
 	}
-	return append(rawHeader("PaxHeaders/x", 'x', int64(body.Len()), false, nil), pad(body.Bytes())...)
+	return append(rawHeader("PaxHeaders/x", 'x', int64(body.Len())), pad(body.Bytes())...)
 }
 
 var eof = make([]byte, 1024)
@@ -72,7 +81,7 @@ func sparseData() []byte {
 // oldSparse is GNU's old format, with its map in the header and, for the last, empty region, an extension block.
 func oldSparse(name string) []byte {
 	num := func(n int) string { return fmt.Sprintf("%011o\x00", n) }
-	hdr := rawHeader(name, 'S', 1512, true, func(b []byte) {
+	hdr := gnuHeader(name, 'S', 1512, func(b []byte) {
 		copy(b[386:], num(0)+num(512)+num(65536)+num(1000))
 		b[482] = 1
 		copy(b[483:], num(sparseSize))
@@ -87,7 +96,7 @@ func paxSparse01(name string) []byte {
 	return bytes.Join([][]byte{
 		paxHeader([2]string{"GNU.sparse.size", fmt.Sprint(sparseSize)}, [2]string{"GNU.sparse.numblocks", "3"},
 			[2]string{"GNU.sparse.map", fmt.Sprintf("0,512,65536,1000,%d,0", sparseSize)}),
-		rawHeader(name, '0', 1512, false, nil), sparseData(),
+		rawHeader(name, '0', 1512), sparseData(),
 	}, nil)
 }
 
@@ -97,6 +106,6 @@ func paxSparse10(name string) []byte {
 	return bytes.Join([][]byte{
 		paxHeader([2]string{"GNU.sparse.major", "1"}, [2]string{"GNU.sparse.minor", "0"},
 			[2]string{"GNU.sparse.name", name}, [2]string{"GNU.sparse.realsize", fmt.Sprint(sparseSize)}),
-		rawHeader("GNUSparseFile.0/x", '0', int64(len(sparseMap))+1512, false, nil), sparseMap, sparseData(),
+		rawHeader("GNUSparseFile.0/x", '0', int64(len(sparseMap))+1512), sparseMap, sparseData(),
 	}, nil)
 }

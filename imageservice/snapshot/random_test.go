@@ -89,7 +89,7 @@ func TestRandomStacksEqualSequentialUnpack(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: owners, devices and overlayfs")
 	}
-	budget := 5 * time.Second
+	budget := 3 * time.Second
 	if v := os.Getenv("BERTH_RANDOM"); v != "" {
 		var err error
 		if budget, err = time.ParseDuration(v); err != nil {

@@ -274,7 +274,7 @@ func TestHostileWritableLayer(t *testing.T) {
 		t.Fatal(err)
 	}
 	upper := filepath.Join(root, "containers", "k", "upper")
-	const depth = 20_000
+	const depth = 5_000
 	fd, err := unix.Open(upper, unix.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil {
 		t.Fatal(err)

@@ -17,7 +17,7 @@ type Case struct {
 func Cases() []Case {
 	long := strings.Repeat("long-name-", 20)
 	deep := strings.Repeat("d/", 60) + long
-	return []Case{
+	cases := []Case{
 		{"plain files", [][]byte{
 			Layer(Dir("etc", 0o755), File("etc/a", "a"), File("empty", ""), Symlink("l", "etc/a")),
 			Layer(Dir("etc", 0o700), File("etc/a", "A"), File("etc/b", "b"))}},
@@ -62,6 +62,21 @@ func Cases() []Case {
 		{"types change within a layer", [][]byte{
 			Layer(Dir("a", 0o755), File("a/x", "x"), Dir("b", 0o755), File("b/x", "x")),
 			Layer(File("a", "1"), Dir("a", 0o700), File("a/y", "y"), Dir("b", 0o700), File("b/1", "1"), Symlink("b", "a"), File("b/2", "2"), File("c", "1"), File("c", "2"), Dir("d", 0o700), Dir("d", 0o711))}},
+		{"file capabilities and extended attributes", [][]byte{
+			Layer(File("ping", "x").As(1, 1, 0o755).With("security.capability", Capability), Dir("d", 0o755).With("user.a", "1"), File("u", "").With("user.b", "\x00bin")),
+			Layer(Dir("d", 0o755).With("user.c", "2"), File("o", "").With("trusted.overlay.opaque", "y").With("user.overlay.opaque", "y").With("security.ima", "x"))}},
+		{"names", [][]byte{
+			Layer(File(long+"/"+long, "1"), File(deep, "2"), Symlink("ll", "x/"+strings.Repeat("y/", 400)), File("new\nline \x7f\\", "3"), File("ü", "4"), File("\xff\xfe", "5"), File("a//b/./c", "6")),
+			Layer(File(deep+"2", "7"), File("./a/../a/b/d", "8"), File("/abs", "9"), File("../../up", "10"), File("a/../../x", "11"), File("...", "12"))}},
+		{"AUFS's own", [][]byte{Layer(File(".wh..wh.aufs", ""), Dir(".wh..wh.plnk", 0o700), File(".wh..wh.plnk/1.2", "x"), File("a", "a"))}},
+		{"many folders", many(150)},
+	}
+	cases = append(cases, whiteoutCases()...)
+	return append(cases, linkCases()...)
+}
+
+func whiteoutCases() []Case {
+	return []Case{
 		{"whiteouts", [][]byte{
 			Layer(Dir("a", 0o755), File("a/x", "x"), File("a/y", "y"), Dir("a/d", 0o755), File("a/d/z", "z"), File("r", "r")),
 			Layer(Whiteout("a", "x"), Whiteout("a", "d"), Whiteout(".", "r"), Whiteout("a", "never")),
@@ -79,6 +94,11 @@ func Cases() []Case {
 			Layer(Dir(".", 0o711), File("x", "x"), Dir("d", 0o700), File("d/y", "y")), Layer(Opaque("."), File("d/z", "z"), File("n", "n")), Layer(File("d/w", ""))}},
 		{"whiteout through a symlink", [][]byte{
 			Layer(Dir("d", 0o755), File("d/x", "x"), File("d/y", "y"), Symlink("s", "d")), Layer(Whiteout("s", "x")), Layer(Symlink("t", "d"), Whiteout("t", "y"))}},
+	}
+}
+
+func linkCases() []Case {
+	return []Case{
 		{"hard links", [][]byte{
 			Layer(File("a", "a").As(1, 2, 0o600), Link("b", "a"), Symlink("s", "a"), Link("t", "s"), FIFO("f"), Link("g", "f"), Char("c", 1, 3), Link("d", "c")), Layer(File("a", "new"))}},
 		{"hard link to a lower layer", [][]byte{
@@ -92,14 +112,6 @@ func Cases() []Case {
 		{"hard link, its target whited out after", [][]byte{
 			Layer(Dir("d", 0o700), File("d/a", "a"), File("d/b", "b")), Layer(Link("x", "d/a"), Whiteout("d", "a"), Link("y", "d/b"), Whiteout(".", "d"))}},
 		{"hard link to itself", [][]byte{Layer(File("a", "a"), Link("a", "a")), Layer(Link("./a", "/a"))}},
-		{"file capabilities and extended attributes", [][]byte{
-			Layer(File("ping", "x").As(1, 1, 0o755).With("security.capability", Capability), Dir("d", 0o755).With("user.a", "1"), File("u", "").With("user.b", "\x00bin")),
-			Layer(Dir("d", 0o755).With("user.c", "2"), File("o", "").With("trusted.overlay.opaque", "y").With("user.overlay.opaque", "y").With("security.ima", "x"))}},
-		{"names", [][]byte{
-			Layer(File(long+"/"+long, "1"), File(deep, "2"), Symlink("ll", "x/"+strings.Repeat("y/", 400)), File("new\nline \x7f\\", "3"), File("ü", "4"), File("\xff\xfe", "5"), File("a//b/./c", "6")),
-			Layer(File(deep+"2", "7"), File("./a/../a/b/d", "8"), File("/abs", "9"), File("../../up", "10"), File("a/../../x", "11"), File("...", "12"))}},
-		{"AUFS's own", [][]byte{Layer(File(".wh..wh.aufs", ""), Dir(".wh..wh.plnk", 0o700), File(".wh..wh.plnk/1.2", "x"), File("a", "a"))}},
-		{"many folders", many(150)},
 	}
 }
 

@@ -689,6 +689,9 @@ func TestBadRecordsAreSetAside(t *testing.T) {
 		"zeros":     func(t *testing.T, file string) { write(t, file, make([]byte, 1000)) },
 		"truncated": func(t *testing.T, file string) { write(t, file, read(t, file)[:300]) },
 		"one bit":   func(t *testing.T, file string) { raw := read(t, file); raw[len(raw)/2] ^= 1; write(t, file, raw) },
+		"another tag": func(t *testing.T, file string) {
+			write(t, file, bytes.Replace(read(t, file), []byte("/a/b:1"), []byte("/a/b:7"), 1))
+		},
 		"a folder": func(t *testing.T, file string) {
 			if err := errors.Join(os.Remove(file), os.MkdirAll(file+"/x", 0o700)); err != nil {
 				t.Fatal(err)

@@ -7,7 +7,9 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/berthd/berth/imageservice/registry/registrytest"
 )
@@ -214,6 +216,25 @@ func TestTokenExpiresInTheMiddle(t *testing.T) {
 	}
 	if n := reg.Count("GET", "/token"); n != 3 {
 		t.Errorf("%d tokens for 3 requests, want 3", n)
+	}
+}
+
+func TestOneTokenServesManyRequestsAtOnce(t *testing.T) {
+	reg := start(t, registrytest.Options{Auth: registrytest.Auth{Scheme: registrytest.Token}})
+	p := push(t, reg, registrytest.Image{})
+	s := open(t, quick, p.Ref, Credentials{})
+	reg.AddFault(registrytest.Fault{Path: "/token", Wait: 50 * time.Millisecond})
+	var wg sync.WaitGroup
+	for range 20 {
+		wg.Go(func() {
+			if _, err := s.Fetch(t.Context(), Descriptor{Digest: p.Layers[0].Digest, Size: p.Layers[0].Size}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if n := reg.Count("", "/token"); n != 1 {
+		t.Errorf("%d tokens asked for, want 1", n)
 	}
 }
 

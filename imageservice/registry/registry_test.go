@@ -522,3 +522,16 @@ func TestBlobIsReadInAnyPieces(t *testing.T) {
 		t.Errorf("sha512: %q, %v", raw, err)
 	}
 }
+
+func TestSlowAndSteadyIsNoStall(t *testing.T) {
+	reg := start(t, registrytest.Options{})
+	p := push(t, reg, registrytest.Image{})
+	path := "/blobs/" + p.Layers[0].Digest.String()
+	reg.AddFault(registrytest.Fault{Path: path, Pace: registrytest.Pace{Size: 128 << 10, Every: 40 * time.Millisecond}})
+	if err := pullAll(t.Context(), open(t, quick, p.Ref, Credentials{})); err != nil { // takes longer than StallTimeout
+		t.Error(err)
+	}
+	if n := reg.Count("GET", path); n != 1 {
+		t.Errorf("%d connections, want 1", n)
+	}
+}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -185,10 +186,19 @@ func checkLeft(t *testing.T, root string, said []string, want []string) {
 			}
 		}
 	}
+	all, err := store.Keys()
+	if err != nil {
+		t.Error(err)
+	}
 	for key := range keys {
+		if !slices.Contains(all, key) {
+			t.Errorf("%s is gone", key)
+		}
+	}
+	for _, key := range all { // whole, or not there
 		mounts, err := store.Mounts(key)
 		if err != nil {
-			t.Errorf("%s is gone: %v", key, err)
+			t.Errorf("mounts of %s: %v", key, err)
 			continue
 		}
 		snapshottest.Open(t, mounts)
@@ -208,10 +218,6 @@ func checkLeft(t *testing.T, root string, said []string, want []string) {
 		if left, err := os.ReadDir(filepath.Join(root, dir)); err != nil || len(left) > 0 {
 			t.Errorf("left in %s: %v, %v", dir, left, err)
 		}
-	}
-	all, err := store.Keys()
-	if err != nil {
-		t.Error(err)
 	}
 	if len(all) > 0 { // a container keeps its layers
 		if err := store.Prune(ctx, nil); err != nil {

@@ -18,6 +18,9 @@ func (s *Service) Prepare(ctx context.Context, key, imageID string) ([]snapshot.
 	e, err := s.catalog.find(imageID)
 	if err != nil {
 		s.leases.collect.Unlock()
+		if mounts, mountsErr := s.snap.Mounts(key); mountsErr == nil {
+			return mounts, nil // it was made when the image was still here
+		}
 		return nil, fmt.Errorf("prepare root filesystem %s: %w", key, err)
 	}
 	release := s.leaseLocked(e.image.DiffIDs)

@@ -324,6 +324,9 @@ func TestWritableLayerKeepsTheLayersOfARemovedImage(t *testing.T) {
 	if pub, _ := w.snap.layers(); pub != 2 {
 		t.Errorf("%d layers after a restart, want 2", pub)
 	}
+	if mounts, err := w.Prepare(t.Context(), "k1", p.ImageID); err != nil || len(mounts) != 1 {
+		t.Errorf("Prepare again: %v, %v, want what it was", mounts, err)
+	}
 	if _, err := w.Prepare(t.Context(), "k2", p.ImageID); !errors.Is(err, ErrNotFound) {
 		t.Errorf("Prepare of a removed image: %v", err)
 	}

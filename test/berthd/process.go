@@ -12,7 +12,9 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berthd/berth/test/invariants"
@@ -125,8 +127,14 @@ func (p *Process) answer(ctx context.Context) error {
 	defer cancel()
 	answered := make(chan error, 1)
 	go func() {
-		_, err := p.Runtime.Version(ctx, &runtimeapi.VersionRequest{})
-		answered <- err
+		for {
+			_, err := p.Runtime.Version(ctx, &runtimeapi.VersionRequest{})
+			if status.Code(err) == codes.Unavailable && ctx.Err() == nil {
+				continue // the connection of the daemon before
+			}
+			answered <- err
+			return
+		}
 	}()
 	select {
 	case err := <-p.exited:

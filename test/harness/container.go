@@ -19,6 +19,13 @@ type Container struct {
 // ContainerOption changes a container's configuration.
 type ContainerOption func(*runtimeapi.ContainerConfig)
 
+// What the kubelet sends for a container with procMount Default.
+var (
+	maskedPaths = []string{"/proc/asound", "/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list",
+		"/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware", "/sys/devices/virtual/powercap"}
+	readonlyPaths = []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"}
+)
+
 // Container makes the configuration of a container of the base image.
 func (d *Daemon) Container(name string, command []string, options ...ContainerOption) *runtimeapi.ContainerConfig {
 	d.T.Helper()
@@ -31,6 +38,7 @@ func (d *Daemon) Container(name string, command []string, options ...ContainerOp
 		Annotations: map[string]string{"test/container": name},
 		Linux: &runtimeapi.LinuxContainerConfig{Resources: &runtimeapi.LinuxContainerResources{},
 			SecurityContext: &runtimeapi.LinuxContainerSecurityContext{Seccomp: &runtimeapi.SecurityProfile{},
+				MaskedPaths: maskedPaths, ReadonlyPaths: readonlyPaths,
 				NamespaceOptions: &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER}}},
 	}
 	for _, o := range options {

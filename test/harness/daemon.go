@@ -2,7 +2,10 @@ package harness
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -87,11 +90,11 @@ func Start(t testing.TB, options ...Option) *Daemon {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := number(t)
+	n := number(t, dir)
 	d := &Daemon{T: t, Dir: dir, CNIConf: filepath.Join(dir, "net.d"), CNIBin: filepath.Join(dir, "cni"), Hosts: filepath.Join(dir, "certs.d"),
 		Subnet: fmt.Sprintf("10.250.%d", n), Log: filepath.Join(dir, "berthd.log")}
 	opts := berthd.Options{Bin: bin, Root: filepath.Join(dir, "r"), State: filepath.Join(dir, "s"), Config: filepath.Join(dir, "config.toml"),
-		Bridge: fmt.Sprintf("bt%d-%d", n, os.Getpid()%10000), Log: d.Log, Verbosity: 4}
+		Bridge: fmt.Sprintf("bt%d", n), Log: d.Log, Verbosity: 4}
 	for _, o := range options {
 		o(d, &opts)
 	}
@@ -133,24 +136,58 @@ func (d *Daemon) warmUp() {
 	}
 }
 
-// number takes a number of 0 to 255 that no other test on this host has, until the test ends: the daemon's subnet.
-func number(t testing.TB) int {
+// number takes a number of 0 to 255 that no other test on this host has, until the test ends: the daemon's subnet and bridge. The file
+// of a number names the folder of the test that has it. A file that nobody holds is of a test that was killed: what that left is swept.
+func number(t testing.TB, dir string) int {
+	t.Helper()
 	for n := range 256 {
-		f, err := os.OpenFile(filepath.Join(os.TempDir(), fmt.Sprintf("berth-test-subnet-%d", n)), os.O_CREATE|os.O_RDWR, 0o600)
+		f, err := os.OpenFile(filepath.Join(os.TempDir(), fmt.Sprintf("berth-test-%d", n)), os.O_CREATE|os.O_RDWR, 0o600)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
-			t.Cleanup(func() {
-				os.Remove(f.Name())
-				f.Close()
-			})
-			return n
+		if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) != nil {
+			f.Close()
+			continue
 		}
-		f.Close()
+		text, err := io.ReadAll(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if old := string(text); old != "" {
+			t.Logf("sweeping what a killed test left in %s: %v", old, berthd.Sweep(invariants.Daemon{
+				Root: filepath.Join(old, "r"), State: filepath.Join(old, "s"), Bridge: fmt.Sprintf("bt%d", n)}))
+			os.RemoveAll(old)
+		}
+		if inUse(t, n) {
+			f.Close()
+			continue
+		}
+		if err := errors.Join(f.Truncate(0), writeAt(f, dir)); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			f.Truncate(0)
+			f.Close()
+		})
+		return n
 	}
 	t.Fatal("256 tests run at the same time")
 	return 0
+}
+
+// inUse tells whether the host has an address of the subnet, from whatever else.
+func inUse(t testing.TB, n int) bool {
+	t.Helper()
+	addresses, err := net.InterfaceAddrs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return slices.ContainsFunc(addresses, func(a net.Addr) bool { return strings.HasPrefix(a.String(), fmt.Sprintf("10.250.%d.", n)) })
+}
+
+func writeAt(f *os.File, text string) error {
+	_, err := f.WriteAt([]byte(text), 0)
+	return err
 }
 
 // Start starts the daemon again after Kill or Stop.

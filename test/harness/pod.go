@@ -50,6 +50,9 @@ func Namespaces(network, pid, ipc runtimeapi.NamespaceMode) PodOption {
 	}
 }
 
+// Privileged lets a pod have privileged containers.
+func Privileged(c *runtimeapi.PodSandboxConfig) { c.Linux.SecurityContext.Privileged = true }
+
 // CgroupParent sets a pod's cgroup parent.
 func CgroupParent(path string) PodOption {
 	return func(c *runtimeapi.PodSandboxConfig) { c.Linux.CgroupParent = path }

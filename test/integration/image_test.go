@@ -120,7 +120,7 @@ func TestImageReferences(t *testing.T) {
 
 func TestImageUser(t *testing.T) {
 	d := imageCalls{harness.Start(t)}
-	for user, want := range map[string]string{"": "0:true ", "1002": "1002:true ", "1002:5": "1002:true ", "alice": "0:false alice", "alice:5": "0:false alice"} {
+	for user, want := range map[string]string{"": "0:false ", "1002": "1002:true ", "1002:5": "1002:true ", "alice": "0:false alice", "alice:5": "0:false alice"} {
 		ref := accounts(t, user)
 		d.Pull(ref)
 		img := d.status(ref)

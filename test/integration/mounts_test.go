@@ -143,7 +143,7 @@ func TestMountPropagation(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			d := harness.Start(t)
 			dir := shared(t, d, "shared")
-			pod := d.RunPod(d.Pod("propagation"))
+			pod := d.RunPod(d.Pod("propagation", harness.Privileged))
 			c := pod.Run(d.Sleeper("c", bind(dir, "/vol", propagation(tc.mode)),
 				harness.Security(func(s *runtimeapi.LinuxContainerSecurityContext) { s.Privileged = true })))
 			if err := unix.Mount("tmpfs", filepath.Join(dir, "host"), "tmpfs", 0, ""); err != nil {
@@ -172,7 +172,7 @@ func TestPropagationNeedsASharedSource(t *testing.T) {
 	if err := unix.Mount("", dir, "", unix.MS_PRIVATE, ""); err != nil {
 		t.Fatal(err)
 	}
-	pod := d.RunPod(d.Pod("private"))
+	pod := d.RunPod(d.Pod("private", harness.Privileged))
 	c, err := pod.TryCreate(d.Sleeper("c", bind(dir, "/vol", propagation(runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL)),
 		harness.Security(func(s *runtimeapi.LinuxContainerSecurityContext) { s.Privileged = true })))
 	if err == nil {
@@ -247,6 +247,9 @@ func TestDefaultMounts(t *testing.T) {
 		"/proc/sysrq-trigger": {"proc", "ro"},
 	} {
 		got, ok := mounts[path]
+		if _, err := os.Stat(path); err != nil && strings.HasPrefix(path, "/proc/") {
+			continue // not in every kernel
+		}
 		if !ok {
 			t.Errorf("nothing is mounted on %s", path)
 			continue

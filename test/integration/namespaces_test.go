@@ -113,7 +113,7 @@ func TestSharedPIDNamespace(t *testing.T) {
 		t.Errorf("the other container is %s", s.State)
 	}
 	// The first process of the namespace collects orphans.
-	orphans := pod.Run(d.Shell("orphans", "for i in 1 2 3 4 5 6 7 8; do sh -c 'sleep 0.05 & exit' & done; sleep 1000", likePod(pod)))
+	orphans := pod.Run(d.Shell("orphans", "sh -c 'for i in 1 2 3 4 5 6 7 8; do sleep 0.05 & done; exit'; sleep 1000", likePod(pod)))
 	_ = orphans
 	time.Sleep(400 * time.Millisecond)
 	if got := b.Sh("grep -l '^State:.Z' /proc/[0-9]*/status 2>/dev/null | wc -l"); got != "0" {
@@ -158,7 +158,7 @@ func TestSysctls(t *testing.T) {
 	d := harness.Start(t)
 	host := readFile(t, "/proc/sys/kernel/shm_rmid_forced")
 	config := d.Pod("sysctls")
-	config.Linux.Sysctls = map[string]string{"kernel.shm_rmid_forced": "1", "net.ipv4.ip_unprivileged_port_start": "80", "fs.mqueue.msg_max": "17", "net/ipv4/tcp_keepalive_time": "77"}
+	config.Linux.Sysctls = map[string]string{"kernel.shm_rmid_forced": "1", "net.ipv4.ip_unprivileged_port_start": "80", "fs.mqueue.msg_max": "17", "net.ipv4.tcp_keepalive_time": "77"}
 	pod := d.RunPod(config)
 	c := pod.Run(d.Sleeper("c"))
 	if got := c.Sh("cat /proc/sys/kernel/shm_rmid_forced /proc/sys/net/ipv4/ip_unprivileged_port_start /proc/sys/fs/mqueue/msg_max /proc/sys/net/ipv4/tcp_keepalive_time"); got != "1\n80\n17\n77" {

@@ -226,7 +226,10 @@ func TestAddressesRunOut(t *testing.T) {
 	}
 	d.Check()
 	pods[2].Stop()
-	d.RunPod(d.Pod("again"))
+	d.Eventually(5*time.Second, "the address can be had again", func() bool {
+		_, err := d.TryRunPod(d.Pod("again"))
+		return err == nil
+	})
 	d.Check()
 }
 

@@ -89,11 +89,12 @@ func ownNetwork(p *runtimeapi.PodSandboxStatus) bool {
 	return p.GetLinux().GetNamespaces().GetOptions().GetNetwork() != runtimeapi.NamespaceMode_NODE
 }
 
-// podThings: a ready pod has its record, pin, shm mount and link; one that is not ready has no pin, mount, link or socket.
+// podThings: a ready pod has its record, pin, shm mount and link. One that is not ready has all of it or nothing: it keeps what it has until
+// it is stopped.
 func podThings(d Daemon, l lists, items Items) (breaches []string, err error) {
 	owned := map[string]bool{d.Bridge: true}
 	for id, p := range l.pods {
-		owned[d.VethName(id)] = ready(p)
+		owned[d.VethName(id)] = ready(p) || items[Item{Pin, d.Pin(id)}] > 0
 		if items[Item{Record, id}] == 0 {
 			breaches = append(breaches, "pod "+id+" has no record")
 		}
@@ -101,7 +102,7 @@ func podThings(d Daemon, l lists, items Items) (breaches []string, err error) {
 		mounted := items[Item{Mount, d.Pin(id)}] > 0
 		link := items[Item{Link, d.VethName(id)}] > 0
 		switch {
-		case !ready(p) && (pin || shm || mounted || link):
+		case !ready(p) && (pin != mounted || link && !pin):
 			breaches = append(breaches, fmt.Sprintf("pod %s is not ready: pin %t (mounted %t), shm %t, link %t", id, pin, mounted, shm, link))
 		case ready(p) && ownNetwork(p) && (!pin || !mounted):
 			breaches = append(breaches, fmt.Sprintf("pod %s is ready: pin %t (mounted %t)", id, pin, mounted))
@@ -111,7 +112,7 @@ func podThings(d Daemon, l lists, items Items) (breaches []string, err error) {
 	}
 	for _, name := range items.Names(Link) {
 		if !owned[name] {
-			breaches = append(breaches, "link "+name+" belongs to no ready pod")
+			breaches = append(breaches, "link "+name+" belongs to no pod that has a network")
 		}
 	}
 	return breaches, nil
@@ -121,16 +122,18 @@ func podThings(d Daemon, l lists, items Items) (breaches []string, err error) {
 func addresses(d Daemon, l lists, items Items) (breaches []string, err error) {
 	owner := map[string]string{}
 	for id, p := range l.pods {
-		if !ready(p) || p.Network == nil || !ownNetwork(p) {
+		if !ownNetwork(p) || !ready(p) && items[Item{Pin, d.Pin(id)}] == 0 {
 			continue
 		}
-		ips := []string{p.Network.Ip}
-		for _, more := range p.Network.AdditionalIps {
+		ips := []string{p.GetNetwork().GetIp()}
+		for _, more := range p.GetNetwork().GetAdditionalIps() {
 			ips = append(ips, more.Ip)
 		}
 		for _, ip := range ips {
-			if ip == "" {
+			if ip == "" && ready(p) {
 				breaches = append(breaches, "pod "+id+" is ready without an address")
+			}
+			if ip == "" {
 				continue
 			}
 			if other := owner[ip]; other != "" {
@@ -140,16 +143,20 @@ func addresses(d Daemon, l lists, items Items) (breaches []string, err error) {
 		}
 	}
 	for _, file := range items.Names(Address) {
-		id := owner[path.Base(file)]
 		text, err := os.ReadFile(path.Join(d.Root, "network", file))
-		switch {
-		case gone(err):
-		case err != nil:
+		if gone(err) {
+			continue
+		}
+		if err != nil {
 			return nil, fmt.Errorf("read reservation: %w", err)
-		case id == "":
-			breaches = append(breaches, "address "+file+" is reserved, and no ready pod has it: "+string(text))
-		case !strings.Contains(string(text), id):
-			breaches = append(breaches, fmt.Sprintf("address %s is reserved for %q, and pod %s has it", file, text, id))
+		}
+		id, _, _ := strings.Cut(string(text), "\n")
+		id = strings.TrimSpace(id)
+		switch p := l.pods[id]; {
+		case p == nil || items[Item{Pin, d.Pin(id)}] == 0:
+			breaches = append(breaches, "address "+file+" is reserved for a pod without a network: "+id)
+		case ready(p) && owner[path.Base(file)] != id:
+			breaches = append(breaches, fmt.Sprintf("address %s is reserved for pod %s, and pod %q has it", file, id, owner[path.Base(file)]))
 		}
 	}
 	return breaches, nil
@@ -180,15 +187,19 @@ func containerThings(d Daemon, l lists, items Items) (breaches []string, err err
 	return breaches, nil
 }
 
-// monitors: one a ready pod, in the pod's network namespace, and no other.
+// monitors: one a ready pod, in the pod's network namespace, and no other. A pod with one PID namespace has that one's first process as well.
 func monitors(d Daemon, l lists, items Items) (breaches []string, err error) {
 	pids, err := Monitors(d)
 	if err != nil {
 		return nil, err
 	}
 	count := map[uint64]int{}
+	total := 0
 	for _, pid := range pids {
-		count[inode(fmt.Sprintf("/proc/%d/ns/net", pid))]++
+		if inode(fmt.Sprintf("/proc/%d/ns/pid", pid)) == inode("/proc/self/ns/pid") {
+			count[inode(fmt.Sprintf("/proc/%d/ns/net", pid))]++
+			total++
+		}
 	}
 	want := 0
 	for id, p := range l.pods {
@@ -200,8 +211,8 @@ func monitors(d Daemon, l lists, items Items) (breaches []string, err error) {
 			breaches = append(breaches, fmt.Sprintf("pod %s is ready and has %d monitors", id, count[inode(d.Pin(id))]))
 		}
 	}
-	if len(pids) != want {
-		breaches = append(breaches, fmt.Sprintf("%d monitors for %d ready pods", len(pids), want))
+	if total != want {
+		breaches = append(breaches, fmt.Sprintf("%d monitors for %d ready pods", total, want))
 	}
 	return breaches, nil
 }

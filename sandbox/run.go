@@ -261,6 +261,7 @@ func (m *Manager) spawn(ctx context.Context, p *pod) error {
 	if err != nil {
 		return fmt.Errorf("start monitor: %w", err)
 	}
+	defer started.PIDFD.Close()
 	l, err := m.connect(p, store.Process{PID: started.PID, StartTime: started.StartTime}, started.PIDFD)
 	if err != nil {
 		return err

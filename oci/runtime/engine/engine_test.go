@@ -303,3 +303,36 @@ func TestNoSignalIsIgnoredOrBlocked(t *testing.T) {
 		t.Errorf("signals of the container:\n%s", out)
 	}
 }
+
+// An image may have links that dangle, to what a mount is to be on; none leads out of the root.
+func TestMountTargetsThroughDanglingLinks(t *testing.T) {
+	plan := testPlan(t, "sh", "-c", "cat /run/inside /escape/file; ls /made/deep")
+	lower := strings.TrimPrefix(plan.Rootfs.Options[0], "lowerdir+=")
+	victim := t.TempDir() + "/victim"
+	for link, target := range map[string]string{"var-run": "/run", "escape": victim, "up": "../../../made", "loop": "loop"} {
+		if err := os.Symlink(target, filepath.Join(lower, link)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	file := filepath.Join(t.TempDir(), "f")
+	if err := os.WriteFile(file, []byte("content\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, target := range []string{"/var-run/inside", "/escape/file"} {
+		plan.Mounts = append(plan.Mounts, Mount{Type: "bind", Source: file, Target: target})
+	}
+	plan.Directories = []string{"/up/deep"}
+	if out, ws := output(t, plan); out != "content\ncontent\n" || ws.ExitStatus() != 0 {
+		t.Errorf("status %v, output %q", ws, out)
+	}
+	if _, err := os.Lstat(victim); err == nil {
+		t.Error("something was made on the host")
+	}
+	plan = testPlan(t, "true")
+	lower = strings.TrimPrefix(plan.Rootfs.Options[0], "lowerdir+=")
+	os.Symlink("loop", filepath.Join(lower, "loop"))
+	plan.Directories = []string{"/loop/x"}
+	if _, err := Start(plan, Cgroups{Unified: -1}, Stdio{-1, -1, -1}); !errors.Is(err, unix.ELOOP) {
+		t.Errorf("Start through a loop of links = %v, want ELOOP", err)
+	}
+}

@@ -117,6 +117,12 @@ func (p *program) tree(plan *Plan, cgroups Cgroups, root int, d *descriptors) er
 	hasDev := false
 	for i := range plan.Mounts {
 		m := &plan.Mounts[i]
+		var err error
+		if !m.NoSymlinks {
+			if m.Target, err = resolve(root, m.Target, plan.Mounts[:i]); err != nil {
+				return err
+			}
+		}
 		if m.Target == "/dev" && m.Type == "bind" {
 			hasDev = true
 		}
@@ -148,6 +154,10 @@ func (p *program) tree(plan *Plan, cgroups Cgroups, root int, d *descriptors) er
 		p.devices(plan, rootArg)
 	}
 	for _, dir := range plan.Directories {
+		dir, err := resolve(root, dir, plan.Mounts)
+		if err != nil {
+			return err
+		}
 		p.at("make directory", quote(dir))
 		p.scope(func() {
 			fd := p.register()

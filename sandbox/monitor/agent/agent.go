@@ -53,6 +53,7 @@ func Run(setup io.Reader, socket int) error {
 
 // protect keeps containers from reading the monitor's memory, and makes it the parent of what they leave behind.
 func protect() {
+	os.WriteFile("/proc/self/comm", []byte("berth-monitor"), 0) // else it is that of the descriptor it was executed by
 	unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
 	unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 	unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{})

@@ -215,13 +215,16 @@ func logPath(pod *runtimeapi.PodSandboxConfig, config *runtimeapi.ContainerConfi
 	return path, nil
 }
 
-// mountSources checks that what is to be mounted is there.
+// mountSources checks that what is to be mounted is there, and can propagate as it is to.
 func mountSources(config *runtimeapi.ContainerConfig) error {
 	for i, mount := range config.GetMounts() {
 		if _, err := os.Stat(mount.GetHostPath()); errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrInvalid) {
 			return &spec.InvalidError{Field: fmt.Sprintf("config.mounts[%d].host_path", i), Value: mount.GetHostPath(), Rule: "must be there"}
 		} else if err != nil {
 			return fmt.Errorf("mount source: %w: %w", ErrInvalid, err)
+		}
+		if err := checkPropagation(fmt.Sprintf("config.mounts[%d].", i), mount); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -125,7 +125,7 @@ func (b *bridge) add(ctx context.Context, req Request, a *Attachment) (err error
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	if err := b.connect(ns, facts, plan); err != nil {
+	if err := b.connect(ns, facts, &plan); err != nil {
 		return err
 	}
 	if len(plan.Ports) > 0 {

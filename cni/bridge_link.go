@@ -11,14 +11,14 @@ import (
 
 // connect makes the pair and sets the pod's end up. An interface of the pod that is there already is taken over if it is as planned,
 // and made again if it is the end of an earlier try.
-func (b *bridge) connect(ns int, facts *bridgeFacts, a Attachment) error {
+func (b *bridge) connect(ns int, facts *bridgeFacts, a *Attachment) error {
 	pair := rtnl.Veth{
 		Name: a.HostIf, Master: facts.index, MTU: facts.mtu, Peer: a.IfName, PeerMAC: podMAC(a.IPs), PeerNS: ns,
 	}
 	err := b.withConn(func(c *rtnl.Conn) error {
 		err := c.Do(rtnl.AddVeth(pair))
 		if errors.Is(err, unix.EEXIST) {
-			if b.checkLinks(a) == nil {
+			if b.checkLinks(*a) == nil {
 				return nil
 			}
 			if err = c.Do(rtnl.Del(a.HostIf)); err == nil {
@@ -39,7 +39,7 @@ func (b *bridge) connect(ns int, facts *bridgeFacts, a Attachment) error {
 	if err := writeSysctl(ipv6Sysctl(a.HostIf, "accept_ra"), "0"); err != nil {
 		return err
 	}
-	return b.configure(ns, facts, a)
+	return b.configure(ns, a)
 }
 
 // lost sets the bridge up again when it has gone, and returns what there is now.
@@ -51,9 +51,13 @@ func (b *bridge) lost(c *rtnl.Conn, facts *bridgeFacts) (*bridgeFacts, error) {
 	return b.setUp()
 }
 
-// configure gives the pod's end its addresses and routes.
-func (b *bridge) configure(ns int, facts *bridgeFacts, a Attachment) error {
+// configure gives the pod's end its addresses and routes. A pod that has IPv6 switched off gets no IPv6 address.
+func (b *bridge) configure(ns int, a *Attachment) error {
 	c, err := rtnl.DialIn(ns, int(b.home.Fd()), func() error {
+		if v, ok := readSysctl(ipv6Sysctl(a.IfName, "disable_ipv6")); !ok || v == "1" {
+			a.dropIPv6()
+			return nil
+		}
 		// The link-local address is usable at once: its hardware address is berth's own.
 		return errors.Join(writeSysctl(ipv6Sysctl(a.IfName, "accept_ra"), "0"), writeSysctl(ipv6Sysctl(a.IfName, "accept_dad"), "0"))
 	})
@@ -68,6 +72,9 @@ func (b *bridge) configure(ns int, facts *bridgeFacts, a Attachment) error {
 	if len(bodies) == 0 {
 		return fmt.Errorf("configure %s: no such interface", a.IfName)
 	}
+	if len(a.IPs) == 0 {
+		return fmt.Errorf("configure %s: the pod has IPv6 switched off, and the bridge has nothing else", a.IfName)
+	}
 	link, err := rtnl.ParseLink(bodies[len(bodies)-1])
 	if err != nil {
 		return err
@@ -81,6 +88,17 @@ func (b *bridge) configure(ns int, facts *bridgeFacts, a Attachment) error {
 		requests = append(requests, address, route)
 	}
 	return c.Do(requests...)
+}
+
+// dropIPv6 leaves the IPv4 addresses; what was reserved besides is freed with them.
+func (a *Attachment) dropIPv6() {
+	var left Attachment
+	for i, p := range a.IPs {
+		if p.Addr().Is4() {
+			left.IPs, left.Gateways = append(left.IPs, p), append(left.Gateways, a.Gateways[i])
+		}
+	}
+	a.IPs, a.Gateways = left.IPs, left.Gateways
 }
 
 // deleteLinks ends veth pairs in one step. It is the reaper's.

@@ -4,8 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 
 	"golang.org/x/sys/unix"
 )
@@ -36,13 +34,19 @@ func writeSysctl(path, value string) error {
 	return nil
 }
 
-// readSysctl returns a value and whether the sysctl exists.
+// readSysctl returns a value, without its line break, and whether the sysctl can be read.
 func readSysctl(path string) (string, bool) {
-	b, err := os.ReadFile(path)
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return "", !errors.Is(err, fs.ErrNotExist)
+		return "", false
 	}
-	return string(bytes.TrimSpace(b)), true
+	defer unix.Close(fd)
+	b := make([]byte, 64)
+	n, err := unix.Read(fd, b)
+	if err != nil {
+		return "", false
+	}
+	return string(bytes.TrimSpace(b[:n])), true
 }
 
 // raiseSysctl sets a switch that is shared with others, and leaves it alone when it is set.

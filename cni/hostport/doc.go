@@ -13,7 +13,8 @@
 //		... any6, host6, published6
 //		chain prerouting  { type nat hook prerouting priority dstnat; fib daddr type local jump hostports }
 //		chain output      { type nat hook output priority dstnat; fib daddr type local jump hostports }
-//		chain hostports   { dnat ip to ip daddr . meta l4proto . th dport map @host4
+//		chain hostports   { ip6 daddr ::1 return
+//		                    dnat ip to ip daddr . meta l4proto . th dport map @host4
 //		                    dnat ip to meta l4proto . th dport map @any4 ... }
 //		chain postrouting { type nat hook postrouting priority srcnat
 //		                    oifname BRIDGE ip saddr 127.0.0.0/8 masquerade
@@ -29,6 +30,8 @@
 // bridge, without which 127.0.0.1:PORT cannot be answered, would open to the host's loopback services (CVE-2020-8558). The set
 // published makes the pods of the subnet reach each other's and their own host ports with an answer that comes back the same way,
 // and leaves a service proxy's translations alone, so that pods see each other's addresses there.
+//
+// [::1]:PORT does not lead to a pod: IPv6 has no route_localnet.
 //
 // # State
 //

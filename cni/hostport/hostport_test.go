@@ -74,7 +74,7 @@ func TestTableReadsAsDocumented(t *testing.T) {
 		"elements = { 6 . 8080 : 10.77.0.2 . 80 }", "elements = { 17 . 53 : fd77::2 . 5353 }",
 		"elements = { 192.0.2.1 . 132 . 9 : 10.77.0.2 . 99 }", "elements = { 2001:db8::1 . 6 . 9 : fd77::2 . 99 }",
 		"6 . 8080 . 10.77.0.2 . 80", "17 . 53 . fd77::2 . 5353",
-		"fib daddr type 2 jump hostports",
+		"fib daddr type 2 jump hostports", "ip6 daddr ::1 return",
 		"dnat ip to meta l4proto . th dport map @any4", "dnat ip6 to ip6 daddr . meta l4proto . th dport map @host6",
 		`oifname "hpt0" ip saddr 127.0.0.0/8 masquerade`,
 		`oifname "hpt0" ip saddr 10.77.0.0/16 meta l4proto . ct original proto-dst . ip daddr . th dport @published4 masquerade`,

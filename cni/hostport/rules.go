@@ -133,6 +133,9 @@ func (t *Table) write(c *nftables.Conn) {
 		})
 		c.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: toPorts})
 	}
+	// The kernel routes nothing from ::1, so [::1]:PORT is left to the host: refused at once, instead of lost.
+	c.AddRule(&nftables.Rule{Table: table, Chain: ports, Exprs: concat(
+		family(six), inPrefix(six, six.daddr, six.loopback, expr.CmpOpEq), []expr.Any{&expr.Verdict{Kind: expr.VerdictReturn}})})
 	for _, f := range []fam{four, six} {
 		c.AddRule(&nftables.Rule{Table: table, Chain: ports, Exprs: t.toHostIP(f)})
 		c.AddRule(&nftables.Rule{Table: table, Chain: ports, Exprs: t.toAny(f)})
@@ -158,10 +161,11 @@ func (t *Table) writeSource(c *nftables.Conn, table *nftables.Table) {
 	})
 	masquerade := []expr.Any{&expr.Masq{}}
 	toBridge := interfaceIs(expr.MetaKeyOIFNAME, t.cfg.Bridge)
+	c.AddRule(&nftables.Rule{Table: table, Chain: post, Exprs: concat(
+		toBridge, family(four), inPrefix(four, four.saddr, four.loopback, expr.CmpOpEq), masquerade)})
 	for _, subnet := range t.cfg.Subnets {
 		f := famOf(subnet.Addr())
 		for _, rule := range [][]expr.Any{
-			concat(toBridge, family(f), inPrefix(f, f.saddr, f.loopback, expr.CmpOpEq), masquerade),
 			concat(toBridge, family(f), inPrefix(f, f.saddr, subnet, expr.CmpOpEq), t.isPublished(f), masquerade),
 			concat(family(f), inPrefix(f, f.saddr, subnet, expr.CmpOpEq), inPrefix(f, f.daddr, subnet, expr.CmpOpNeq),
 				inPrefix(f, f.daddr, f.multicast, expr.CmpOpNeq), masquerade),

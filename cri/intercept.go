@@ -77,7 +77,7 @@ func recovered(logger klog.Logger, cause any, method string) error {
 // finished logs a call's outcome. What reads is asked many times a second, and package sandbox logs what it changed itself, so
 // these are shown when one debugs.
 func finished(logger klog.Logger, method string, duration time.Duration, err error) {
-	code := status.Code(err)
+	code, text := status.Code(err), status.Convert(err).Message()
 	switch {
 	case err == nil && (method == "PullImage" || method == "RemoveImage"):
 		logger.V(2).Info("Answered a call", "code", code.String(), "duration", duration)
@@ -86,9 +86,9 @@ func finished(logger klog.Logger, method string, duration time.Duration, err err
 	case err == nil:
 		logger.V(5).Info("Answered a call", "code", code.String(), "duration", duration)
 	case expected(method, code):
-		logger.V(4).Info("Refused a call", "code", code.String(), "duration", duration, "err", err)
+		logger.V(4).Info("Refused a call", "code", code.String(), "duration", duration, "err", text)
 	default:
-		logger.Info("Refused a call", "code", code.String(), "duration", duration, "err", err)
+		logger.Info("Refused a call", "code", code.String(), "duration", duration, "err", text)
 	}
 }
 

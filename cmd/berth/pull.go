@@ -122,7 +122,7 @@ func (c *conn) pull(ctx context.Context, r *runtimeapi.PullImageRequest, show di
 		case got := <-done:
 			if got.err != nil {
 				show.end("", 0, 0)
-				return "", fmt.Errorf("pull %s: %w", r.GetImage().GetImage(), got.err)
+				return "", got.err // berthd says what it pulled
 			}
 			imageID = got.answer.GetImageRef()
 			var bytes uint64

@@ -35,9 +35,9 @@ func TestPullShowsItsProgress(t *testing.T) {
 }
 
 func TestPullFailsWithTheDaemonsWords(t *testing.T) {
-	d := &daemon{pullErr: status.Error(codes.Unauthenticated, "r/x:1: no access")}
+	d := &daemon{pullErr: status.Error(codes.Unauthenticated, "pull r/x:1: no access")}
 	code, out, stderr := berth(t, start(t, d), "pull", "r/x:1")
-	if code != 1 || out != "" || stderr != "berth: pull r/x:1: r/x:1: no access\nhint: give credentials: berth pull --username NAME --password-stdin IMAGE\n" {
+	if code != 1 || out != "" || stderr != "berth: pull r/x:1: no access\nhint: give credentials: berth pull --username NAME --password-stdin IMAGE\n" {
 		t.Errorf("exit status %d, %q, %q", code, out, stderr)
 	}
 }

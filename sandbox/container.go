@@ -111,12 +111,10 @@ func (m *Manager) recoveredContainer(ctx context.Context, containerID string) (*
 	if err != nil {
 		return nil, err
 	}
-	select {
-	case <-c.pod.recovered:
-		return c, nil
-	case <-ctx.Done():
-		return nil, fmt.Errorf("container %s: wait for its recovery: %w", c.id, ctx.Err())
+	if err := c.pod.awaitRecovery(ctx); err != nil {
+		return nil, fmt.Errorf("container %s: %w", c.id, err)
 	}
+	return c, nil
 }
 
 // rememberUser keeps who the container runs as, for its status.

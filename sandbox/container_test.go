@@ -380,3 +380,26 @@ func TestManyCallsAtOnce(t *testing.T) {
 	remove(t, m, p)
 	w.empty()
 }
+
+func TestPropagationOfMounts(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root to mount")
+	}
+	dir := t.TempDir()
+	mount := func(flags uintptr, kind string) {
+		if err := syscall.Mount("tmpfs", dir, kind, flags, ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mount(0, "tmpfs")
+	defer syscall.Unmount(dir, syscall.MNT_DETACH)
+	for _, tc := range []struct {
+		flags         uintptr
+		shared, slave bool
+	}{{syscall.MS_PRIVATE, false, false}, {syscall.MS_SHARED, true, false}} {
+		mount(tc.flags, "")
+		if shared, slave, err := propagation(dir); shared != tc.shared || slave != tc.slave || err != nil {
+			t.Errorf("propagation = %t, %t, %v, want %t, %t", shared, slave, err, tc.shared, tc.slave)
+		}
+	}
+}

@@ -135,10 +135,13 @@ func TestKillTwiceAtEveryStepOfRecovery(t *testing.T) {
 			w.monitorOf(b).kill()
 			for range 2 {
 				c := &crash{at: n, end: w.end, died: make(chan struct{})}
-				w.open(c.effect)
+				again := w.open(c.effect)
 				select {
 				case <-c.died:
 				case <-time.After(300 * time.Millisecond): // it had fewer steps
+					if err := again.Close(t.Context()); err != nil {
+						t.Fatal(err)
+					}
 				}
 				time.Sleep(100 * time.Millisecond)
 			}

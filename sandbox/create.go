@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
@@ -28,10 +27,8 @@ func (m *Manager) CreateContainer(ctx context.Context, r CreateRequest) (string,
 	if err != nil {
 		return "", err
 	}
-	select {
-	case <-p.recovered:
-	case <-ctx.Done():
-		return "", fmt.Errorf("create container: wait for the recovery of sandbox %s: %w", p.id, ctx.Err())
+	if err := p.awaitRecovery(ctx); err != nil {
+		return "", fmt.Errorf("create container: %w", err)
 	}
 	packed, hash, err := pack(r.Config, r.ImageID)
 	if err != nil {
@@ -180,7 +177,7 @@ func (m *Manager) containerSpec(ctx context.Context, c *container, r CreateReque
 	if rec.LogPath, err = logPath(c.pod.config, r.Config); err != nil {
 		return nil, err
 	}
-	if err := mountSources(r.Config); err != nil {
+	if err := checkMounts(r.Config); err != nil {
 		return nil, err
 	}
 	if in.SeccompProfile, err = seccompProfile(r.Config); err != nil {
@@ -213,21 +210,6 @@ func logPath(pod *runtimeapi.PodSandboxConfig, config *runtimeapi.ContainerConfi
 		return "", &spec.InvalidError{Field: "config.log_path", Value: path, Rule: "must be in a folder that is there"}
 	}
 	return path, nil
-}
-
-// mountSources checks that what is to be mounted is there, and can propagate as it is to.
-func mountSources(config *runtimeapi.ContainerConfig) error {
-	for i, mount := range config.GetMounts() {
-		if _, err := os.Stat(mount.GetHostPath()); errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrInvalid) {
-			return &spec.InvalidError{Field: fmt.Sprintf("config.mounts[%d].host_path", i), Value: mount.GetHostPath(), Rule: "must be there"}
-		} else if err != nil {
-			return fmt.Errorf("mount source: %w: %w", ErrInvalid, err)
-		}
-		if err := checkPropagation(fmt.Sprintf("config.mounts[%d].", i), mount); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // seccompProfile reads the profile that the request names; nil when it names none.

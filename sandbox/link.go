@@ -214,17 +214,20 @@ func (m *Manager) lostMonitor(p *pod, l *link) {
 		return
 	}
 	m.logger(m.ctx).Error(nil, "Lost the monitor of a sandbox", "podSandboxID", p.id, "pid", l.process.PID)
-	m.abandon(m.ctx, p, ReasonMonitorLost)
+	ctx, cancel := context.WithTimeout(m.ctx, undoTimeout)
+	defer cancel()
+	m.abandon(ctx, p, ReasonMonitorLost)
 }
 
-// abandon makes a sandbox without a monitor NotReady, and its containers Exited. Its network stays until StopPod.
-// Preconditions: the sandbox's turn is held.
+// abandon makes a sandbox without a monitor NotReady, and its containers Exited, and gives back what it holds of the host: it never becomes ready
+// again. What cannot be given back is left to StopPod. Preconditions: the sandbox's turn is held.
 func (m *Manager) abandon(ctx context.Context, p *pod, reason string) {
 	m.mu.Lock()
 	p.link, p.message = nil, "its monitor has ended"
 	m.mu.Unlock()
 	err := m.updatePod(p, func(rec *store.Pod) { rec.State, rec.Monitor = store.NotReady, store.Process{} })
 	err = errors.Join(err, each(m.containersOf(p), func(c *container) error { return m.loseContainer(ctx, c, reason) }))
+	err = errors.Join(err, m.stopPod(ctx, p))
 	if err != nil {
 		m.logger(ctx).Error(err, "Could not clean up after a lost monitor", "podSandboxID", p.id)
 	}

@@ -131,12 +131,31 @@ func (m *Manager) madeBefore(cgroup string) bool {
 	return false
 }
 
-// ready waits until the sandbox is recovered, and takes its turn.
-func (m *Manager) ready(ctx context.Context, p *pod) error {
+// errNotRecovered means that nothing is known yet of what became of a sandbox since its record was written.
+var errNotRecovered = errors.New("not recovered yet")
+
+func (p *pod) isRecovered() bool {
 	select {
 	case <-p.recovered:
+		return true
+	default:
+		return false
+	}
+}
+
+func (p *pod) awaitRecovery(ctx context.Context) error {
+	select {
+	case <-p.recovered:
+		return nil
 	case <-ctx.Done():
 		return fmt.Errorf("sandbox %s: wait for its recovery: %w", p.id, ctx.Err())
+	}
+}
+
+// ready waits until the sandbox is recovered, and takes its turn.
+func (m *Manager) ready(ctx context.Context, p *pod) error {
+	if err := p.awaitRecovery(ctx); err != nil {
+		return err
 	}
 	if err := p.turn.take(ctx); err != nil {
 		return fmt.Errorf("sandbox %s: wait for another call: %w", p.id, err)

@@ -45,6 +45,12 @@ func (m *Manager) RunPod(ctx context.Context, config *runtimeapi.PodSandboxConfi
 			}
 			continue
 		}
+		if errors.Is(err, errNotRecovered) {
+			if err := p.awaitRecovery(ctx); err != nil {
+				return "", fmt.Errorf("run sandbox: %w", err)
+			}
+			continue
+		}
 		if err != nil {
 			return "", err
 		}
@@ -76,7 +82,7 @@ func (m *Manager) checkPod(config *runtimeapi.PodSandboxConfig, handler string) 
 const handlerNative = "native"
 
 // claimPod returns the sandbox that has the name, joined if it is being made, or a new one whose making has begun.
-// Errors: ErrNameInUse; errAbandoned, with the sandbox, when it is being undone.
+// Errors: ErrNameInUse; errAbandoned, with the sandbox, when it is being undone; errNotRecovered, with it, before its recovery.
 func (m *Manager) claimPod(ctx context.Context, config *runtimeapi.PodSandboxConfig, rec store.Pod) (*pod, error) {
 	name := podName(config.GetMetadata())
 	m.mu.Lock()
@@ -100,6 +106,8 @@ func (m *Manager) claimPod(ctx context.Context, config *runtimeapi.PodSandboxCon
 func (p *pod) sharedBy(hash string) error {
 	inUse := fmt.Errorf("sandbox %s is %s and has the name %s: %w", p.id, p.rec.State, p.name, ErrNameInUse)
 	switch {
+	case !p.isRecovered():
+		return errNotRecovered
 	case p.rec.ConfigHash != hash:
 		return inUse
 	case p.rec.State == store.Ready:
@@ -263,7 +271,7 @@ func (m *Manager) spawn(ctx context.Context, p *pod) error {
 	}
 	defer started.PIDFD.Close()
 	l, err := m.connect(p, store.Process{PID: started.PID, StartTime: started.StartTime}, started.PIDFD)
-	if err != nil {
+	if err = errors.Join(err, started.PIDFD.Close()); err != nil {
 		return err
 	}
 	m.setLink(p, l)

@@ -69,7 +69,9 @@ func (m *Manager) startContainer(ctx context.Context, c *container) error {
 	if err != nil {
 		return m.undoStart(ctx, c, err)
 	}
-	started := now()
+	m.mu.RLock()
+	started := c.starting
+	m.mu.RUnlock()
 	err = m.updateContainer(c, func(rec *store.Container) {
 		rec.PID = pid
 		if rec.State == store.Created { // else its exit was faster

@@ -36,6 +36,9 @@ func (d *Driver) killUnified(rel string) error {
 		return ErrNotSupported
 	}
 	err := d.unified.write(rel, "cgroup.kill", "1")
+	if errors.Is(err, unix.ENODEV) { // it was removed between open and write
+		return nil
+	}
 	if !errors.Is(err, unix.ENOENT) {
 		return err
 	}

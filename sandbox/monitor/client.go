@@ -98,7 +98,11 @@ func (c *Client) Forget(ctx context.Context, containerID string) error {
 // Shutdown ends the monitor. It returns when the monitor has agreed; the process ends right after.
 func (c *Client) Shutdown(ctx context.Context) error { return c.callID(ctx, wire.VerbShutdown, "") }
 
-// ExecSync runs a process and returns when it has ended. When ctx ends first the monitor kills what the exec started.
+// execEnd bounds how long ExecSync waits for a killed exec to be gone.
+const execEnd = time.Second
+
+// ExecSync runs a process and returns when it has ended. When ctx ends first the monitor kills what the exec started, and
+// ExecSync returns when that is gone.
 func (c *Client) ExecSync(ctx context.Context, r ExecRequest) (ExitStatus, error) {
 	body := wire.Exec{ContainerID: r.ContainerID, Process: *r.Process}
 	m := wire.Message{Verb: wire.VerbExec}
@@ -117,13 +121,16 @@ func (c *Client) ExecSync(ctx context.Context, r ExecRequest) (ExitStatus, error
 	}
 	m.Body = wire.Encode(&body)
 	var exit wire.Exit
-	err := c.call(ctx, m, &exit)
+	err := c.callUntil(ctx, m, &exit, func(conn *wire.Conn) {
+		conn.CloseWrite()
+		conn.SetDeadline(time.Now().Add(execEnd))
+	})
 	return ExitStatus{exit.ExitCode}, err
 }
 
 // Watch calls exited for every exit, first for those that were before. It returns when ctx or the connection ends.
 func (c *Client) Watch(ctx context.Context, exited func(Exit)) error {
-	conn, stop, err := c.open(ctx)
+	conn, stop, err := c.open(ctx, cut)
 	if err != nil {
 		return err
 	}
@@ -150,7 +157,15 @@ func (c *Client) callID(ctx context.Context, verb wire.Verb, containerID string)
 
 // call makes one request on a connection of its own and decodes the answer.
 func (c *Client) call(ctx context.Context, request wire.Message, into wire.Coder) error {
-	conn, stop, err := c.open(ctx)
+	return c.callUntil(ctx, request, into, cut)
+}
+
+// cut makes what waits on a connection return.
+func cut(conn *wire.Conn) { conn.SetDeadline(time.Unix(1, 0)) }
+
+// callUntil is call; when ctx ends, end is called for the connection.
+func (c *Client) callUntil(ctx context.Context, request wire.Message, into wire.Coder, end func(*wire.Conn)) error {
+	conn, stop, err := c.open(ctx, end)
 	if err != nil {
 		return err
 	}
@@ -160,17 +175,19 @@ func (c *Client) call(ctx context.Context, request wire.Message, into wire.Coder
 	if err == nil {
 		m, err = conn.Receive()
 	}
-	if err != nil {
-		if ctx.Err() != nil {
-			return fmt.Errorf("call monitor: %w", context.Cause(ctx))
-		}
-		return fmt.Errorf("call monitor: %w", err)
+	if err == nil {
+		err = answer(m, into)
+	} else {
+		err = fmt.Errorf("call monitor: %w", err)
 	}
-	return answer(m, into)
+	if err != nil && ctx.Err() != nil {
+		return fmt.Errorf("call monitor: %w", context.Cause(ctx))
+	}
+	return err
 }
 
-// open connects; the connection ends with ctx.
-func (c *Client) open(ctx context.Context) (*wire.Conn, func(), error) {
+// open connects; when ctx ends, end is called.
+func (c *Client) open(ctx context.Context, end func(*wire.Conn)) (*wire.Conn, func(), error) {
 	if err := ctx.Err(); err != nil {
 		return nil, nil, fmt.Errorf("call monitor: %w", context.Cause(ctx))
 	}
@@ -182,7 +199,7 @@ func (c *Client) open(ctx context.Context) (*wire.Conn, func(), error) {
 		conn.Close()
 		return nil, nil, fmt.Errorf("monitor at %s belongs to user %d: %w", c.socket, uid, errors.Join(unix.EPERM, err))
 	}
-	unwatch := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
+	unwatch := context.AfterFunc(ctx, func() { end(conn) })
 	return conn, func() { unwatch(); conn.Close() }, nil
 }
 

@@ -83,6 +83,13 @@ func NewConn(fd int) (*Conn, error) {
 // Close ends the connection; a blocked Send or Receive returns.
 func (c *Conn) Close() error { return c.file.Close() }
 
+// CloseWrite tells the peer that nothing more comes; it may still answer.
+func (c *Conn) CloseWrite() error {
+	var failed error
+	err := c.raw.Control(func(fd uintptr) { failed = unix.Shutdown(int(fd), unix.SHUT_WR) })
+	return errors.Join(err, failed)
+}
+
 // SetDeadline bounds Send and Receive; the zero time takes the bound away.
 func (c *Conn) SetDeadline(t time.Time) error { return c.file.SetDeadline(t) }
 

@@ -443,3 +443,23 @@ func TestConcurrentUse(t *testing.T) {
 	}
 	t.Errorf("%d goroutines, before %d", runtime.NumGoroutine(), before)
 }
+
+// overlayfs stacks 500 folders and no more; 500 layers are no reason to fall over.
+func TestTooManyLayers(t *testing.T) {
+	needRoot(t)
+	store := open(t, t.TempDir())
+	var layers [][]byte
+	for i := range 510 {
+		layers = append(layers, snapshottest.Layer(snapshottest.File(fmt.Sprint("f", i), "")))
+	}
+	if err := snapshottest.Publish(t.Context(), store, layers...); !errors.Is(err, snapshot.ErrTooManyLayers) {
+		t.Errorf("publish of 510 layers = %v", err)
+	}
+	ids := snapshottest.DiffIDs(layers[:500]...)
+	if err := store.Publish(t.Context(), ids); err != nil {
+		t.Fatalf("publish of 500 layers: %v", err)
+	}
+	if _, err := store.ReadFile(t.Context(), ids, "f0", 1); err != nil {
+		t.Error(err)
+	}
+}

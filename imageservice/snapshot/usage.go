@@ -21,8 +21,9 @@ var errMoved = errors.New("directories moved while they were counted")
 func (s *Store) Usage(key string) (bytes, inodes int64, err error) {
 	s.mu.Lock()
 	w := s.keys[key]
+	there := w != nil && !w.making
 	s.mu.Unlock()
-	if w == nil || w.making {
+	if !there {
 		return 0, 0, fmt.Errorf("usage of %q: %w", key, ErrNotFound)
 	}
 	for range usageTries {

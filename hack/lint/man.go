@@ -19,9 +19,20 @@ var manuals = map[string]string{
 }
 
 var (
-	helpFlag    = regexp.MustCompile(`(?m)^\s+(?:-[a-zA-Z], )?--?([a-z][a-z0-9-]+)`)
-	manFlag     = regexp.MustCompile(`\\-\\-([a-z][a-z0-9\\-]+)`)
+	helpFlag    = regexp.MustCompile(`--([a-z][a-z0-9-]*)`)
+	manFlag     = regexp.MustCompile(`\\-\\-([a-z][a-z0-9\\-]*)`)
+	configKey   = regexp.MustCompile("toml:\"([a-z_]+)\"")
+	manKey      = regexp.MustCompile(`(?m)^\.B [a-z]+\.([a-z_]+)$`)
+	notBuilt    = regexp.MustCompile(`(?m)^\t"([A-Z][A-Za-z]+)": `)
 	subcommands = regexp.MustCompile(`(?m)^  ([a-z]+)  `)
+)
+
+// What the rest of the texts is held against.
+const (
+	configSource   = "cmd/berthd/config.go"
+	configPage     = "docs/man/berth-config.5"
+	notBuiltSource = "cri/unimplemented.go"
+	readme         = "README.md"
 )
 
 // own are options that libraries add to each command and that no page repeats.
@@ -54,6 +65,44 @@ func checkManuals(top, bin string) []finding {
 			if !has[flag] && !slices.Contains(own, flag) {
 				found = append(found, finding{where: manuals[name], text: "describes --" + flag + ", which " + name + " does not have"})
 			}
+		}
+	}
+	found = append(found, compare(top, configSource, configKey, configPage, manKey)...)
+	return append(found, compare(top, notBuiltSource, notBuilt, readme, nil)...)
+}
+
+// tables are the configuration's sections, which keys begin with.
+var tables = []string{"registry", "network", "runtime", "log"}
+
+// compare looks for what source defines in a text: as a match of says, or anywhere if says is nil.
+func compare(top, source string, defines *regexp.Regexp, page string, says *regexp.Regexp) (found []finding) {
+	code, err := os.ReadFile(filepath.Join(top, source))
+	if err != nil {
+		return []finding{{where: source, text: err.Error()}}
+	}
+	text, err := os.ReadFile(filepath.Join(top, page))
+	if err != nil {
+		return []finding{{where: page, text: err.Error()}}
+	}
+	words := map[string]bool{}
+	if says == nil {
+		for _, w := range regexp.MustCompile(`[A-Za-z]+`).FindAllString(string(text), -1) {
+			words[w] = true
+		}
+	} else {
+		for _, m := range says.FindAllStringSubmatch(string(text), -1) {
+			words[m[1]] = true
+		}
+	}
+	for _, m := range defines.FindAllStringSubmatch(string(code), -1) {
+		if !words[m[1]] && !slices.Contains(tables, m[1]) {
+			found = append(found, finding{where: page, text: "says nothing about " + m[1] + ", which stands in " + source})
+		}
+		delete(words, m[1])
+	}
+	for word := range words {
+		if says != nil {
+			found = append(found, finding{where: page, text: "describes " + word + ", which does not stand in " + source})
 		}
 	}
 	return found

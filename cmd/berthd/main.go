@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -122,6 +123,9 @@ func (f *flags) check(rest []string) error {
 func run(ctx context.Context, f flags) error {
 	ctx, stop := signal.NotifyContext(ctx, unix.SIGTERM, unix.SIGINT)
 	defer stop()
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, unix.SIGHUP)
+	defer signal.Stop(hangup)
 	instance := instanceOf(f.root)
 	read := readDefaultConfig
 	if f.mustConfig {
@@ -151,8 +155,12 @@ func run(ctx context.Context, f flags) error {
 		defer lock.Close()
 	}
 	logger := klog.Background()
-	ctx = klog.NewContext(ctx, logger)
-	ignoreHangup(ctx, logger)
+	ctx, cancel := context.WithCancel(klog.NewContext(ctx, logger))
+	var background sync.WaitGroup
+	defer background.Wait()
+	defer cancel()
+	background.Go(func() { ignoreHangup(ctx, hangup, logger) })
+	background.Go(func() { trimMemory(ctx) })
 	// Clients that come while the parts are opened wait in the socket's queue.
 	listener, err := cri.Listen(ctx, f.socket)
 	if err != nil {
@@ -164,8 +172,8 @@ func run(ctx context.Context, f flags) error {
 		return err
 	}
 	err = serve(ctx, parts.server(f, c, logger), listener, logger)
-	closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownManager)
-	defer cancel()
+	closing, stopClosing := context.WithTimeout(context.WithoutCancel(ctx), shutdownManager)
+	defer stopClosing()
 	return errors.Join(err, parts.close(closing))
 }
 
@@ -195,20 +203,15 @@ func setUpProcess() error {
 }
 
 // ignoreHangup logs SIGHUP until ctx ends.
-func ignoreHangup(ctx context.Context, logger klog.Logger) {
-	hangup := make(chan os.Signal, 1)
-	signal.Notify(hangup, unix.SIGHUP)
-	go func() {
-		defer signal.Stop(hangup)
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case <-hangup:
-				logger.Info("Ignored a request to reload: the configuration is read at start")
-			}
+func ignoreHangup(ctx context.Context, hangup <-chan os.Signal, logger klog.Logger) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-hangup:
+			logger.Info("Ignored a request to reload: the configuration is read at start")
 		}
-	}()
+	}
 }
 
 // serve answers calls until ctx ends.

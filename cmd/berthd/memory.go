@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"runtime"
 	"runtime/debug"
 	"runtime/metrics"
 	"time"
@@ -31,6 +32,7 @@ func trimMemory(ctx context.Context) {
 		}
 		now := readHeap()
 		if now.allocated-before.allocated < trimQuiet && now.spare() > trimWorth {
+			runtime.GC() // what lies in a sync.Pool outlives one collection
 			debug.FreeOSMemory()
 			now = readHeap()
 		}

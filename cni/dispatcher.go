@@ -233,7 +233,8 @@ func (d *Dispatcher) Idle(ctx context.Context) error {
 	return nil
 }
 
-// Close ends the goroutines, after they have deleted what is queued. Attachments stay; a bridge without any goes.
+// Close ends the goroutines, after they have deleted what is queued. Attachments stay; a bridge without any goes. No other method may
+// be called afterwards, but Close again, which does nothing.
 func (d *Dispatcher) Close() error {
 	var errs []error
 	for _, b := range d.open() {
@@ -242,7 +243,10 @@ func (d *Dispatcher) Close() error {
 	d.mu.Lock()
 	clear(d.bridges)
 	d.mu.Unlock()
-	return errors.Join(append(errs, d.plugins.home.Close())...)
+	if err := d.plugins.home.Close(); !errors.Is(err, os.ErrClosed) {
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
 }
 
 func (d *Dispatcher) open() []*bridge {

@@ -1,0 +1,286 @@
+package cni
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+	"unsafe"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+func needNetNS(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() != 0 || os.Getenv("BERTH_TEST_ISOLATED") == "" {
+		t.Skip("needs root: the tests run in a namespace of their own")
+	}
+}
+
+func home(t *testing.T) *os.File {
+	t.Helper()
+	f, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	return f
+}
+
+// setLegacyPolicy is "iptables-legacy -P FORWARD" without the program: it reads the filter table and writes it back with another
+// verdict (include/uapi/linux/netfilter_ipv4/ip_tables.h, struct ipt_replace).
+func setLegacyPolicy(t *testing.T, verdict int32) {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	info := make([]byte, iptInfoSize)
+	copy(info, "filter")
+	if err := getsockopt(fd, unix.SOL_IP, iptGetInfo, info); err != nil {
+		if errors.Is(err, unix.ENOPROTOOPT) || errors.Is(err, unix.ENOENT) {
+			t.Skipf("kernel has no legacy filter table: %v", err)
+		}
+		t.Fatal(err)
+	}
+	u32 := binary.NativeEndian.Uint32
+	entriesCount, size := u32(info[iptInfoSize-8:]), int(u32(info[iptInfoSize-4:]))
+	got := make([]byte, 40+size)
+	copy(got, "filter")
+	binary.NativeEndian.PutUint32(got[32:], uint32(size))
+	if err := getsockopt(fd, unix.SOL_IP, iptGetEntries, got); err != nil {
+		t.Fatal(err)
+	}
+	entries := got[40:]
+	binary.NativeEndian.PutUint32(entries[int(u32(info[32+4+20+4*iptForward:]))+112+iptTarget:], uint32(verdict))
+	counters := make([]byte, 16*entriesCount)
+	replace := make([]byte, 32)
+	copy(replace, "filter")
+	replace = append(replace, info[32:36]...) // valid hooks
+	replace = binary.NativeEndian.AppendUint32(replace, entriesCount)
+	replace = binary.NativeEndian.AppendUint32(replace, uint32(size))
+	replace = append(replace, info[36:76]...) // hook entries, underflows
+	replace = binary.NativeEndian.AppendUint32(replace, entriesCount)
+	replace = binary.NativeEndian.AppendUint64(replace, uint64(uintptr(unsafe.Pointer(&counters[0]))))
+	replace = append(replace, entries...)
+	_, _, errno := unix.Syscall6(unix.SYS_SETSOCKOPT, uintptr(fd), unix.SOL_IP, 64, uintptr(unsafe.Pointer(&replace[0])), uintptr(len(replace)), 0)
+	if errno != 0 {
+		t.Fatal(errno)
+	}
+	_ = counters[0]
+}
+
+func TestLegacyForwardPolicy(t *testing.T) {
+	needNetNS(t)
+	if got := legacyDrops(); len(got) != 0 {
+		t.Fatalf("legacyDrops of a fresh host = %q", got)
+	}
+	setLegacyPolicy(t, -1) // NF_DROP
+	defer setLegacyPolicy(t, -2)
+	if got := legacyDrops(); len(got) != 1 || got[0] != "legacy iptables chain FORWARD" {
+		t.Errorf("legacyDrops = %q, want iptables's FORWARD", got)
+	}
+	setLegacyPolicy(t, -2) // NF_ACCEPT
+	if got := legacyDrops(); len(got) != 0 {
+		t.Errorf("legacyDrops = %q, want none", got)
+	}
+}
+
+func TestKernelWithoutNAT(t *testing.T) {
+	needNetNS(t)
+	cfg, err := BridgeConfig{Name: "nonat0"}.withDefaults("000000")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := newBridge(cfg, Config{CacheDir: t.TempDir()}, home(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := b.close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	b.probed = &probe{nat: fmt.Errorf("write table: %w", ErrNotSupported)}
+	if _, err := b.plan(Request{SandboxID: "a", PortMappings: []PortMapping{{HostPort: 80, ContainerPort: 80, Protocol: "tcp"}}}); !errors.Is(err, ErrNotSupported) {
+		t.Errorf("plan with a host port = %v, want ErrNotSupported", err)
+	}
+	if _, err := b.plan(Request{SandboxID: "a"}); err != nil {
+		t.Errorf("plan without = %v", err)
+	}
+	if got := b.conditions(); len(got) != 1 || got[0].Type != "NoAddressTranslation" {
+		t.Errorf("conditions = %v, want NoAddressTranslation", got)
+	}
+	if err := b.ready(); err != nil {
+		t.Errorf("ready = %v, want nil", err)
+	}
+}
+
+// An administrator's host that got its IPv6 default route by announcement keeps it when it becomes a router.
+func TestForwardingKeepsAnnouncedRoutes(t *testing.T) {
+	needNetNS(t)
+	b, err := newBridge(BridgeConfig{Name: "fwd0", Subnets: []netip.Prefix{netip.MustParsePrefix("10.201.0.0/16")}},
+		Config{CacheDir: t.TempDir()}, home(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := b.close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	path := ipv6Sysctl("all", "forwarding")
+	if err := writeSysctl(path, "0"); err != nil {
+		t.Fatal(err)
+	}
+	addAnnouncedRoute(t)
+	if _, err := b.setUp(); err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]string{path: "1", ipv6Sysctl("ra0", "accept_ra"): "2", ipv6Sysctl("ra1", "accept_ra"): "1"} {
+		if got, _ := readSysctl(path); got != want {
+			t.Errorf("%s = %q, want %q", path, got, want)
+		}
+	}
+}
+
+// addAnnouncedRoute makes the links ra0 and ra1, and a default route on ra0 as the kernel makes it of an announcement.
+func addAnnouncedRoute(t *testing.T) {
+	t.Helper()
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = "ra0"
+	pair := &netlink.Veth{LinkAttrs: attrs, PeerName: "ra1"}
+	if err := netlink.LinkAdd(pair); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := netlink.LinkDel(pair); err != nil {
+			t.Error(err)
+		}
+	})
+	for _, name := range []string{"ra0", "ra1"} {
+		l, err := netlink.LinkByName(name)
+		if err == nil {
+			err = errors.Join(netlink.LinkSetUp(l), writeSysctl(ipv6Sysctl(name, "accept_ra"), "1"))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	l, err := netlink.LinkByName("ra0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	route := &netlink.Route{LinkIndex: l.Attrs().Index, Dst: ipNet(netip.MustParsePrefix("::/0")), Gw: net.ParseIP("fe80::1"), Protocol: unix.RTPROT_RA}
+	for range 100 { // the link-local address comes with the carrier
+		if err = netlink.RouteAdd(route); err == nil {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Fatal(err)
+}
+
+func TestQuantity(t *testing.T) {
+	for text, want := range map[string]uint64{
+		"1k": 1000, "10M": 10_000_000, "1.5G": 1_500_000_000, "2Ki": 2048, "1000": 1000, "1P": 1e15,
+		"": 0, "M": 0, "1m": 0, "-1M": 0, "1e6": 0, "1 M": 0, "99999999999P": 0, "1..5M": 0, "0x10": 0,
+	} {
+		if got, ok := quantity(text); got != want || ok != (want > 0) {
+			t.Errorf("quantity(%q) = %d, %v; want %d", text, got, ok, want)
+		}
+	}
+}
+
+func TestBandwidthOfAnnotations(t *testing.T) {
+	got, err := bandwidthOf(map[string]string{egressAnnotation: "10M", "other": "x"})
+	if err != nil || got == nil || *got != (Bandwidth{EgressRate: 10_000_000, EgressBurst: unlimitedBurst}) {
+		t.Errorf("bandwidthOf = %+v, %v", got, err)
+	}
+	if got, err := bandwidthOf(nil); got != nil || err != nil {
+		t.Errorf("bandwidthOf(nil) = %+v, %v", got, err)
+	}
+	if _, err := bandwidthOf(map[string]string{ingressAnnotation: "1"}); !errors.Is(err, ErrInvalid) {
+		t.Errorf("bandwidthOf a bit a second = %v, want ErrInvalid", err)
+	}
+}
+
+func TestInstancesHaveTheirOwnSubnets(t *testing.T) {
+	seen := make(map[netip.Prefix]bool)
+	for i := range 20 {
+		cfg, err := BridgeConfig{}.withDefaults(fmt.Sprintf("%06x", i*7919))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(cfg.Name) > 15 || cfg.Name == defaultBridge {
+			t.Errorf("name %q", cfg.Name)
+		}
+		for _, p := range cfg.Subnets {
+			if p != p.Masked() || is6(p) && seen[p] || !p.Addr().IsPrivate() { // of the 1,792 of IPv4 two may meet
+				t.Errorf("subnet %s", p)
+			}
+			seen[p] = true
+		}
+	}
+	cfg, err := BridgeConfig{}.withDefaults("")
+	if err != nil || cfg.Name != "berth0" || cfg.Subnets[0].String() != "10.88.0.0/16" {
+		t.Errorf("defaults = %+v, %v", cfg, err)
+	}
+}
+
+func TestReaperRetriesAndDoesNotLetOneLinkHoldUpOthers(t *testing.T) {
+	var mu sync.Mutex
+	stuck, batches := true, 0
+	r := startReaper(func(names []string) error {
+		mu.Lock()
+		defer mu.Unlock()
+		batches++
+		for _, name := range names {
+			if name == "bad" && stuck {
+				return errors.New("scripted")
+			}
+		}
+		return nil
+	})
+	defer r.close()
+	released := make(chan string, 2)
+	for _, name := range []string{"bad", "good"} {
+		r.push(name, func(ctx context.Context) error { released <- name; return nil })
+	}
+	select {
+	case name := <-released:
+		if name != "good" {
+			t.Errorf("released %s first", name)
+		}
+	case <-time.After(5 * time.Second):
+		t.Fatal("good was not released")
+	}
+	if !r.has("bad") {
+		t.Error("bad is not queued any more")
+	}
+	mu.Lock()
+	stuck = false
+	mu.Unlock()
+	if err := r.idle(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if name := <-released; name != "bad" {
+		t.Errorf("released %s", name)
+	}
+}
+
+func TestHostIfNamesAreStableAndFit(t *testing.T) {
+	name := hostIf("", strings.Repeat("a", 64))
+	if len(name) != 12 || name != hostIf("", strings.Repeat("a", 64)) || name == hostIf("0badc0", strings.Repeat("a", 64)) {
+		t.Errorf("hostIf = %q", name)
+	}
+}

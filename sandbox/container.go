@@ -28,11 +28,11 @@ type container struct {
 	write   sync.Mutex // held while the record is replaced, or removed
 	removed bool       // the record is gone for good; guarded by write
 
-	// Guarded by turn, or by exec:
-	spec      *specs.Spec     // read from disk when nil
-	rootfs    []runtime.Mount // prepared again when nil
-	exec      sync.Mutex      // guards the next, and spec against two execs
-	leftovers []string        // cgroups of execs that still had processes when the exec ended
+	rootfs []runtime.Mount // prepared again when nil; guarded by turn
+
+	exec      sync.Mutex  // guards what follows
+	spec      *specs.Spec // read from disk when nil
+	leftovers []string    // cgroups of execs that still had processes when the exec ended
 
 	// Guarded by Manager.mu:
 	rec      store.Container
@@ -139,6 +139,13 @@ func (c *container) recallUser(rec *store.Container) {
 		again := *rec
 		c.rememberUser(u, &again) //nolint:errcheck // it came from JSON
 	}
+}
+
+// shed drops what is not needed once the container has exited: there may be many of them.
+func (c *container) shed() {
+	c.exec.Lock()
+	defer c.exec.Unlock()
+	c.spec, c.leftovers = nil, nil
 }
 
 func now() int64 { return time.Now().UnixNano() }

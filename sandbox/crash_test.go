@@ -100,7 +100,7 @@ func TestKillAtEveryStep(t *testing.T) {
 			c := &crash{at: n, end: w.end, died: make(chan struct{})}
 			dead := w.open(c.effect)
 			finished := make(chan struct{})
-			go func() { life(t.Context(), dead); close(finished) }()
+			w.callers.Go(func() { life(t.Context(), dead); close(finished) })
 			select {
 			case <-c.died:
 			case <-finished: // the order of what runs at once differs: this time there was one step less
@@ -180,7 +180,7 @@ func half(t *testing.T, w *world, name string) {
 		}
 	})
 	w.recovered(m)
-	go m.RunPod(t.Context(), podConfig(name), "")
+	w.callers.Go(func() { m.RunPod(t.Context(), podConfig(name), "") })
 	<-died
 }
 

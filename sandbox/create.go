@@ -127,15 +127,18 @@ func (m *Manager) makeContainer(ctx context.Context, c *container, r CreateReque
 // setUpContainer checks everything that can be checked before anything exists, then writes the records and makes the writable layer.
 func (m *Manager) setUpContainer(ctx context.Context, c *container, r CreateRequest) error {
 	rec := m.containerRecord(c)
-	var err error
-	if c.spec, err = m.containerSpec(ctx, c, r, &rec); err != nil {
+	made, err := m.containerSpec(ctx, c, r, &rec)
+	if err != nil {
 		return err
 	}
+	c.exec.Lock()
+	c.spec = made
+	c.exec.Unlock()
 	rec.State = store.Created
 	if err := m.effect("add container record"); err != nil {
 		return err
 	}
-	if err := m.store.AddContainer(&rec, c.spec); err != nil {
+	if err := m.store.AddContainer(&rec, made); err != nil {
 		return err
 	}
 	if err := m.effect("prepare writable layer"); err != nil {

@@ -90,16 +90,15 @@ func (m *Manager) execSync(ctx context.Context, c *container, cmd []string, time
 
 // execProcess is the command as the engine needs it.
 func (m *Manager) execProcess(c *container, cmd []string) (*engine.Process, error) {
-	c.exec.Lock()
-	defer c.exec.Unlock()
-	if err := m.loadSpec(c); err != nil {
-		return nil, err
-	}
-	process, err := spec.ExecProcess(c.spec, spec.Exec{Args: cmd})
+	made, err := m.specOf(c)
 	if err != nil {
 		return nil, err
 	}
-	return runtime.CompileExec(c.spec, process)
+	process, err := spec.ExecProcess(made, spec.Exec{Args: cmd})
+	if err != nil {
+		return nil, err
+	}
+	return runtime.CompileExec(made, process)
 }
 
 // endExec kills all that an exec started.

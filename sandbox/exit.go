@@ -64,6 +64,7 @@ func (m *Manager) finish(ctx context.Context, c *container, e exit) {
 		logger.Error(err, "Could not finish a container that exited", "containerID", c.id)
 	}
 	logger.V(2).Info("Container exited", "podSandboxID", c.pod.id, "containerID", c.id, "exitCode", e.code, "oomKilled", e.oom)
+	c.shed()
 	m.background.start(func() {
 		ctx, cancel := context.WithTimeout(m.ctx, lingerTimeout)
 		defer cancel()

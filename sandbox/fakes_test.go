@@ -39,6 +39,7 @@ type world struct {
 	rootfs   *fakeRootFS
 	logs     string
 	end      chan struct{} // closed at the end: what a dead Manager waits for
+	callers  sync.WaitGroup
 
 	mu       sync.Mutex
 	running  map[string]*fakeMonitor // by socket
@@ -82,6 +83,7 @@ func (w *world) close() {
 		}
 		cancel()
 	}
+	w.callers.Wait()
 	w.mu.Lock()
 	left := slices.Collect(maps.Values(w.running))
 	w.mu.Unlock()

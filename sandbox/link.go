@@ -30,6 +30,9 @@ type link struct {
 	pidfd   *os.File      // non-blocking, for the poller; closed by awaitEnd
 	dead    chan struct{} // closed when the process has ended
 	pidInit int           // first process of the shared pid namespace, 0 without; guarded by Manager.mu
+
+	life context.Context //nolint:containedctx // ends with the process, or with the Manager
+	end  context.CancelFunc
 }
 
 // connect makes the link to a running monitor. pidfd may be nil: then it is found by pid and start time. It is not taken over.
@@ -40,7 +43,9 @@ func (m *Manager) connect(p *pod, process store.Process, pidfd *os.File) (*link,
 		return nil, fmt.Errorf("connect to monitor %d: %w", process.PID, err)
 	}
 	l := &link{client: m.cfg.Dial(m.socket(p.id)), process: process, pidfd: own, dead: make(chan struct{})}
-	if !m.background.start(func() { l.awaitEnd(m.ctx) }) {
+	l.life, l.end = context.WithCancel(m.ctx)
+	if !m.background.start(l.awaitEnd) {
+		l.end()
 		return nil, errors.Join(errClosing, own.Close())
 	}
 	return l, nil
@@ -101,9 +106,10 @@ func processStat(pid int) (start uint64, parent int, err error) {
 	return start, parent, errors.Join(perr, serr)
 }
 
-// awaitEnd closes dead when the process has ended, and reaps it if it is a child. With ctx it gives up.
-func (l *link) awaitEnd(ctx context.Context) {
-	stop := context.AfterFunc(ctx, func() { l.pidfd.SetReadDeadline(time.Now()) })
+// awaitEnd closes dead when the process has ended, and reaps it if it is a child. It gives up when life ends.
+func (l *link) awaitEnd() {
+	defer l.end()
+	stop := context.AfterFunc(l.life, func() { l.pidfd.SetReadDeadline(time.Now()) })
 	defer stop()
 	defer l.pidfd.Close()
 	raw, err := l.pidfd.SyscallConn()
@@ -171,22 +177,13 @@ func (m *Manager) setLink(p *pod, l *link) {
 func (m *Manager) follow(p *pod) {
 	l := m.linkOf(p)
 	m.background.start(func() {
-		ctx, cancel := context.WithCancel(m.ctx)
-		defer cancel()
-		m.background.start(func() {
-			select {
-			case <-l.dead:
-				cancel()
-			case <-ctx.Done():
-			}
-		})
-		for ctx.Err() == nil {
-			err := l.client.Watch(ctx, func(exit monitor.Exit) { m.sawExit(p, exit) })
-			if ctx.Err() != nil {
+		for l.life.Err() == nil {
+			err := l.client.Watch(l.life, func(exit monitor.Exit) { m.sawExit(p, exit) })
+			if l.life.Err() != nil {
 				break
 			}
 			m.logger(m.ctx).V(4).Info("Lost the exits of a monitor", "podSandboxID", p.id, "err", err)
-			pause(ctx, watchPause)
+			pause(l.life, watchPause)
 		}
 		if l.ended() && m.ctx.Err() == nil {
 			m.lostMonitor(p, l)

@@ -45,7 +45,6 @@ type Manager struct {
 	containers map[string]*container
 	names      map[string]*pod       // by metadata
 	childNames map[string]*container // by sandbox and metadata
-	quarantine map[string]error      // records that cannot be read, by ID
 }
 
 // Open loads the records and returns; sandboxes are recovered in the background, each within five seconds. The context's logger is used
@@ -79,8 +78,7 @@ func open(ctx context.Context, cfg Config, hooks hooks) (*Manager, error) {
 	}
 	m := &Manager{cfg: cfg, store: records, pins: netns.New(cfg.NetNSFolder, cfg.Instance), bootID: strings.TrimSpace(string(bootID)),
 		fault: hooks.fault, readExit: hooks.readExit,
-		pods: map[string]*pod{}, containers: map[string]*container{}, names: map[string]*pod{}, childNames: map[string]*container{},
-		quarantine: map[string]error{}}
+		pods: map[string]*pod{}, containers: map[string]*container{}, names: map[string]*pod{}, childNames: map[string]*container{}}
 	m.ctx, m.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	if err := m.recover(); err != nil {
 		m.cancel()

@@ -93,18 +93,19 @@ func (m *Manager) launch(ctx context.Context, c *container) (pid int, err error)
 		return 0, err
 	}
 	rec := m.containerRecord(c)
-	if err := m.loadSpec(c); err != nil {
+	made, err := m.specOf(c)
+	if err != nil {
 		return 0, err
 	}
 	var group *cgroup.Group
 	var plan *engine.Plan
 	tasks := newTasks(ctx)
 	tasks.run(func(context.Context) (err error) {
-		group, err = m.makeCgroup(c, c.spec.Linux.Resources)
+		group, err = m.makeCgroup(c, made.Linux.Resources)
 		return err
 	})
 	tasks.run(func(ctx context.Context) (err error) {
-		plan, err = m.compile(ctx, c, &rec)
+		plan, err = m.compile(ctx, c, made)
 		return err
 	})
 	err = tasks.wait()
@@ -124,7 +125,8 @@ func (m *Manager) launch(ctx context.Context, c *container) (pid int, err error)
 }
 
 // compile makes the engine's plan out of the spec.
-func (m *Manager) compile(ctx context.Context, c *container, rec *store.Container) (*engine.Plan, error) {
+func (m *Manager) compile(ctx context.Context, c *container, made *specs.Spec) (*engine.Plan, error) {
+	rec := m.containerRecord(c)
 	if c.rootfs == nil {
 		mounts, err := m.cfg.RootFS.Prepare(ctx, rec.SnapshotKey, rec.ImageID)
 		if err != nil {
@@ -132,7 +134,7 @@ func (m *Manager) compile(ctx context.Context, c *container, rec *store.Containe
 		}
 		c.rootfs = mounts
 	}
-	plan, err := runtime.Compile(c.spec, c.rootfs)
+	plan, err := runtime.Compile(made, c.rootfs)
 	if err != nil {
 		return nil, fmt.Errorf("compile spec: %w", err)
 	}
@@ -140,17 +142,18 @@ func (m *Manager) compile(ctx context.Context, c *container, rec *store.Containe
 	return plan, nil
 }
 
-// loadSpec reads the spec when the container was made by an earlier daemon.
-func (m *Manager) loadSpec(c *container) error {
-	if c.spec != nil {
-		return nil
+// specOf is the container's spec, read from disk when an earlier daemon made the container. It is for reading only once the container runs.
+func (m *Manager) specOf(c *container) (*specs.Spec, error) {
+	c.exec.Lock()
+	defer c.exec.Unlock()
+	if c.spec == nil {
+		var s specs.Spec
+		if err := m.store.Spec(c.pod.id, c.id, &s); err != nil {
+			return nil, err
+		}
+		c.spec = &s
 	}
-	var s specs.Spec
-	if err := m.store.Spec(c.pod.id, c.id, &s); err != nil {
-		return err
-	}
-	c.spec = &s
-	return nil
+	return c.spec, nil
 }
 
 // makeCgroup makes the container's cgroup, and records first which ancestors that takes.
@@ -233,12 +236,13 @@ func (m *Manager) holdTarget(c *container) (target, error) {
 		held.release()
 		return none, fmt.Errorf("target container %s has exited: %w", other.id, errors.Join(ErrState, err))
 	}
-	if err := m.loadSpec(c); err != nil {
+	made, err := m.specOf(c)
+	if err != nil {
 		held.release()
 		return none, err
 	}
-	for i := range c.spec.Linux.Namespaces {
-		if n := &c.spec.Linux.Namespaces[i]; n.Type == specs.PIDNamespace {
+	for i := range made.Linux.Namespaces {
+		if n := &made.Linux.Namespaces[i]; n.Type == specs.PIDNamespace {
 			n.Path = path
 		}
 	}

@@ -236,18 +236,25 @@ func TestPodsAndHostReachEachOtherAtOnce(t *testing.T) {
 }
 
 func TestHostPorts(t *testing.T) {
-	for _, filtered := range []string{"0", "1"} {
-		t.Run("bridge-nf-call-iptables="+filtered, func(t *testing.T) {
-			cnitest.NeedRoot(t)
-			for _, name := range []string{"iptables", "ip6tables"} {
-				path := "/proc/sys/net/bridge/bridge-nf-call-" + name
-				if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
-					if filtered == "1" {
-						t.Skip("the kernel has no br_netfilter")
-					}
-					continue
+	cnitest.NeedRoot(t)
+	const filter, filter6, reverse = "net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip6tables", "net/ipv4/conf/all/rp_filter"
+	for name, sysctls := range map[string]map[string]string{
+		"bridged packets unfiltered": {filter: "0", filter6: "0"},
+		"bridged packets filtered":   {filter: "1", filter6: "1"},
+		"strict reverse path":        {filter: "0", filter6: "0", reverse: "1"},
+	} {
+		t.Run(strings.ReplaceAll(name, " ", "_"), func(t *testing.T) {
+			for key, value := range sysctls {
+				path := "/proc/sys/" + key
+				old, err := os.ReadFile(path)
+				if errors.Is(err, os.ErrNotExist) && value == "0" {
+					continue // no br_netfilter: not filtered
 				}
-				must(t, os.WriteFile(path, []byte(filtered), 0))
+				if err != nil {
+					t.Skipf("kernel has no br_netfilter: %v", err)
+				}
+				must(t, os.WriteFile(path, []byte(value), 0))
+				t.Cleanup(func() { must(t, os.WriteFile(path, old, 0)) })
 			}
 			testHostPorts(t)
 		})

@@ -152,8 +152,9 @@ func compileProcess(s *specs.Spec, sp *specs.Process) (*engine.Process, error) {
 		return nil, &UnsupportedError{"process.selinuxLabel", sp.SelinuxLabel}
 	}
 	p := &engine.Process{
-		Args: slices.Clone(sp.Args), Env: slices.Clone(sp.Env), Cwd: path.Clean("/" + sp.Cwd), Terminal: sp.Terminal,
-		UID: sp.User.UID, GID: sp.User.GID, Groups: slices.Clone(sp.User.AdditionalGids), Umask: defaultUmask, NoNewPrivs: sp.NoNewPrivileges,
+		Args: slices.Clone(sp.Args), Env: slices.Clone(sp.Env), Cwd: path.Clean("/" + sp.Cwd), NoNewPrivs: sp.NoNewPrivileges,
+		User:    engine.User{UID: sp.User.UID, GID: sp.User.GID, Groups: slices.Clone(sp.User.AdditionalGids), Umask: defaultUmask},
+		Console: engine.Console{Terminal: sp.Terminal},
 	}
 	if sp.User.Umask != nil {
 		p.Umask = *sp.User.Umask

@@ -76,7 +76,7 @@ func testPlan(t *testing.T, args ...string) *Plan {
 		Readonly:    []string{"/proc/sys", "/no/such"},
 		Directories: []string{"/data/deep"},
 		Process: Process{
-			Args: args, Env: []string{"PATH=/bin", "A=b"}, Cwd: "/", Umask: 0o22,
+			Args: args, Env: []string{"PATH=/bin", "A=b"}, Cwd: "/", User: User{Umask: 0o22},
 			Capabilities: Capabilities{Bounding: caps, Effective: caps, Permitted: caps},
 		},
 	}

@@ -68,19 +68,29 @@ type Rlimit struct{ Resource, Soft, Hard uint64 }
 // Capabilities are the five sets as bit masks; bit n is capability n (capabilities(7)).
 type Capabilities struct{ Bounding, Effective, Permitted, Inheritable, Ambient uint64 }
 
+// User is whom a process runs as.
+type User struct {
+	UID, GID uint32
+	Groups   []uint32
+	Umask    uint32
+}
+
+// Console is a process's terminal, if it has one.
+type Console struct {
+	Terminal       bool
+	Columns, Lines uint32 // 0 leaves the kernel's
+}
+
 // Process is what is executed.
 type Process struct {
-	Args, Env      []string
-	Cwd            string
-	Terminal       bool
-	Columns, Lines uint32 // of the terminal; 0 leaves the kernel's
-	Stdin          bool
-	UID, GID       uint32
-	Groups         []uint32
-	Umask          uint32
-	Capabilities   Capabilities
-	NoNewPrivs     bool
-	Rlimits        []Rlimit
+	Args, Env []string
+	Cwd       string
+	Stdin     bool
+	User
+	Console
+	Capabilities Capabilities
+	NoNewPrivs   bool
+	Rlimits      []Rlimit
 	// OOMScoreAdj is written when OOMScoreSet.
 	OOMScoreAdj int
 	OOMScoreSet bool

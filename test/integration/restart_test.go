@@ -286,7 +286,10 @@ func killings() []killing {
 // TestKilledAtAnyPoint kills the daemon at random moments of every call. After the next start I1 holds, the same call succeeds,
 // and what it leaves can be removed without a rest.
 func TestKilledAtAnyPoint(t *testing.T) {
-	const rounds = 12
+	rounds := 12
+	if n, err := strconv.Atoi(os.Getenv("BERTH_TEST_ROUNDS")); err == nil {
+		rounds = n
+	}
 	for _, k := range killings() {
 		t.Run(k.name, func(t *testing.T) {
 			d := harness.Start(t)
@@ -413,4 +416,73 @@ func TestThingsGoneBehindItsBack(t *testing.T) {
 	pod.Stop()
 	pod.Remove()
 	d.AsBefore()
+}
+
+// TestKilledWhileAPluginRuns: an ADD that nobody waited for is followed by DEL, and the name is free.
+func TestKilledWhileAPluginRuns(t *testing.T) {
+	d := harness.Start(t)
+	calls := plugin(t, d)
+	d.Write(d.Dir+"/slow", "")
+	config := d.Pod("interrupted")
+	ctx, cancel := contextFor(t, 10*time.Second)
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() {
+		_, err := d.Runtime.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: config})
+		ended <- err
+	}()
+	d.Eventually(5*time.Second, "the plugin runs", func() bool { return countCalls(calls(), "ADD", "") == 1 })
+	d.Kill()
+	<-ended
+	os.Remove(d.Dir + "/slow")
+	d.Start()
+	d.Eventually(10*time.Second, "the plugin takes away what it made", func() bool { return countCalls(calls(), "DEL", "") > 0 })
+	d.Check()
+	pod := d.RunPod(config)
+	pod.Remove()
+	if add, del := countCalls(calls(), "ADD", ""), countCalls(calls(), "DEL", ""); add > del {
+		t.Errorf("%d ADDs, %d DELs", add, del)
+	}
+	os.Remove(d.CNIConf + "/10-fake.conflist")
+}
+
+// TestStopAndRemoveOnAFullDisk: what frees room must work without room.
+func TestStopAndRemoveOnAFullDisk(t *testing.T) {
+	disk := t.TempDir()
+	if os.Geteuid() == 0 {
+		if err := unix.Mount("tmpfs", disk, "tmpfs", 0, "size=128m"); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { unix.Unmount(disk, unix.MNT_DETACH) })
+	}
+	d := harness.Start(t, harness.WithRoot(filepath.Join(disk, "r")))
+	pod := d.RunPod(d.Pod("full"))
+	c := pod.Run(d.Sleeper("c"))
+	done := pod.Run(d.Container("done", []string{"probe", "exit", "7", "1s"}))
+	fill, err := os.Create(filepath.Join(disk, "fill"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer fill.Close()
+	for chunk := make([]byte, 1<<20); len(chunk) > 0; {
+		if _, err := fill.Write(chunk); err != nil {
+			chunk = chunk[:len(chunk)/2]
+		}
+	}
+	if s := done.Wait(10 * time.Second); s.ExitCode != 7 {
+		t.Errorf("code of what ended on a full disk = %d, want 7", s.ExitCode)
+	}
+	if _, err := d.TryRunPod(d.Pod("one-more")); err == nil {
+		t.Log("a pod runs on a full disk")
+	} else {
+		wantCode(t, "a pod on a full disk", err, codes.ResourceExhausted)
+	}
+	c.Stop(5 * time.Second)
+	c.Remove()
+	pod.Stop()
+	pod.Remove()
+	if err := os.Remove(fill.Name()); err != nil {
+		t.Error(err)
+	}
+	d.RunPod(d.Pod("after")).Remove()
 }

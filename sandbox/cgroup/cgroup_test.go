@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -507,5 +508,105 @@ func BenchmarkLibrary(b *testing.B) {
 			b.Fatal(err)
 		}
 		b.StartTimer()
+	}
+}
+
+// pure gives a driver that sees the unified hierarchy alone, as on a host without version 1. On a hybrid host it lacks most controllers.
+func pure(t *testing.T) *Driver {
+	t.Helper()
+	d := open(t)
+	if d.unified == nil {
+		t.Skip("needs a unified hierarchy")
+	}
+	return &Driver{tree: d.tree, hierarchies: []*hierarchy{d.unified}, unified: d.unified, pure: true}
+}
+
+func TestDevicesByProgram(t *testing.T) {
+	d := pure(t)
+	device := func(allow bool, major, minor int64, access string) specs.LinuxDeviceCgroup {
+		return specs.LinuxDeviceCgroup{Allow: allow, Type: "c", Major: &major, Minor: &minor, Access: access}
+	}
+	none := specs.LinuxDeviceCgroup{Allow: false, Access: "rwm"}
+	all := specs.LinuxDeviceCgroup{Allow: true}
+	const open, openWrite, openBoth = "head -c 1 </dev/zero", "echo >/dev/zero", "exec 5<>/dev/zero"
+	quiet, node := t.TempDir()+"/stderr", "mknod "+t.TempDir()+"/"
+	for _, tc := range []struct {
+		name   string
+		rules  []specs.LinuxDeviceCgroup
+		script string
+		works  bool
+	}{
+		{"allowed", []specs.LinuxDeviceCgroup{none, device(true, 1, 5, "rwm")}, openBoth, true},
+		{"another device", []specs.LinuxDeviceCgroup{none, device(true, 1, 3, "rwm")}, open, false},
+		{"any minor", []specs.LinuxDeviceCgroup{none, device(true, 1, -1, "rw")}, openBoth, true},
+		{"reading", []specs.LinuxDeviceCgroup{none, device(true, 1, 5, "r")}, open, true},
+		{"writing where reading is allowed", []specs.LinuxDeviceCgroup{none, device(true, 1, 5, "r")}, openWrite, false},
+		{"both where reading is allowed", []specs.LinuxDeviceCgroup{none, device(true, 1, 5, "r")}, openBoth, false},
+		{"making nodes only", []specs.LinuxDeviceCgroup{none, {Allow: true, Type: "c", Access: "m"}}, node + "a c 1 5", true},
+		{"using a node that may be made", []specs.LinuxDeviceCgroup{none, {Allow: true, Type: "c", Access: "m"}}, open, false},
+		{"making a block device", []specs.LinuxDeviceCgroup{none, {Allow: true, Type: "c", Access: "m"}}, node + "b b 7 0", false},
+		{"all", []specs.LinuxDeviceCgroup{all}, openBoth, true},
+		{"all but writing", []specs.LinuxDeviceCgroup{all, device(false, 1, 5, "w")}, open, true},
+		{"writing where all but that is allowed", []specs.LinuxDeviceCgroup{all, device(false, 1, 5, "w")}, openBoth, false},
+		{"the last rule decides", []specs.LinuxDeviceCgroup{all, device(false, 1, 5, "rwm"), device(true, 1, 5, "rwm")}, openBoth, true},
+		{"nothing matches", []specs.LinuxDeviceCgroup{device(true, 1, 3, "rwm")}, open, false},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			g := create(t, d, d.Tree()+"/pod/leaf", &specs.LinuxResources{Devices: tc.rules})
+			if err := run(t, g, "("+tc.script+") 2>"+quiet+" || exit 2").Wait(); (err == nil) != tc.works {
+				t.Errorf("%q: %v, want it to work: %t", tc.script, err, tc.works)
+			}
+		})
+	}
+	for _, bad := range []specs.LinuxDeviceCgroup{{Type: "x"}, device(true, 1<<40, 0, "r"), device(true, 1, 1, "rx")} {
+		if _, err := deviceProgram([]specs.LinuxDeviceCgroup{bad}); err == nil {
+			t.Errorf("deviceProgram(%+v) succeeded", bad)
+		}
+	}
+}
+
+func TestVersion2Alone(t *testing.T) {
+	d := pure(t)
+	if !d.V2() {
+		t.Error("V2 is false")
+	}
+	p := d.Tree() + "/pod/leaf"
+	g := create(t, d, p, &specs.LinuxResources{Unified: map[string]string{}})
+	if len(g.Dirs) != 1 || g.Kill == nil {
+		t.Errorf("Group = %+v", g)
+	}
+	if _, err := d.controller("memory"); err != nil {
+		limited := &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: ptr(int64(1 << 30))}}
+		if err := d.Update(p, limited); !errors.Is(err, ErrNotSupported) {
+			t.Errorf("a limit without its controller: %v, want ErrNotSupported", err)
+		}
+	}
+	for _, file := range []string{"cgroup.procs", "../x.y", "noprefix"} {
+		if err := d.Update(p, &specs.LinuxResources{Unified: map[string]string{file: "1"}}); !errors.Is(err, ErrInvalid) {
+			t.Errorf("unified file %q: %v, want ErrInvalid", file, err)
+		}
+	}
+	text, err := d.unified.read(relative(d.Tree()+"/pod"), "cgroup.subtree_control")
+	if err != nil || (slices.Contains(d.unified.controllers, "hugetlb") && text != "hugetlb") && !slices.Contains(d.unified.controllers, "memory") {
+		t.Errorf("cgroup.subtree_control = %q, %v", text, err)
+	}
+}
+
+func TestVersion2Values(t *testing.T) {
+	for _, tc := range []struct {
+		cpu  specs.LinuxCPU
+		want string
+	}{
+		{specs.LinuxCPU{Quota: ptr(int64(5000))}, "5000"},
+		{specs.LinuxCPU{Quota: ptr(int64(-1)), Period: ptr(uint64(1000))}, "max 1000"},
+		{specs.LinuxCPU{Period: ptr(uint64(1000))}, "max 1000"},
+		{specs.LinuxCPU{Quota: ptr(int64(7)), Period: ptr(uint64(9))}, "7 9"},
+	} {
+		if got := cpuMax(&tc.cpu); got != tc.want {
+			t.Errorf("cpuMax = %q, want %q", got, tc.want)
+		}
+	}
+	if max64(-1) != "max" || max64(0) != "0" || max64(5) != "5" {
+		t.Error("max64 is wrong")
 	}
 }

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"strconv"
 
-	"github.com/containerd/cgroups/v3/cgroup2"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
@@ -22,16 +21,16 @@ func (d *Driver) limitDevices(rel string, rules []specs.LinuxDeviceCgroup) error
 		}
 		return h.devicesV1(rel, rules)
 	}
-	program, license, err := cgroup2.DeviceFilter(rules)
+	program, err := deviceProgram(rules)
 	if err != nil {
-		return fmt.Errorf("compile device rules: %w", err)
+		return err
 	}
 	f, err := d.unified.open(rel, unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	if _, err := cgroup2.LoadAttachCgroupDeviceFilter(program, license, int(f.Fd())); err != nil {
+	if err := program.attach(int(f.Fd())); err != nil {
 		return fmt.Errorf("attach device rules to %s: %w", f.Name(), err)
 	}
 	return nil

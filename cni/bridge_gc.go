@@ -20,11 +20,22 @@ import (
 func (b *bridge) gc(ctx context.Context, valid map[string]Attachment) error {
 	busy := b.pods.watch()
 	defer busy.stop()
-	there, err := b.doom(valid, busy)
-	if err != nil {
+	err := b.doom(valid, busy)
+	if err != nil && !errors.Is(err, errNoBridge) {
 		return err
 	}
-	portsErr := b.keepPorts(valid, busy, there)
+	wanted := make(map[string][]hostport.Mapping)
+	for id, a := range valid {
+		if list := mappings(a); len(list) > 0 {
+			wanted[id] = list
+		}
+	}
+	var portsErr error
+	if err != nil && len(wanted) == 0 && len(busy.all()) == 0 {
+		portsErr = b.ports.Delete()
+	} else if portsErr = b.ports.Keep(wanted, busy.has); errors.Is(portsErr, ErrNotSupported) {
+		portsErr = nil
+	}
 	// An address is free when its link is gone, not before.
 	if err := b.reaper.idle(ctx); err != nil {
 		return errors.Join(portsErr, fmt.Errorf("wait for the end of links: %w", err))
@@ -38,8 +49,10 @@ func (b *bridge) gc(ctx context.Context, valid map[string]Attachment) error {
 	}))
 }
 
-// doom queues the links of this bridge whose pods are neither valid nor busy. It reports whether the bridge exists.
-func (b *bridge) doom(valid map[string]Attachment, busy *keyWatch) (bool, error) {
+var errNoBridge = errors.New("there is no bridge")
+
+// doom queues the links of this bridge whose pods are neither valid nor busy.
+func (b *bridge) doom(valid map[string]Attachment, busy *keyWatch) error {
 	var ports []rtnl.Link
 	err := b.withConn(func(c *rtnl.Conn) error {
 		master, err := c.Link(b.cfg.Name)
@@ -49,10 +62,10 @@ func (b *bridge) doom(valid map[string]Attachment, busy *keyWatch) (bool, error)
 		return err
 	})
 	if errors.Is(err, unix.ENODEV) {
-		return false, nil
+		return errNoBridge
 	}
 	if err != nil {
-		return false, err
+		return err
 	}
 	keep := make(map[string]bool, len(valid))
 	for _, a := range valid {
@@ -66,30 +79,13 @@ func (b *bridge) doom(valid map[string]Attachment, busy *keyWatch) (bool, error)
 			b.reaper.push(l.Name, nil)
 		}
 	}
-	return true, nil
+	return nil
 }
 
 // isHostIf reports whether a link is one that hostIf named.
 func isHostIf(l rtnl.Link) bool {
 	digits, ok := strings.CutPrefix(l.Name, hostIfPrefix)
 	return ok && l.Kind == "veth" && len(digits) == hostIfDigits && strings.Trim(digits, "0123456789abcdef") == ""
-}
-
-// keepPorts leaves only the host ports of valid and busy pods.
-func (b *bridge) keepPorts(valid map[string]Attachment, busy *keyWatch, bridgeThere bool) error {
-	wanted := make(map[string][]hostport.Mapping)
-	for id, a := range valid {
-		if list := mappings(a); len(list) > 0 {
-			wanted[id] = list
-		}
-	}
-	if !bridgeThere && len(wanted) == 0 && len(busy.all()) == 0 {
-		return b.ports.Delete()
-	}
-	if err := b.ports.Keep(wanted, busy.has); err != nil && !errors.Is(err, ErrNotSupported) {
-		return err
-	}
-	return nil
 }
 
 // close waits for the links that are ending. When no pod is left, the bridge and the table go as well.

@@ -459,3 +459,59 @@ func TestConfigIsChecked(t *testing.T) {
 		}
 	}
 }
+
+func TestHostWithoutIPv6(t *testing.T) {
+	h := newHost(t)
+	const path = "/proc/sys/net/ipv6/conf/default/disable_ipv6"
+	must(t, os.WriteFile(path, []byte("1"), 0))
+	defer func() { must(t, os.WriteFile(path, []byte("0"), 0)) }()
+	d := h.newDaemon(t)
+	a := attach(t, d, podRequest(t, cni.PortMapping{HostPort: 8080, ContainerPort: 80, Protocol: "tcp"}))
+	if len(a.IPs) != 1 || !a.IPs[0].Addr().Is4() {
+		t.Errorf("Add gave %v, want one IPv4 address", a.IPs)
+	}
+	if got := d.Conditions(t.Context()); len(got) != 1 || got[0].Type != "NoIPv6" {
+		t.Errorf("Conditions = %v, want NoIPv6", got)
+	}
+	must(t, d.Check(t.Context(), a))
+	must(t, d.Del(t.Context(), a))
+}
+
+// A pod that ends takes its namespace with it while the link is being deleted behind Del.
+func TestNamespaceEndsDuringDel(t *testing.T) {
+	h := newHost(t)
+	d := h.newDaemon(t)
+	errs := make(chan error)
+	dir := t.TempDir()
+	for w := range 8 {
+		go func() {
+			var err error
+			for i := 0; i < 15 && err == nil; i++ {
+				path := filepath.Join(dir, fmt.Sprintf("%d-%d", w, i))
+				req := cni.Request{SandboxID: cnitest.SandboxID(), NetNS: path, PortMappings: []cni.PortMapping{{HostPort: uint16(9000 + w), ContainerPort: 80, Protocol: "udp"}}}
+				var a cni.Attachment
+				if err = cnitest.Pin(path); err == nil {
+					a, err = d.Plan(t.Context(), req)
+				}
+				if err == nil {
+					err = d.Add(t.Context(), req, &a)
+				}
+				if err == nil && i%2 == 0 { // the namespace ends first
+					err = unix.Unmount(path, unix.MNT_DETACH)
+				}
+				if err == nil {
+					err = d.Del(t.Context(), a)
+				}
+				if err == nil && i%2 == 1 {
+					err = unix.Unmount(path, unix.MNT_DETACH)
+				}
+			}
+			errs <- err
+		}()
+	}
+	for range 8 {
+		if err := <-errs; err != nil {
+			t.Error(err)
+		}
+	}
+}

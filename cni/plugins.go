@@ -105,16 +105,32 @@ func capabilitiesOf(list *libcni.NetworkConfigList, req Request) map[string]any 
 		}
 	}
 	m := make(map[string]any)
-	set := func(name string, wanted bool, value any) {
-		if wanted && offered[name] {
+	for name, value := range asked(req) {
+		if offered[name] {
 			m[name] = value
 		}
 	}
-	set("portMappings", len(req.PortMappings) > 0, req.PortMappings)
-	set("bandwidth", req.Bandwidth != nil, req.Bandwidth)
-	set("dns", req.DNS != nil, req.DNS)
-	set("ips", len(req.IPs) > 0, req.IPs)
-	set("io.kubernetes.cri.pod-annotations", len(req.Annotations) > 0, req.Annotations)
+	return m
+}
+
+// asked returns what req asks for by capability.
+func asked(req Request) map[string]any {
+	m := make(map[string]any)
+	if len(req.PortMappings) > 0 {
+		m["portMappings"] = req.PortMappings
+	}
+	if req.Bandwidth != nil {
+		m["bandwidth"] = req.Bandwidth
+	}
+	if req.DNS != nil {
+		m["dns"] = req.DNS
+	}
+	if len(req.IPs) > 0 {
+		m["ips"] = req.IPs
+	}
+	if len(req.Annotations) > 0 {
+		m["io.kubernetes.cri.pod-annotations"] = req.Annotations
+	}
 	return m
 }
 

@@ -39,15 +39,8 @@ func (p place) do(t *testing.T, f func() error) {
 	}
 }
 
-// ip is the pod's address of a family.
-func (p place) ip(v6 bool) netip.Addr {
-	for _, ip := range p.a.IPs {
-		if ip.Addr().Is6() == v6 {
-			return ip.Addr()
-		}
-	}
-	return netip.Addr{}
-}
+// ip is the pod's IPv4 address for 0, its IPv6 address for 1.
+func (p place) ip(i int) netip.Addr { return p.a.IPs[i].Addr() }
 
 // serve answers every connection and datagram to port with the place's name and the client's address.
 func (p place) serve(t *testing.T, port uint16) {
@@ -217,12 +210,12 @@ func TestPodsAndHostReachEachOtherAtOnce(t *testing.T) {
 			to             string
 			server, client string
 		}{
-			{"pod to pod", fresh, at(w.other.ip(v6), 80), "other", fresh.ip(v6).String()},
-			{"pod to gateway", fresh, at(gateway, 81), "host", fresh.ip(v6).String()},
-			{"pod to host's address", fresh, at(w.hostIPs[i], 81), "host", fresh.ip(v6).String()},
-			{"host to pod", w.host, at(fresh.ip(v6), 83), fresh.name, gateway.String()},
+			{"pod to pod", fresh, at(w.other.ip(i), 80), "other", fresh.ip(i).String()},
+			{"pod to gateway", fresh, at(gateway, 81), "host", fresh.ip(i).String()},
+			{"pod to host's address", fresh, at(w.hostIPs[i], 81), "host", fresh.ip(i).String()},
+			{"host to pod", w.host, at(fresh.ip(i), 83), fresh.name, gateway.String()},
 			{"pod to outside", fresh, at(w.outerIPs[i], 82), "outside", w.hostIPs[i].String()},
-			{"pod to itself", fresh, at(fresh.ip(v6), 83), fresh.name, fresh.ip(v6).String()},
+			{"pod to itself", fresh, at(fresh.ip(i), 83), fresh.name, fresh.ip(i).String()},
 			{"pod to its own loopback", fresh, map[bool]string{false: "127.0.0.1:83", true: "[::1]:83"}[v6], fresh.name, map[bool]string{false: "127.0.0.1", true: "::1"}[v6]},
 		} {
 			for _, network := range []string{"tcp", "udp"} {

@@ -122,18 +122,6 @@ func (t *Table) install() error {
 	return t.flushTable()
 }
 
-// flushTable sends a transaction that writes the whole table. Preconditions: t.mu held.
-func (t *Table) flushTable() error {
-	if err := t.flush(); err != nil {
-		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINVAL) {
-			// No chain type "nat", or no such expression.
-			err = fmt.Errorf("%w: %w", ErrNotSupported, err)
-		}
-		return fmt.Errorf("write nftables table %s: %w", t.cfg.Table, supported(err))
-	}
-	return nil
-}
-
 // Ensure writes the table if it is not there.
 func (t *Table) Ensure() error {
 	t.mu.Lock()
@@ -142,35 +130,6 @@ func (t *Table) Ensure() error {
 		return err
 	}
 	return t.install()
-}
-
-// Probe asks the kernel whether it could hold the table, and leaves nothing behind. ErrNotSupported when it could not.
-func (t *Table) Probe() error {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	c, err := t.connect(probeTimeout)
-	if err != nil {
-		return err
-	}
-	cfg := t.cfg
-	cfg.Table += "-probe"
-	p := New(cfg)
-	p.write(c)
-	c.DelTable(p.table()) // in the same transaction: the table never shows
-	return t.flushTable()
-}
-
-func (t *Table) there() (bool, error) {
-	c, err := t.connect(answerTimeout)
-	if err != nil {
-		return false, err
-	}
-	tables, err := c.ListTablesOfFamily(nftables.TableFamilyINet)
-	if err != nil {
-		t.disconnect()
-		return false, fmt.Errorf("list nftables tables: %w", supported(err))
-	}
-	return slices.ContainsFunc(tables, func(x *nftables.Table) bool { return x.Name == t.cfg.Table }), nil
 }
 
 // Add leads the ports of mappings to owner's pod. It is idempotent for the same mappings; others of the same owner are replaced.
@@ -326,60 +285,4 @@ func (t *Table) change(old, fresh []Mapping) error {
 		return fmt.Errorf("change nftables table %s: %w", t.cfg.Table, supported(err))
 	}
 	return nil
-}
-
-// connect returns the connection. It is kept: when one is closed, the kernel waits for a grace period if anything was deleted lately.
-// Preconditions: t.mu held.
-func (t *Table) connect(timeout time.Duration) (*nftables.Conn, error) {
-	if t.conn == nil {
-		var socket *mdnetlink.Conn
-		conn, err := nftables.New(nftables.AsLasting(), nftables.WithSockOptions(func(c *mdnetlink.Conn) error {
-			socket = c
-			return nil
-		}))
-		if err != nil {
-			return nil, fmt.Errorf("open nftables socket: %w", supported(err))
-		}
-		t.conn, t.socket = conn, socket
-	}
-	// An answer that does not come is how an old kernel says that it has no nftables.
-	if err := t.socket.SetDeadline(time.Now().Add(timeout)); err != nil {
-		t.disconnect()
-		return nil, fmt.Errorf("set deadline of nftables socket: %w", err)
-	}
-	return t.conn, nil
-}
-
-// disconnect forgets the connection, and with it answers that have not been read. Preconditions: t.mu held.
-func (t *Table) disconnect() {
-	if t.conn != nil {
-		_ = t.conn.CloseLasting() // nothing is lost with it
-		t.conn, t.socket = nil, nil
-	}
-}
-
-// flush sends what is queued. After an error the next exchange begins on a new connection. Preconditions: t.mu held.
-func (t *Table) flush() error {
-	err := t.conn.Flush()
-	if err != nil {
-		t.disconnect()
-	}
-	return err
-}
-
-// Close closes the connection to the kernel. The table stays.
-func (t *Table) Close() {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.disconnect()
-}
-
-// supported marks the errors that only a kernel without the feature gives.
-func supported(err error) error {
-	for _, errno := range []unix.Errno{unix.EOPNOTSUPP, unix.EPROTONOSUPPORT, unix.EAFNOSUPPORT} {
-		if errors.Is(err, errno) {
-			return fmt.Errorf("%w: %w", ErrNotSupported, err)
-		}
-	}
-	return err
 }

@@ -1,4 +1,4 @@
-# berth: see README.md. Every target is one of `make help`.
+# berth: see README.md. Every target is one of `make help`. ARGS is handed to bench and test-critest.
 
 GO      ?= go
 GOFLAGS += -trimpath
@@ -35,10 +35,10 @@ test-integration: build ## berthd, berth-monitor and the kernel, driven over the
 	BERTH_BIN=$(BIN) $(GO) test -count=1 -v -timeout 30m ./test/integration
 
 test-critest: build setup ## the CRI's conformance tests in five random orders; needs critest on PATH (root)
-	BERTH_BIN=$(BIN) $(GO) run ./hack/critest
+	BERTH_BIN=$(BIN) $(GO) run ./hack/critest $(ARGS)
 
 bench: build setup ## latencies as multiples of the kernel's own floor, as a Markdown table (root)
-	@BERTH_BIN=$(BIN) $(GO) run ./hack/bench
+	@BERTH_BIN=$(BIN) $(GO) run ./hack/bench $(ARGS)
 
 lint: build ## budgets, import order, formats, vet, manual pages
 	$(GO) run ./hack/lint -bin $(BIN)

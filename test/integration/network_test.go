@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -45,10 +46,12 @@ func server(d *harness.Daemon, name string) *runtimeapi.ContainerConfig {
 	return d.Container(name, []string{"probe", "serve", ":80", "page of " + name})
 }
 
-// freePort finds a TCP and UDP port of the host that nobody uses.
+var givenPorts sync.Map
+
+// freePort finds a TCP and UDP port of the host that nobody uses, and that no test got before: a pod's port is not seen by listening.
 func freePort(t testing.TB) int32 {
 	t.Helper()
-	for range 20 {
+	for range 100 {
 		l, err := net.Listen("tcp", ":0")
 		if err != nil {
 			t.Fatal(err)
@@ -56,8 +59,11 @@ func freePort(t testing.TB) int32 {
 		port := l.Addr().(*net.TCPAddr).Port
 		u, err := net.ListenPacket("udp", fmt.Sprintf(":%d", port))
 		l.Close()
-		if err == nil {
-			u.Close()
+		if err != nil {
+			continue
+		}
+		u.Close()
+		if _, given := givenPorts.LoadOrStore(port, true); !given {
 			return int32(port)
 		}
 	}

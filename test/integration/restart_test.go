@@ -286,7 +286,7 @@ func killings() []killing {
 // TestKilledAtAnyPoint kills the daemon at random moments of every call. After the next start I1 holds, the same call succeeds,
 // and what it leaves can be removed without a rest.
 func TestKilledAtAnyPoint(t *testing.T) {
-	rounds := 12
+	rounds := 25
 	if n, err := strconv.Atoi(os.Getenv("BERTH_TEST_ROUNDS")); err == nil {
 		rounds = n
 	}

@@ -158,19 +158,21 @@ func commandLine(pid int) string {
 	return strings.TrimSpace(strings.ReplaceAll(string(b), "\x00", " "))
 }
 
-// membersBelow lists the processes of every cgroup folder named id, and of the folders in it.
-func membersBelow(d Daemon, id string) ([]int, error) {
-	var pids []int
+// membersByName maps the name of each cgroup folder to the processes in it and below it.
+func membersByName(d Daemon) (map[string][]int, error) {
+	pids := map[string][]int{}
 	err := trees(d, func(h hierarchy, path string) error {
-		if !slices.Contains(strings.Split(path, "/"), id) {
-			return nil
-		}
 		in, err := members(h.dir + path)
-		pids = append(pids, in...)
+		for _, name := range strings.Split(path, "/") {
+			pids[name] = append(pids[name], in...)
+		}
 		return err
 	})
-	slices.Sort(pids)
-	return slices.Compact(pids), err
+	for name := range pids {
+		slices.Sort(pids[name])
+		pids[name] = slices.Compact(pids[name])
+	}
+	return pids, err
 }
 
 // CgroupDirs lists the daemon's cgroup folders in every hierarchy, parents first.

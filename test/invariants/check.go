@@ -11,10 +11,11 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// lists is what the CRI says.
+// lists is what the CRI says, and the processes in the cgroups of each name.
 type lists struct {
 	pods       map[string]*runtimeapi.PodSandboxStatus
 	containers map[string]*runtimeapi.Container
+	processes  map[string][]int
 }
 
 func readLists(ctx context.Context, rt runtimeapi.RuntimeServiceClient) (lists, error) {
@@ -48,6 +49,9 @@ func Hold(ctx context.Context, d Daemon, rt runtimeapi.RuntimeServiceClient) ([]
 	}
 	items, err := Take(d)
 	if err != nil {
+		return nil, err
+	}
+	if l.processes, err = membersByName(d); err != nil {
 		return nil, err
 	}
 	var breaches []string
@@ -171,10 +175,7 @@ func containerThings(d Daemon, l lists, items Items) (breaches []string, err err
 		if l.pods[c.PodSandboxId] == nil {
 			breaches = append(breaches, "container "+id+" belongs to no listed pod")
 		}
-		pids, err := membersBelow(d, id)
-		if err != nil {
-			return nil, err
-		}
+		pids := l.processes[id]
 		if running := c.State == runtimeapi.ContainerState_CONTAINER_RUNNING; running != (len(pids) > 0) {
 			breaches = append(breaches, fmt.Sprintf("container %s is %s and has %d processes %v", id, c.State, len(pids), pids))
 		}
@@ -228,11 +229,7 @@ func inode(path string) uint64 {
 // leaks: no process in a container's cgroup has a descriptor of berth's.
 func leaks(d Daemon, l lists, _ Items) (breaches []string, err error) {
 	for id := range l.containers {
-		pids, err := membersBelow(d, id)
-		if err != nil {
-			return nil, err
-		}
-		for _, pid := range pids {
+		for _, pid := range l.processes[id] {
 			targets, err := descriptors(pid)
 			if err != nil {
 				return nil, err

@@ -29,15 +29,19 @@ type container struct {
 	removed bool       // the record is gone for good; guarded by write
 
 	rootfs []runtime.Mount // prepared again when nil; guarded by turn
-
-	exec      sync.Mutex  // guards what follows
-	spec      *specs.Spec // read from disk when nil
-	leftovers []string    // cgroups of execs that still had processes when the exec ended
+	exec   execState
 
 	// Guarded by Manager.mu:
 	rec      store.Container
 	starting int64         // when the start began, nanoseconds since 1970
 	exited   chan struct{} // closed when rec.State becomes Exited
+}
+
+// execState is what execs need of a container.
+type execState struct {
+	sync.Mutex
+	spec      *specs.Spec // read from disk when nil
+	leftovers []string    // cgroups of execs that still had processes when the exec ended
 }
 
 func newContainer(p *pod, id, name string, config *runtimeapi.ContainerConfig) *container {
@@ -145,7 +149,7 @@ func (c *container) recallUser(rec *store.Container) {
 func (c *container) shed() {
 	c.exec.Lock()
 	defer c.exec.Unlock()
-	c.spec, c.leftovers = nil, nil
+	c.exec.spec, c.exec.leftovers = nil, nil
 }
 
 func now() int64 { return time.Now().UnixNano() }

@@ -132,7 +132,7 @@ func (m *Manager) setUpContainer(ctx context.Context, c *container, r CreateRequ
 		return err
 	}
 	c.exec.Lock()
-	c.spec = made
+	c.exec.spec = made
 	c.exec.Unlock()
 	rec.State = store.Created
 	if err := m.effect("add container record"); err != nil {

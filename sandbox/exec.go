@@ -117,7 +117,7 @@ func (m *Manager) sweepExecs(c *container, path string) error {
 	defer c.exec.Unlock()
 	var left []string
 	var errs []error
-	for _, p := range append(c.leftovers, path) {
+	for _, p := range append(c.exec.leftovers, path) {
 		gone, err := m.cfg.Cgroups.RemoveChild(p)
 		if err != nil {
 			errs = append(errs, err)
@@ -125,7 +125,7 @@ func (m *Manager) sweepExecs(c *container, path string) error {
 			left = append(left, p)
 		}
 	}
-	c.leftovers = left
+	c.exec.leftovers = left
 	return errors.Join(errs...)
 }
 

@@ -63,7 +63,7 @@ func newWorld(t testing.TB) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{t: t, cgroups: driver, monitors: group, network: &fakeNetwork{attached: map[string]bool{}, fail: map[string]error{}},
+	w := &world{t: t, cgroups: driver, monitors: group, network: &fakeNetwork{attached: map[string]string{}, fail: map[string]error{}},
 		rootfs: &fakeRootFS{keys: map[string]bool{}}, running: map[string]*fakeMonitor{}, end: make(chan struct{}), logs: filepath.Join(dir, "logs")}
 	w.cfg = Config{Root: filepath.Join(dir, "root"), State: filepath.Join(dir, "state"), Instance: instance, Network: w.network, RootFS: w.rootfs,
 		Spawner: w, Dial: w.dial, Cgroups: driver, NetNSFolder: filepath.Join(dir, "netns"), Host: spec.Host{Hostname: "host"}}
@@ -187,9 +187,9 @@ func (w *world) left() []string {
 // fakeNetwork remembers what is attached.
 type fakeNetwork struct {
 	mu       sync.Mutex
-	attached map[string]bool
-	fail     map[string]error // by method
-	block    chan struct{}    // Add waits for it, when set
+	attached map[string]string // by sandbox: its network namespace
+	fail     map[string]error  // by method
+	block    chan struct{}     // Add waits for it, when set
 	adds     int
 }
 
@@ -203,7 +203,7 @@ func (n *fakeNetwork) Add(ctx context.Context, r cni.Request, a *cni.Attachment)
 	n.mu.Lock()
 	block := n.block
 	n.adds++
-	n.attached[r.SandboxID] = true
+	n.attached[r.SandboxID] = r.NetNS
 	err := n.fail["Add"]
 	n.mu.Unlock()
 	if block != nil {
@@ -243,7 +243,7 @@ func (n *fakeNetwork) GC(_ context.Context, valid []cni.Attachment) error {
 	for _, a := range valid {
 		keep[a.SandboxID] = true
 	}
-	maps.DeleteFunc(n.attached, func(id string, _ bool) bool { return !keep[id] })
+	maps.DeleteFunc(n.attached, func(id, _ string) bool { return !keep[id] })
 	return nil
 }
 

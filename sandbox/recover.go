@@ -131,8 +131,9 @@ func (m *Manager) loadContainer(p *pod, folder *store.ContainerFolder) {
 		m.logger(m.ctx).Error(err, "Quarantined a container whose record cannot be read", "podSandboxID", p.id, "containerID", folder.ID)
 		c.config = &runtimeapi.ContainerConfig{Metadata: &runtimeapi.ContainerMetadata{Name: "quarantined-" + folder.ID[:13]}, Image: &runtimeapi.ImageSpec{}}
 		// Running, so that recovery kills what may run; it ends as Exited.
-		rec = store.Container{ID: folder.ID, SandboxID: p.id, State: store.Running, CreatedAt: now(), SnapshotKey: folder.ID,
-			Cgroup: p.rec.Cgroup + "/" + folder.ID, Message: "its record cannot be read: " + err.Error()}
+		rec = store.Container{ID: folder.ID, SandboxID: p.id, State: store.Running, CreatedAt: now(),
+			Place: store.Place{SnapshotKey: folder.ID, Cgroup: p.rec.Cgroup + "/" + folder.ID}}
+		rec.Message = "its record cannot be read: " + err.Error()
 	}
 	c.rec = rec
 	if rec.State == store.Exited {

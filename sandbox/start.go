@@ -146,14 +146,14 @@ func (m *Manager) compile(ctx context.Context, c *container, made *specs.Spec) (
 func (m *Manager) specOf(c *container) (*specs.Spec, error) {
 	c.exec.Lock()
 	defer c.exec.Unlock()
-	if c.spec == nil {
+	if c.exec.spec == nil {
 		var s specs.Spec
 		if err := m.store.Spec(c.pod.id, c.id, &s); err != nil {
 			return nil, err
 		}
-		c.spec = &s
+		c.exec.spec = &s
 	}
-	return c.spec, nil
+	return c.exec.spec, nil
 }
 
 // makeCgroup makes the container's cgroup, and records first which ancestors that takes.

@@ -76,10 +76,15 @@ type Container struct {
 	Reason, Message                  string
 	PID                              int
 	LogPath                          string // "" without a log
-	User                             *runtimeapi.ContainerUser
-	Resources                        *runtimeapi.ContainerResources
-	Mounts                           []*runtimeapi.Mount
-	StopSignal                       runtimeapi.Signal
+	Settings
+}
+
+// Settings are what a container's status repeats of its configuration, as it was understood.
+type Settings struct {
+	User       *runtimeapi.ContainerUser
+	Resources  *runtimeapi.ContainerResources
+	Mounts     []*runtimeapi.Mount
+	StopSignal runtimeapi.Signal
 }
 
 // CreateRequest asks for a container.
@@ -113,7 +118,8 @@ func describeContainer(c *container) Container {
 	r := &c.rec
 	out := Container{ID: c.id, SandboxID: c.pod.id, Config: c.config, ImageID: r.ImageID, ImageRef: r.ImageRef, State: ContainerState(r.State),
 		CreatedAt: at(r.CreatedAt), StartedAt: at(r.StartedAt), FinishedAt: at(r.FinishedAt), ExitCode: r.ExitCode, Reason: r.Reason,
-		Message: r.Message, LogPath: r.LogPath, User: c.user, Mounts: c.config.GetMounts(), StopSignal: criSignal(unix.Signal(r.StopSignal))}
+		Message: r.Message, LogPath: r.LogPath,
+		Settings: Settings{User: c.user, Mounts: c.config.GetMounts(), StopSignal: criSignal(unix.Signal(r.StopSignal))}}
 	if r.State == store.Running {
 		out.PID = r.PID
 	}

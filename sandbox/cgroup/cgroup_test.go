@@ -523,8 +523,13 @@ func pure(t *testing.T) *Driver {
 
 func TestDevicesByProgram(t *testing.T) {
 	d := pure(t)
-	device := func(allow bool, major, minor int64, access string) specs.LinuxDeviceCgroup {
-		return specs.LinuxDeviceCgroup{Allow: allow, Type: "c", Major: &major, Minor: &minor, Access: access}
+	denied := func(major, minor int64, access string) specs.LinuxDeviceCgroup {
+		return specs.LinuxDeviceCgroup{Type: "c", Major: &major, Minor: &minor, Access: access}
+	}
+	allowed := func(major, minor int64, access string) specs.LinuxDeviceCgroup {
+		rule := denied(major, minor, access)
+		rule.Allow = true
+		return rule
 	}
 	none := specs.LinuxDeviceCgroup{Allow: false, Access: "rwm"}
 	all := specs.LinuxDeviceCgroup{Allow: true}
@@ -536,20 +541,20 @@ func TestDevicesByProgram(t *testing.T) {
 		script string
 		works  bool
 	}{
-		{"allowed", []specs.LinuxDeviceCgroup{none, device(true, 1, 5, "rwm")}, openBoth, true},
-		{"another device", []specs.LinuxDeviceCgroup{none, device(true, 1, 3, "rwm")}, open, false},
-		{"any minor", []specs.LinuxDeviceCgroup{none, device(true, 1, -1, "rw")}, openBoth, true},
-		{"reading", []specs.LinuxDeviceCgroup{none, device(true, 1, 5, "r")}, open, true},
-		{"writing where reading is allowed", []specs.LinuxDeviceCgroup{none, device(true, 1, 5, "r")}, openWrite, false},
-		{"both where reading is allowed", []specs.LinuxDeviceCgroup{none, device(true, 1, 5, "r")}, openBoth, false},
+		{"allowed", []specs.LinuxDeviceCgroup{none, allowed(1, 5, "rwm")}, openBoth, true},
+		{"another device", []specs.LinuxDeviceCgroup{none, allowed(1, 3, "rwm")}, open, false},
+		{"any minor", []specs.LinuxDeviceCgroup{none, allowed(1, -1, "rw")}, openBoth, true},
+		{"reading", []specs.LinuxDeviceCgroup{none, allowed(1, 5, "r")}, open, true},
+		{"writing where reading is allowed", []specs.LinuxDeviceCgroup{none, allowed(1, 5, "r")}, openWrite, false},
+		{"both where reading is allowed", []specs.LinuxDeviceCgroup{none, allowed(1, 5, "r")}, openBoth, false},
 		{"making nodes only", []specs.LinuxDeviceCgroup{none, {Allow: true, Type: "c", Access: "m"}}, node + "a c 1 5", true},
 		{"using a node that may be made", []specs.LinuxDeviceCgroup{none, {Allow: true, Type: "c", Access: "m"}}, open, false},
 		{"making a block device", []specs.LinuxDeviceCgroup{none, {Allow: true, Type: "c", Access: "m"}}, node + "b b 7 0", false},
 		{"all", []specs.LinuxDeviceCgroup{all}, openBoth, true},
-		{"all but writing", []specs.LinuxDeviceCgroup{all, device(false, 1, 5, "w")}, open, true},
-		{"writing where all but that is allowed", []specs.LinuxDeviceCgroup{all, device(false, 1, 5, "w")}, openBoth, false},
-		{"the last rule decides", []specs.LinuxDeviceCgroup{all, device(false, 1, 5, "rwm"), device(true, 1, 5, "rwm")}, openBoth, true},
-		{"nothing matches", []specs.LinuxDeviceCgroup{device(true, 1, 3, "rwm")}, open, false},
+		{"all but writing", []specs.LinuxDeviceCgroup{all, denied(1, 5, "w")}, open, true},
+		{"writing where all but that is allowed", []specs.LinuxDeviceCgroup{all, denied(1, 5, "w")}, openBoth, false},
+		{"the last rule decides", []specs.LinuxDeviceCgroup{all, denied(1, 5, "rwm"), allowed(1, 5, "rwm")}, openBoth, true},
+		{"nothing matches", []specs.LinuxDeviceCgroup{allowed(1, 3, "rwm")}, open, false},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			g := create(t, d, d.Tree()+"/pod/leaf", &specs.LinuxResources{Devices: tc.rules})
@@ -558,7 +563,7 @@ func TestDevicesByProgram(t *testing.T) {
 			}
 		})
 	}
-	for _, bad := range []specs.LinuxDeviceCgroup{{Type: "x"}, device(true, 1<<40, 0, "r"), device(true, 1, 1, "rx")} {
+	for _, bad := range []specs.LinuxDeviceCgroup{{Type: "x"}, allowed(1<<40, 0, "r"), allowed(1, 1, "rx")} {
 		if _, err := deviceProgram([]specs.LinuxDeviceCgroup{bad}); err == nil {
 			t.Errorf("deviceProgram(%+v) succeeded", bad)
 		}

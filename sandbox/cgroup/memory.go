@@ -22,21 +22,21 @@ func (d *Driver) limitMemory(rel string, m *specs.LinuxMemory) error {
 	if h.v2 {
 		return h.memoryV2(rel, m)
 	}
-	return h.memoryV1(rel, m, d.swapFiles)
+	return d.memoryV1(h, rel, m)
 }
 
 // memoryV1 keeps memory.limit_in_bytes <= memory.memsw.limit_in_bytes true at every moment, as the kernel demands: the limit goes first when it
 // fits below the memory+swap limit that is set, else memory+swap does.
-func (h *hierarchy) memoryV1(rel string, m *specs.LinuxMemory, swapFiles bool) error {
+func (d *Driver) memoryV1(h *hierarchy, rel string, m *specs.LinuxMemory) error {
 	limit := func() error { return h.writeSet(rel, "memory.limit_in_bytes", m.Limit) }
 	swap := func() error {
-		if !swapFiles { // the kernel does not account swap: there is no file to write, and no limit to keep
+		if !d.swapFiles { // the kernel does not account swap: there is no file to write, and no limit to keep
 			return nil
 		}
 		return h.writeSet(rel, "memory.memsw.limit_in_bytes", m.Swap)
 	}
 	first, second := limit, swap
-	if swapFiles && m.Limit != nil && m.Swap != nil {
+	if d.swapFiles && m.Limit != nil && m.Swap != nil {
 		text, err := h.read(rel, "memory.memsw.limit_in_bytes")
 		if err != nil {
 			return err

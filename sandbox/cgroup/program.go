@@ -64,16 +64,14 @@ func deviceProgram(rules []specs.LinuxDeviceCgroup) (program, error) {
 			return p, nil
 		}
 	}
-	return append(p, verdict(false)...), nil
+	return append(p, deny...), nil
 }
 
-func verdict(allow bool) program {
-	value := int32(0)
-	if allow {
-		value = 1
-	}
-	return program{{opMove, regResult, 0, value}, {opExit, 0, 0, 0}}
-}
+// The ends of a program.
+var (
+	allow = program{{opMove, regResult, 0, 1}, {opExit, 0, 0, 0}}
+	deny  = program{{opMove, regResult, 0, 0}, {opExit, 0, 0, 0}}
+)
 
 // deviceBlock tests one rule: it returns the verdict, or goes on behind itself.
 func deviceBlock(rule specs.LinuxDeviceCgroup) (program, error) {
@@ -111,7 +109,10 @@ func deviceBlock(rule specs.LinuxDeviceCgroup) (program, error) {
 			tests = append(tests, instruction{opAnd, regScratch, 0, access}, instruction{opEqual, regScratch, 0, 0})
 		}
 	}
-	end := verdict(rule.Allow)
+	end := deny
+	if rule.Allow {
+		end = allow
+	}
 	for i := range tests {
 		if tests[i].code == opUnequal || tests[i].code == opEqual {
 			tests[i].offset = int16(len(tests) + len(end) - i - 1)

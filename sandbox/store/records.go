@@ -43,26 +43,36 @@ type Pod struct {
 
 // Container is the record of a container.
 type Container struct {
-	ID          string          `json:"id"`
-	SandboxID   string          `json:"sandboxID"`
-	State       string          `json:"state"`
-	CreatedAt   int64           `json:"createdAt"`            // nanoseconds since 1970, as the others
-	StartedAt   int64           `json:"startedAt,omitempty"`  // 0: never
-	FinishedAt  int64           `json:"finishedAt,omitempty"` // 0: not yet
-	ExitCode    int32           `json:"exitCode,omitempty"`
-	Reason      string          `json:"reason,omitempty"`
-	Message     string          `json:"message,omitempty"`
-	PID         int             `json:"pid,omitempty"`
-	ConfigHash  string          `json:"configHash"`
-	Config      []byte          `json:"config"` // ContainerConfig of the CRI, as protobuf
-	ImageID     string          `json:"imageID"`
-	ImageRef    string          `json:"imageRef"`
-	StopSignal  int             `json:"stopSignal,omitempty"`
-	LogPath     string          `json:"logPath,omitempty"`
+	ID         string `json:"id"`
+	SandboxID  string `json:"sandboxID"`
+	State      string `json:"state"`
+	CreatedAt  int64  `json:"createdAt"`           // nanoseconds since 1970, as the others
+	StartedAt  int64  `json:"startedAt,omitempty"` // 0: never
+	PID        int    `json:"pid,omitempty"`
+	ConfigHash string `json:"configHash"`
+	Config     []byte `json:"config"` // ContainerConfig of the CRI, as protobuf
+	ImageID    string `json:"imageID"`
+	ImageRef   string `json:"imageRef"`
+	Place
+	End
+}
+
+// Place is what a container has on the host, and how it is run there.
+type Place struct {
 	SnapshotKey string          `json:"snapshotKey"`
 	Cgroup      string          `json:"cgroup"`
+	LogPath     string          `json:"logPath,omitempty"`
+	StopSignal  int             `json:"stopSignal,omitempty"`
 	User        json.RawMessage `json:"user,omitempty"`     // spec.User
 	MakeDirs    []string        `json:"makeDirs,omitempty"` // folders that the engine makes in the root
+}
+
+// End is how a container ended.
+type End struct {
+	FinishedAt int64  `json:"finishedAt,omitempty"` // 0: not yet
+	ExitCode   int32  `json:"exitCode,omitempty"`
+	Reason     string `json:"reason,omitempty"`
+	Message    string `json:"message,omitempty"`
 }
 
 // validate refuses a record that is whole, but is not the one that its place says.

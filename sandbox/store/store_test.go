@@ -23,7 +23,7 @@ func pod(sandboxID string) *Pod {
 }
 
 func container(sandboxID, containerID string) *Container {
-	return &Container{ID: containerID, SandboxID: sandboxID, State: Running, ExitCode: -1, Config: []byte("x"), Cgroup: "/berth/x/y"}
+	return &Container{ID: containerID, SandboxID: sandboxID, State: Running, Config: []byte("x"), Place: Place{Cgroup: "/berth/x/y"}, End: End{ExitCode: -1}}
 }
 
 func open(t testing.TB) *Store {

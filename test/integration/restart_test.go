@@ -387,9 +387,11 @@ func TestRunFolderGone(t *testing.T) {
 	d.Kill()
 	d.Reboot()
 	d.Start()
-	d.Eventually(10*time.Second, "the pod is not ready", func() bool { return pod.Status().State == podNotReady })
-	if s := c.Status(); s.State != exited || s.ExitCode == 0 {
-		t.Errorf("container = %s, code %d", s.State, s.ExitCode)
+	d.Eventually(10*time.Second, "the pod is not ready and its container has exited", func() bool {
+		return pod.Status().State == podNotReady && c.Status().State == exited
+	})
+	if s := c.Status(); s.ExitCode == 0 {
+		t.Errorf("code of what ran = %d", s.ExitCode)
 	}
 	if s := done.Status(); s.ExitCode != 9 {
 		t.Errorf("code of what had exited before = %d", s.ExitCode)

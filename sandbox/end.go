@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/berthd/berth/sandbox/monitor"
 	"github.com/berthd/berth/sandbox/store"
 )
 
@@ -44,7 +45,7 @@ func (m *Manager) askToEnd(ctx context.Context, c *container, timeout time.Durat
 		err = client.Signal(call, c.id, unix.Signal(m.containerRecord(c).StopSignal))
 		cancel()
 	}
-	if err != nil {
+	if err != nil && !errors.Is(err, monitor.ErrExited) { // one that has exited is about to be known as such
 		m.logger(ctx).Info("Could not send the stop signal", "containerID", c.id, "err", err)
 		return false
 	}
@@ -209,7 +210,7 @@ func (m *Manager) ReopenLog(ctx context.Context, containerID string) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	if err := client.ReopenLog(ctx, c.id); err != nil {
-		return fmt.Errorf("reopen log of container %s: %w", c.id, err)
+		return fmt.Errorf("reopen log of container %s: %w", c.id, classify(err))
 	}
 	return nil
 }

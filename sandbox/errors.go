@@ -8,6 +8,7 @@ import (
 
 	"github.com/berthd/berth/cni"
 	"github.com/berthd/berth/sandbox/cgroup"
+	"github.com/berthd/berth/sandbox/monitor"
 )
 
 // Errors that a caller may decide on.
@@ -30,6 +31,8 @@ func classify(err error) error {
 		{cni.ErrNotReady, ErrState},
 		{cni.ErrPortInUse, ErrState},
 		{cni.ErrExhausted, ErrExhausted},
+		{monitor.ErrExited, ErrState},
+		{monitor.ErrNotFound, ErrState},
 		{unix.ENOSPC, ErrExhausted},
 	} {
 		if errors.Is(err, c.below) && !errors.Is(err, c.ours) {

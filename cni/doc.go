@@ -23,6 +23,9 @@
 // needed, so a change is seen by the next call, and the folder may come and go. A file that cannot be used is an error that names
 // it; while a file that was good is rewritten, the last good contents serve for a few seconds.
 //
+// Host ports of the engine "cni" are its plugins' business: they are passed to those with the capability portMappings, and to nobody
+// when there is none (some networks map them by other means).
+//
 // # Files
 //
 //	CACHE/NETWORK/     address reservations of the built-in bridge, see package ipam

@@ -3,6 +3,7 @@ package invariants
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"strings"
 	"syscall"
 
@@ -50,11 +51,26 @@ func listLinks() (links []netlink.Link, err error) {
 	return nil, fmt.Errorf("list links: %w", err)
 }
 
-// takeFirewall collects nftables tables that carry the bridge's name, and the number of rules and elements in them.
-func takeFirewall(d Daemon, items Items) error {
+// takeFirewall collects nftables tables that carry the bridge's name, and the number of rules and elements in them. It asks again
+// when somebody's change came between.
+func takeFirewall(d Daemon, items Items) (err error) {
 	if d.Bridge == "" {
 		return nil
 	}
+	for range 10 {
+		found := Items{}
+		if err = readFirewall(d, found); err == nil {
+			maps.Copy(items, found)
+			return nil
+		}
+		if !errors.Is(err, netlink.ErrDumpInterrupted) && !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
+	return err
+}
+
+func readFirewall(d Daemon, items Items) error {
 	conn, err := nftables.New()
 	if err != nil {
 		return fmt.Errorf("open nftables: %w", err)

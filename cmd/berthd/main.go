@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -41,6 +42,10 @@ type flags struct {
 	verbosity   int
 	showVersion bool
 }
+
+// init keeps the process's first thread for main: it never ends, so what leaves a thread changed (monitor.Spawner joins
+// cgroups with one) must run on another.
+func init() { runtime.LockOSThread() }
 
 func main() {
 	f, err := parseFlags(os.Args[1:], os.Stderr)

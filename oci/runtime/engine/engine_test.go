@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -207,7 +208,7 @@ func TestExecJoinsTheContainer(t *testing.T) {
 		unix.Wait4(c.PID, nil, 0, nil)
 		unix.Close(c.PIDFD)
 	}()
-	pidns, err := os.Open("/proc/" + itoa(c.PID) + "/ns/pid")
+	pidns, err := os.Open("/proc/" + strconv.Itoa(c.PID) + "/ns/pid")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -256,12 +257,12 @@ func TestInitReapsAndHolds(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer unix.Close(c.PIDFD)
-	out, err := exec.Command("ls", "-l", "/proc/"+itoa(c.PID)+"/fd").Output()
+	out, err := exec.Command("ls", "-l", "/proc/"+strconv.Itoa(c.PID)+"/fd").Output()
 	if err != nil || strings.Contains(string(out), "->") {
 		t.Errorf("the init holds descriptors: %s %v", out, err)
 	}
 	plan := testPlan(t, "sh", "-c", "(sleep 0.2 &) ; cat /proc/1/comm; ls -di /proc/self/ns/pid; exit 0")
-	plan.NewPID, plan.PIDNamespace = false, "/proc/"+itoa(c.PID)+"/ns/pid"
+	plan.NewPID, plan.PIDNamespace = false, "/proc/"+strconv.Itoa(c.PID)+"/ns/pid"
 	got, ws := output(t, plan)
 	if ws.ExitStatus() != 0 || !strings.HasPrefix(got, "pod-init\n") {
 		t.Errorf("in the shared namespace: %v %q", ws, got)

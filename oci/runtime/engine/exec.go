@@ -33,7 +33,7 @@ func Exec(pr *Process, target Target, cgroups Cgroups, io Stdio) (Child, error) 
 			return
 		}
 		if terminal == nil {
-			p.stdio(io, null)
+			p.stdio(pr, io, null)
 		}
 		p.become(pr, root.arg())
 	})

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -57,7 +58,7 @@ func (p *program) signals() {
 func (p *program) oomScore(pr *Process) {
 	const path = "/proc/self/oom_score_adj"
 	p.at("write", path)
-	score := itoa(pr.OOMScoreAdj)
+	score := strconv.Itoa(pr.OOMScoreAdj)
 	p.scope(func() {
 		fd := p.register()
 		p.sys(unix.SYS_OPENAT, atFDCWD, p.text(path), num(unix.O_WRONLY|unix.O_CLOEXEC)).to(fd)
@@ -67,27 +68,25 @@ func (p *program) oomScore(pr *Process) {
 	})
 }
 
-// stdio puts the standard descriptors in place.
-func (p *program) stdio(io Stdio, null int) {
+// stdio puts the standard descriptors in place. Pipes become the user's: /dev/stdout opens the pipe again, and that
+// asks for its mode (runc's fixStdioPermissions).
+func (p *program) stdio(pr *Process, io Stdio, null int) {
 	for i, fd := range []int{io.In, io.Out, io.Err} {
+		var st unix.Stat_t
 		if fd < 0 {
 			fd = null
+		} else if unix.Fstat(fd, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFIFO {
+			unix.Fchown(fd, int(pr.UID), -1) // where this is not allowed the descriptor itself works all the same
 		}
 		p.at("set up", "standard streams")
 		p.sys(unix.SYS_DUP3, num(fd), num(i), num(0))
 	}
 }
 
-// become turns the child into the process: limits, directory, user, capabilities, filters, execve. The order follows
+// become turns the child into the process: directory, limits, user, capabilities, filters, execve. The order follows
 // runtime-spec config.md#process and runc: a filter that the process may not add by itself (no_new_privs unset) goes in
 // while the child still has its capabilities, and everything after it is what any filter must allow to let a program start.
 func (p *program) become(pr *Process, root arg) {
-	for i := range pr.Rlimits {
-		l := &pr.Rlimits[i]
-		p.at("set rlimit", itoa(int(l.Resource)))
-		lim := []uint64{l.Soft, l.Hard}
-		p.sys(unix.SYS_PRLIMIT64, num(0), num(l.Resource), slice(p, lim), num(0))
-	}
 	p.at("change to directory", pr.Cwd)
 	p.scope(func() {
 		cwd := p.register()
@@ -97,6 +96,13 @@ func (p *program) become(pr *Process, root arg) {
 	})
 	p.at("close", "inherited descriptors")
 	p.sys(unix.SYS_CLOSE_RANGE, num(3), arg{value: 1<<32 - 1}, num(unix.CLOSE_RANGE_CLOEXEC))
+	// No earlier: RLIMIT_NOFILE would keep the child from opening the directory. No later: a hard limit is raised by a capability.
+	for i := range pr.Rlimits {
+		l := &pr.Rlimits[i]
+		p.at("set rlimit", strconv.Itoa(int(l.Resource)))
+		lim := []uint64{l.Soft, l.Hard}
+		p.sys(unix.SYS_PRLIMIT64, num(0), num(l.Resource), slice(p, lim), num(0))
+	}
 	p.at("drop", "capabilities")
 	caps := &pr.Capabilities
 	for c := range lastCapability + 1 {
@@ -156,7 +162,8 @@ func (p *program) seccomp(pr *Process) {
 	const seccompSetModeFilter = 1
 	p.at("install", "the seccomp filter")
 	filter := slice(p, pr.Seccomp)
-	prog := &sockFprog{length: uint16(len(pr.Seccomp) / 8), filter: filter.value}
+	// Too long is the kernel's EINVAL, and never the length's low bits.
+	prog := &sockFprog{length: uint16(min(len(pr.Seccomp)/8, 1<<16-1)), filter: filter.value}
 	p.sys(unix.SYS_SECCOMP, num(seccompSetModeFilter), num(pr.SeccompFlags), memory(p, prog))
 }
 
@@ -210,14 +217,4 @@ func quote(s string) string {
 		}
 	}
 	return string(append(b, '"'))
-}
-
-func itoa(n int) string {
-	if n < 0 {
-		return "-" + itoa(-n)
-	}
-	if n < 10 {
-		return string(rune('0' + n))
-	}
-	return itoa(n/10) + string(rune('0'+n%10))
 }

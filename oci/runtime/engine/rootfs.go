@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -72,7 +73,7 @@ func shorten(path string) (string, int, error) {
 	if err != nil {
 		return "", -1, err
 	}
-	return "/proc/self/fd/" + itoa(fd), fd, nil
+	return "/proc/self/fd/" + strconv.Itoa(fd), fd, nil
 }
 
 func joinLower(options []string) []string {

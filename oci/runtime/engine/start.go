@@ -95,7 +95,7 @@ func Start(plan *Plan, cgroups Cgroups, io Stdio) (Child, error) {
 		return Child{}, err
 	}
 	if terminal == nil {
-		p.stdio(io, null)
+		p.stdio(&plan.Process, io, null)
 	}
 	p.restrict(plan, num(root))
 	p.pivot(plan, root)

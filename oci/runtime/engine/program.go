@@ -165,9 +165,9 @@ func (p *program) start(flags uint64, cgroup, pidns int) (Child, error) {
 		return Child{}, &Error{"make", "the start pipe", errno(err)}
 	}
 	defer unix.Close(pipe[0])
-	pidfd := int32(-1)
-	args := &cloneArgs{flags: flags | unix.CLONE_PIDFD, exitSignal: uint64(unix.SIGCHLD)}
-	args.pidfd = uint64(uintptr(unsafe.Pointer(&pidfd)))
+	pidfd := new(int32)
+	// By memory: the kernel gets the address as a number, so it must be one that no growing stack takes along.
+	args := &cloneArgs{flags: flags | unix.CLONE_PIDFD, exitSignal: uint64(unix.SIGCHLD), pidfd: uint64(memory(p, pidfd).value)}
 	if cgroup >= 0 {
 		args.flags |= unix.CLONE_INTO_CGROUP
 		args.cgroup = uint64(cgroup)
@@ -187,7 +187,7 @@ func (p *program) start(flags uint64, cgroup, pidns int) (Child, error) {
 	if err != nil {
 		return Child{}, &Error{"clone", "", errno(err)}
 	}
-	c := Child{PID: pid, PIDFD: int(pidfd)}
+	c := Child{PID: pid, PIDFD: int(*pidfd)}
 	var report [8]byte
 	n, err := readFull(pipe[0], report[:])
 	if err == nil && n == 0 {

@@ -50,6 +50,10 @@ type branch struct {
 
 const registers = 16
 
+// openAgain bounds how often in all a child asks again when openat2 could not tell that a ".." stays inside the root: any
+// rename or mount on the host does that (openat2(2), EAGAIN), and a hostile one does it without end.
+const openAgain = 1 << 12
+
 // childState is all the memory that the child's loop writes to.
 type childState struct {
 	regs   [registers]uintptr
@@ -105,7 +109,7 @@ func cloneAndRun(args *cloneArgs, ops *op, n, report uintptr, state *childState)
 //go:norace
 //go:noinline
 func run(ops *op, n, report uintptr, state *childState) {
-	var pc uintptr
+	var pc, again uintptr
 	var kept syscall.Errno
 	for pc < n {
 		o := (*op)(unsafe.Add(unsafe.Pointer(ops), pc*unsafe.Sizeof(op{})))
@@ -133,6 +137,10 @@ func run(ops *op, n, report uintptr, state *childState) {
 			} else {
 				pc++
 			}
+			continue
+		}
+		if errno == unix.EAGAIN && o.nr == unix.SYS_OPENAT2 && again < openAgain {
+			again++
 			continue
 		}
 		if o.kind == opTry && (errno == unix.ENOENT || errno == unix.ENOTDIR || errno == unix.EACCES) {

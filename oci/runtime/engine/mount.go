@@ -47,11 +47,12 @@ func setAttributes(fd int, m *Mount) error {
 	if m.Recursive {
 		recursive = unix.AT_RECURSIVE
 	}
-	if m.Propagation != 0 {
-		attr := &unix.MountAttr{Propagation: m.Propagation}
-		if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH|recursive, attr); err != nil {
-			return err
-		}
+	propagation := m.Propagation
+	if propagation == 0 {
+		propagation = unix.MS_SLAVE // else the clone is its source's peer, and what is mounted below shows on the host
+	}
+	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH|recursive, &unix.MountAttr{Propagation: propagation}); err != nil {
+		return err
 	}
 	if m.Set|clear == 0 {
 		return nil

@@ -65,7 +65,7 @@ func (p *program) parents(root arg, path string, resolve uint64) {
 }
 
 func (p *program) mkdir(dir reg, name string) {
-	// EROFS, EACCES and the like on what is there already must not matter: the open that follows tells.
+	// For what is there the kernel says EEXIST before EROFS or EACCES: the open that follows tells what it is.
 	p.sys(unix.SYS_MKDIRAT, dir.arg(), p.text(name), num(0o755)).onErrorNext(p, unix.EEXIST)
 }
 

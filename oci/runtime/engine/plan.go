@@ -41,7 +41,7 @@ type Mount struct {
 	Options []string
 	// Set and Clear are MOUNT_ATTR_* bits.
 	Set, Clear uint64
-	// Propagation is MS_SHARED, MS_SLAVE, MS_PRIVATE, MS_UNBINDABLE or 0.
+	// Propagation is MS_SHARED, MS_SLAVE, MS_PRIVATE, MS_UNBINDABLE or 0, which is MS_SLAVE for a bind mount.
 	Propagation uint64
 	// Recursive binds what is mounted below the source too.
 	Recursive bool

@@ -33,7 +33,7 @@ func resolve(root int, path string, mounts []Mount) (string, error) {
 		}
 		next := done + "/" + name
 		if isTarget(mounts, next) {
-			return next + "/" + strings.Join(rest, "/"), nil
+			return strings.TrimRight(next+"/"+strings.Join(rest, "/"), "/"), nil
 		}
 		target, err := readLink(root, next, how)
 		if err != nil {

@@ -118,12 +118,13 @@ func (p *program) tree(plan *Plan, cgroups Cgroups, root int, d *descriptors) er
 	for i := range plan.Mounts {
 		m := &plan.Mounts[i]
 		var err error
+		isDev := m.Target == "/dev" // also where the image has a link there: its end is the volume
 		if !m.NoSymlinks {
 			if m.Target, err = resolve(root, m.Target, plan.Mounts[:i]); err != nil {
 				return err
 			}
 		}
-		if m.Target == "/dev" && m.Type == "bind" {
+		if m.Type == "bind" && (isDev || m.Target == "/dev") {
 			hasDev = true
 		}
 		switch m.Type {

@@ -1,0 +1,248 @@
+package engine
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// lowerOf is the image of a testPlan.
+func lowerOf(p *Plan) string { return strings.TrimPrefix(p.Rootfs.Options[0], "lowerdir+=") }
+
+// swap exchanges two names until the test's end.
+func swap(t *testing.T, dir, a, b string) {
+	t.Helper()
+	var stop atomic.Bool
+	var done sync.WaitGroup
+	done.Go(func() {
+		for !stop.Load() {
+			unix.Renameat2(unix.AT_FDCWD, filepath.Join(dir, a), unix.AT_FDCWD, filepath.Join(dir, b), unix.RENAME_EXCHANGE)
+		}
+	})
+	t.Cleanup(func() { stop.Store(true); done.Wait() })
+}
+
+// Threats A5, A6: another container swaps a folder of a shared volume for a link to the host's canary, by its path and by
+// "..", while containers with mounts below that folder start.
+func TestSwappedVolumeLeadsNowhere(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes seconds")
+	}
+	volume, victim, source := t.TempDir(), t.TempDir(), t.TempDir()
+	if err := os.WriteFile(source+"/f", []byte("x"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for link, target := range map[string]string{"link": victim, "up": strings.Repeat("../", 20) + victim[1:]} {
+		if err := os.Mkdir(filepath.Join(volume, "dir-"+link), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Symlink(target, filepath.Join(volume, link)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	plan := testPlan(t, "/bin/true")
+	plan.Mounts = append(plan.Mounts,
+		Mount{Type: "bind", Source: volume, Target: "/vol"},
+		Mount{Type: "bind", Source: source, Target: "/vol/dir-link/y"},
+		Mount{Type: "bind", Source: source + "/f", Target: "/vol/dir-link/deep/file"},
+		Mount{Type: "bind", Source: source, Target: "/vol/dir-up/y"},
+		Mount{Type: "tmpfs", Source: "tmpfs", Target: "/vol/dir-up/z"})
+	plan.Directories = []string{"/vol/dir-link/cwd", "/vol/dir-up/cwd"}
+	plan.Process.Cwd = "/vol/dir-up/cwd"
+	swap(t, volume, "dir-link", "link")
+	swap(t, volume, "dir-up", "up")
+	started := 0
+	for until := time.Now().Add(4 * time.Second); time.Now().Before(until); {
+		c, err := Start(plan, Cgroups{Unified: -1}, Stdio{-1, -1, -1})
+		if err != nil {
+			continue // a start may lose the race, the host may not
+		}
+		started++
+		end(c)
+	}
+	if started == 0 {
+		t.Error("no container started")
+	}
+	if list, err := os.ReadDir(victim); err != nil || len(list) > 0 {
+		t.Errorf("the host's folder holds %v, %v", list, err)
+	}
+	if list := mountsOf(t, victim, volume, source); len(list) > 0 {
+		t.Errorf("the host has mounts: %q", list)
+	}
+}
+
+// mountsOf are the host's mounts with one of the paths in their line. Others come and go: the host is not the test's alone.
+func mountsOf(t *testing.T, paths ...string) (list []string) {
+	t.Helper()
+	for line := range strings.Lines(hostMounts(t)) {
+		if slices.ContainsFunc(paths, func(path string) bool { return strings.Contains(line, path) }) {
+			list = append(list, line)
+		}
+	}
+	return list
+}
+
+// openat2(2): with RESOLVE_IN_ROOT a ".." fails with EAGAIN when anything on the host is renamed or mounted meanwhile.
+func TestBusyHostDoesNotFailStarts(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes seconds")
+	}
+	plan := testPlan(t, "/bin/true")
+	link := "real"
+	for range 700 {
+		link = "../a/" + link
+	}
+	if err := os.MkdirAll(lowerOf(plan)+"/a/real", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(link, lowerOf(plan)+"/a/link"); err != nil {
+		t.Fatal(err)
+	}
+	plan.Process.Cwd, plan.Readonly = "/a/link", []string{"/a/link"}
+	busy := t.TempDir()
+	for _, name := range []string{"a", "b"} {
+		if err := os.Mkdir(filepath.Join(busy, name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	swap(t, busy, "a", "b")
+	for until := time.Now().Add(2 * time.Second); time.Now().Before(until); {
+		c, err := Start(plan, Cgroups{Unified: -1}, Stdio{-1, -1, -1})
+		if err != nil {
+			t.Fatalf("Start: %v", err)
+		}
+		end(c)
+	}
+}
+
+// Threats A7, A11, A12: folders that the image made links.
+func TestImageLinksLeadNowhere(t *testing.T) {
+	for _, name := range []string{"proc", "sys", "dev"} {
+		t.Run(name, func(t *testing.T) {
+			plan := testPlan(t, "/bin/true")
+			victim := t.TempDir()
+			if err := os.Symlink(victim, filepath.Join(lowerOf(plan), name)); err != nil {
+				t.Fatal(err)
+			}
+			if c, err := Start(plan, Cgroups{Unified: -1}, Stdio{-1, -1, -1}); err == nil {
+				end(c)
+				t.Error("Start took a link for " + name)
+			}
+			if list, _ := os.ReadDir(victim); len(list) > 0 {
+				t.Errorf("the host's folder holds %v", list)
+			}
+		})
+	}
+}
+
+// Threats A8, A11: what is mounted on /dev keeps its content, however the image spells the folder.
+func TestVolumeOnDevIsNotFilled(t *testing.T) {
+	for _, tc := range []struct {
+		name  string
+		plant func(plan *Plan) error
+	}{
+		{"folder", func(plan *Plan) error { return os.Mkdir(lowerOf(plan)+"/dev", 0o755) }},
+		{"nothing there", func(*Plan) error { return nil }},
+		{"link to what is missing", func(plan *Plan) error {
+			plan.Mounts = append(plan.Mounts[:1:1], plan.Mounts[3:4]...) // no file systems below /dev
+			return os.Symlink("/elsewhere", lowerOf(plan)+"/dev")
+		}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			plan := testPlan(t, "/bin/true")
+			if err := tc.plant(plan); err != nil {
+				t.Fatal(err)
+			}
+			volume := t.TempDir()
+			core := "/proc/sys/kernel/core_pattern"
+			if err := os.Symlink(core, volume+"/null"); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Lchown(volume+"/null", 7, 7); err != nil {
+				t.Fatal(err)
+			}
+			plan.Mounts = append(plan.Mounts, Mount{Type: "bind", Source: volume, Target: "/dev"})
+			c, err := Start(plan, Cgroups{Unified: -1}, Stdio{-1, -1, -1})
+			if err == nil {
+				end(c)
+			}
+			list, _ := os.ReadDir(volume)
+			var st unix.Stat_t
+			if err := unix.Lstat(volume+"/null", &st); err != nil || st.Uid != 7 || len(list) != 1 {
+				t.Errorf("the volume holds %v, null belongs to %d, %v", list, st.Uid, err)
+			}
+		})
+	}
+}
+
+// Threat A2: no number of a descriptor is a way out, by itself or through a link.
+func TestCwdThroughDescriptors(t *testing.T) {
+	plan := testPlan(t, "/bin/true")
+	for n := 3; n < 30; n++ {
+		path := "/proc/self/fd/" + strconv.Itoa(n)
+		os.Remove(lowerOf(plan) + "/out")
+		if err := os.Symlink(path, lowerOf(plan)+"/out"); err != nil {
+			t.Fatal(err)
+		}
+		for _, cwd := range []string{path, "/out", path + "/..", "/proc/1/root"} {
+			plan.Process.Cwd = cwd
+			if c, err := Start(plan, Cgroups{Unified: -1}, Stdio{-1, -1, -1}); err == nil {
+				end(c)
+				t.Errorf("Start in %s succeeded", cwd)
+			}
+		}
+	}
+}
+
+// Threat A14.
+func TestNonRootHasNoCapabilities(t *testing.T) {
+	plan := testPlan(t, "grep", "^Cap[IPEA]", "/proc/self/status")
+	plan.Process.UID, plan.Process.GID = 1000, 1000
+	out, _ := output(t, plan)
+	if strings.Count(out, "\t0000000000000000\n") != 4 {
+		t.Errorf("capabilities of user 1000:\n%s", out)
+	}
+}
+
+// A bind mount that says nothing of propagation gives the host nothing back.
+func TestBindsDoNotPropagateToTheHost(t *testing.T) {
+	plan := testPlan(t, "/bin/true")
+	shared := t.TempDir()
+	if err := unix.Mount("tmpfs", shared, "tmpfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Unmount(shared, unix.MNT_DETACH)
+	if err := unix.Mount("", shared, "", unix.MS_SHARED, ""); err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range []string{"volume", "root/bin", "root/proc"} {
+		if err := os.MkdirAll(filepath.Join(shared, dir), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	program, err := os.ReadFile("/bin/busybox")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(shared+"/root/bin/true", program, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	plan.Rootfs = Mount{Type: "bind", Source: shared + "/root"}
+	plan.Mounts = append(plan.Mounts, Mount{Type: "bind", Source: shared + "/volume", Target: "/volume"},
+		Mount{Type: "tmpfs", Source: "tmpfs", Target: "/volume/below"})
+	c, err := Start(plan, Cgroups{Unified: -1}, Stdio{-1, -1, -1})
+	if err == nil {
+		end(c)
+	}
+	if list := mountsOf(t, shared); err != nil || len(list) != 1 {
+		t.Errorf("Start = %v; the host has mounts: %q", err, list)
+	}
+}

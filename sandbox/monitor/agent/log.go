@@ -2,12 +2,15 @@ package agent
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/berthd/berth/sandbox/monitor/wire"
 )
 
 // lineMax is the longest piece of a line in a log entry, in bytes: longer lines are cut into partial entries
@@ -18,10 +21,11 @@ const lineMax = 16 << 10
 type logFile struct {
 	path string // "" keeps no log
 
-	mu   sync.Mutex
-	fd   int
-	out  []byte
-	lost uint64 // entries that could not be written since the last that could
+	mu     sync.Mutex
+	fd     int
+	closed bool
+	out    []byte
+	lost   uint64 // entries that could not be written since the last that could
 }
 
 // openLog opens the log at path for appending.
@@ -49,6 +53,10 @@ func (l *logFile) reopen() error {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.closed {
+		unix.Close(fd)
+		return &wire.Failure{Kind: wire.FailedExited}
+	}
 	if l.fd >= 0 {
 		unix.Close(l.fd)
 	}
@@ -59,18 +67,28 @@ func (l *logFile) reopen() error {
 func (l *logFile) close() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.closed = true
 	if l.fd >= 0 {
 		unix.Close(l.fd)
 		l.fd = -1
 	}
 }
 
-// copy writes all of a stream to the log, until its end or its deadline.
+// pipeSize is how much a pipe holds (pipe(7)).
+const pipeSize = 64 << 10
+
+// copy writes all of a stream to the log, until its end, or at its deadline what the stream still holds.
 func (l *logFile) copy(stream string, from *os.File) {
 	buf := make([]byte, 0, lineMax+1)
 	prefix := " " + stream + " "
+	left := pipeSize
 	for {
 		n, err := from.Read(buf[len(buf):cap(buf)])
+		if errors.Is(err, os.ErrDeadlineExceeded) && left > 0 {
+			if n = readNow(from, buf[len(buf):cap(buf)]); n > 0 {
+				left, err = left-n, nil
+			}
+		}
 		buf = buf[:len(buf)+n]
 		rest := l.lines(prefix, buf)
 		buf = buf[:copy(buf[:cap(buf)], rest)]
@@ -81,6 +99,14 @@ func (l *logFile) copy(stream string, from *os.File) {
 			return
 		}
 	}
+}
+
+// readNow reads what is there, whatever the deadline says, and returns 0 when that is nothing.
+func readNow(from *os.File, b []byte) (n int) {
+	if raw, err := from.SyscallConn(); err == nil {
+		raw.Control(func(fd uintptr) { n, _ = unix.Read(int(fd), b) })
+	}
+	return max(n, 0)
 }
 
 // lines writes the whole lines of b, and what is too long to wait for its end, and returns the rest.

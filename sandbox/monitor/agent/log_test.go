@@ -1,0 +1,56 @@
+package agent
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/berthd/berth/sandbox/monitor/wire"
+)
+
+// A rotation that comes together with the exit.
+func TestClosedLogStaysClosed(t *testing.T) {
+	l, err := openLog(filepath.Join(t.TempDir(), "log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.close()
+	if err := l.reopen(); !isExited(err) || l.fd != -1 {
+		t.Errorf("reopen = %v, descriptor %d", err, l.fd)
+	}
+}
+
+// What a container wrote before its exit is in its log, also when the end of the streams does not come.
+func TestCopyTakesTheRestAtTheDeadline(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "log")
+	l, err := openLog(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.close()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	defer w.Close()
+	const lines = 4000
+	if _, err := w.WriteString(strings.Repeat("fifteen letters\n", lines)); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.SetReadDeadline(time.Unix(1, 0)); err != nil {
+		t.Fatal(err)
+	}
+	l.copy("stdout", r)
+	b, err := os.ReadFile(path)
+	if got := strings.Count(string(b), " stdout F fifteen letters\n"); err != nil || got != lines {
+		t.Errorf("the log has %d lines, want %d; %v", got, lines, err)
+	}
+}
+
+func isExited(err error) bool {
+	f, ok := err.(*wire.Failure)
+	return ok && f.Kind == wire.FailedExited
+}

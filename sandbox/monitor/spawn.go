@@ -158,6 +158,7 @@ func (s *Spawner) start(p Pod, setup []byte, listener *os.File) (*Process, error
 	process := &Process{PID: cmd.Process.Pid, PIDFD: os.NewFile(uintptr(pidfd), "pidfd")}
 	if process.StartTime, err = startTime(process.PID); err != nil {
 		err = errors.Join(err, unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0), process.PIDFD.Close())
+		cmd.Wait() // says that it was killed
 		return nil, err
 	}
 	// The caller waits by pidfd; the process handle of package os is not needed.

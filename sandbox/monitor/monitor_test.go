@@ -315,6 +315,99 @@ func TestSharedPIDNamespace(t *testing.T) {
 	}
 }
 
+// A birth that hangs, as on a network file system that is gone, holds up no other container.
+func TestExitIsToldDuringABirth(t *testing.T) {
+	p := newPod(t, nil)
+	fifo := filepath.Join(p.dir, "fifo")
+	if err := unix.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	hanging := p.plan("true")
+	hanging.Rootfs = engine.Mount{Type: "bind", Source: p.lower}
+	hanging.NewPID, hanging.PIDNamespace = false, fifo
+	p.start("sleep", "0.5")
+	failed := make(chan error)
+	go func() {
+		_, err := p.Start(p.context(), StartRequest{ContainerID: "c2", Plan: hanging})
+		failed <- err
+	}()
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+	defer cancel()
+	told := false
+	p.Watch(ctx, func(Exit) { told = true; cancel() })
+	if !told {
+		t.Error("the exit was not told")
+	}
+	f, err := os.OpenFile(fifo, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := <-failed; err == nil {
+		t.Error("Start took a FIFO for a namespace")
+	}
+	if children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", p.process.PID, p.process.PID)); err == nil && len(children) > 0 {
+		t.Errorf("the monitor has children: %s", children)
+	}
+}
+
+// The limits that the container does not set are the host's.
+func TestContainerMayDumpCore(t *testing.T) {
+	p := newPod(t, nil)
+	pid := p.start("sleep", "1000")
+	var own, got unix.Rlimit
+	if err := errors.Join(unix.Prlimit(0, unix.RLIMIT_CORE, nil, &own), unix.Prlimit(pid, unix.RLIMIT_CORE, nil, &got)); err != nil || own != got {
+		t.Errorf("limit on core files %v, want %v; %v", got, own, err)
+	}
+}
+
+// Threat B31: what a container writes and executes does not stay in the monitor.
+func TestMemoryStaysFlat(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes seconds")
+	}
+	p := newPod(t, nil)
+	p.start("sh", "-c", "seq 1 100000; sleep 1; seq 1 1200000; sleep 1000")
+	execs := func(n int) {
+		for range n {
+			if _, err := p.ExecSync(p.t.Context(), ExecRequest{ContainerID: "c1", Process: &engine.Process{Args: []string{"/bin/true"}, Cwd: "/"}}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	execs(200)
+	before, files := p.resident(), p.descriptors()
+	execs(1000)
+	if grown := p.resident() - before; grown > 2<<10 {
+		t.Errorf("the monitor grew by %d KiB from %d KiB", grown, before)
+	}
+	if st, err := os.Stat(p.log()); err != nil || st.Size() < 50<<20 {
+		t.Errorf("the log is %v, want 50 MiB; %v", st, err)
+	}
+	if now := p.descriptors(); now > files+2 { // a connection may be ending
+		t.Errorf("the monitor has %d descriptors, had %d", now, files)
+	}
+}
+
+// resident is the monitor's memory in KiB.
+func (p *pod) resident() int {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.process.PID))
+	_, rest, _ := strings.Cut(string(b), "VmRSS:")
+	var size int
+	if n, _ := fmt.Sscan(rest, &size); n != 1 || err != nil {
+		p.t.Fatalf("no VmRSS in %q, %v", b, err)
+	}
+	return size
+}
+
+func (p *pod) descriptors() int {
+	list, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", p.process.PID))
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return len(list)
+}
+
 func TestSetupErrorIsTold(t *testing.T) {
 	p := newPod(t, func(r *Pod) { r.Sysctls = [][2]string{{"net.no.such", "1"}} })
 	if _, err := p.Hello(p.context()); err == nil || !strings.Contains(err.Error(), "net.no.such") {
@@ -346,9 +439,9 @@ func TestMonitorIsSealed(t *testing.T) {
 		t.Errorf("seals = %#x, %v", seals, err)
 	}
 	// The files of a process that is not dumpable belong to root whoever it runs as; here that shows nothing, so its
-	// limit on core files stands for protect having run.
-	limits, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", p.process.PID))
-	if err != nil || !strings.Contains(string(limits), "Max core file size        0                    0") {
-		t.Errorf("the monitor may dump core: %s %v", limits, err)
+	// name stands for protect having run.
+	name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", p.process.PID))
+	if err != nil || string(name) != "berth-monitor\n" {
+		t.Errorf("the monitor's name is %q, %v", name, err)
 	}
 }

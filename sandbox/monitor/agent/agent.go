@@ -21,8 +21,9 @@ const oomScore = "-998"
 // Agent is one pod's monitor.
 type Agent struct {
 	setup  wire.Setup
-	init   engine.Child // of the shared pid namespace; PID 0 is none
-	births sync.RWMutex
+	init   engine.Child   // of the shared pid namespace; PID 0 is none
+	ended  chan os.Signal // a child has ended, or may have without notice
+	births sync.RWMutex   // held for reading while a child is made and not yet in children
 
 	mu         sync.Mutex
 	containers map[string]*container
@@ -32,7 +33,8 @@ type Agent struct {
 
 // Run serves the listening socket for the pod that setup describes. It returns when it is told to shut down.
 func Run(setup io.Reader, socket int) error {
-	a := &Agent{containers: map[string]*container{}, children: map[int]chan unix.WaitStatus{}, watchers: map[*watcher]struct{}{}}
+	a := &Agent{ended: make(chan os.Signal, 1), containers: map[string]*container{}, children: map[int]chan unix.WaitStatus{},
+		watchers: map[*watcher]struct{}{}}
 	b, err := io.ReadAll(setup)
 	if err != nil {
 		return fmt.Errorf("read set-up: %w", err)
@@ -41,12 +43,11 @@ func Run(setup io.Reader, socket int) error {
 		return fmt.Errorf("read set-up: %w", err)
 	}
 	protect()
-	reap := make(chan os.Signal, 1)
-	signal.Notify(reap, unix.SIGCHLD)
+	signal.Notify(a.ended, unix.SIGCHLD)
 	// The daemon's end, a terminal's end and a closed log are no reasons to end. Caught and not ignored: what is ignored
 	// stays ignored in the containers.
 	signal.Notify(make(chan os.Signal, 1), unix.SIGHUP, unix.SIGINT, unix.SIGTERM, unix.SIGPIPE)
-	go a.reap(reap)
+	go a.reap()
 	failed := a.prepare()
 	return a.serve(socket, failed)
 }
@@ -54,9 +55,8 @@ func Run(setup io.Reader, socket int) error {
 // protect keeps containers from reading the monitor's memory, and makes it the parent of what they leave behind.
 func protect() {
 	os.WriteFile("/proc/self/comm", []byte("berth-monitor"), 0) // else it is that of the descriptor it was executed by
-	unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
+	unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)                // no core file either; a limit would be the containers' too
 	unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-	unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{})
 	os.WriteFile("/proc/self/oom_score_adj", []byte(oomScore), 0) // without CAP_SYS_RESOURCE it stays the daemon's
 }
 
@@ -75,7 +75,7 @@ func (a *Agent) prepare() error {
 	}
 	if a.setup.SharedPID {
 		a.births.RLock()
-		defer a.births.RUnlock()
+		defer a.born()
 		child, err := engine.StartInit()
 		if err != nil {
 			return fmt.Errorf("start the pod's init: %w", err)
@@ -95,27 +95,45 @@ func writeFile(path, value string) error {
 	return errors.Join(errors.Unwrap(err), f.Close())
 }
 
-// reap collects every child that ends, also those that containers left to their nearest subreaper.
-func (a *Agent) reap(ended <-chan os.Signal) {
-	for range ended {
-		a.births.Lock()
-		for {
-			var status unix.WaitStatus
-			pid, err := unix.Wait4(-1, &status, unix.WNOHANG|unix.WALL, nil)
-			if err == unix.EINTR {
-				continue
-			}
-			if err != nil || pid <= 0 {
-				break
-			}
+// reap collects every child that ends, also those that containers left to their nearest subreaper. Those may be taken only
+// while no child is being made, which the engine waits for itself; but a birth may hang, and known children do not wait for it.
+func (a *Agent) reap() {
+	for range a.ended {
+		a.mu.Lock()
+		for known := range a.children {
+			a.collect(known)
+		}
+		a.mu.Unlock()
+		if a.births.TryLock() { // else born asks again
 			a.mu.Lock()
-			if waiter, ok := a.children[pid]; ok {
-				delete(a.children, pid)
-				waiter <- status
+			for a.collect(-1) {
 			}
 			a.mu.Unlock()
+			a.births.Unlock()
 		}
-		a.births.Unlock()
+	}
+}
+
+// collect takes one exit, of the child pid or with -1 of any, and tells whether there was one. The caller holds mu.
+func (a *Agent) collect(pid int) bool {
+	var status unix.WaitStatus
+	pid, err := unix.Wait4(pid, &status, unix.WNOHANG|unix.WALL, nil) // never EINTR: it does not block
+	if err != nil || pid <= 0 {
+		return false
+	}
+	if waiter, ok := a.children[pid]; ok {
+		delete(a.children, pid)
+		waiter <- status
+	}
+	return true
+}
+
+// born ends what births.RLock began.
+func (a *Agent) born() {
+	a.births.RUnlock()
+	select {
+	case a.ended <- unix.SIGCHLD:
+	default:
 	}
 }
 
@@ -136,10 +154,11 @@ func exitCode(status unix.WaitStatus) int32 {
 	return int32(status.ExitStatus())
 }
 
+// find returns a container that was born.
 func (a *Agent) find(containerID string) (*container, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if c, ok := a.containers[containerID]; ok {
+	if c, ok := a.containers[containerID]; ok && c.pid != 0 {
 		return c, nil
 	}
 	return nil, &wire.Failure{Kind: wire.FailedNotFound}
@@ -150,7 +169,7 @@ func (a *Agent) shutdown() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, c := range a.containers {
-		if !c.exited {
+		if c.pid != 0 && !c.exited {
 			c.kill()
 		}
 	}

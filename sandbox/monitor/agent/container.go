@@ -23,7 +23,7 @@ type container struct {
 	id         string
 	pid        int
 	pidfd      int
-	pidns      int  // descriptor, or -1 when it is the monitor's own
+	pidns      int  // descriptor, -1 when it is the monitor's own, or unknownNamespace
 	ownPID     bool // the kernel kills all of it with its first process
 	namespaces uint64
 	unified    int // folder in the unified hierarchy, or -1
@@ -39,13 +39,20 @@ type container struct {
 	exit   wire.Exit
 }
 
+// unknownNamespace stands for a pid namespace that could not be opened.
+const unknownNamespace = -2
+
+func newContainer(id string) *container {
+	return &container{id: id, pidfd: -1, pidns: -1, unified: -1, memory: -1}
+}
+
 // start makes a container. The descriptors of m are its cgroups.
 func (a *Agent) start(m wire.Message) (wire.Coder, error) {
 	var r wire.Start
 	if err := wire.Decode(m.Body, &r); err != nil || len(r.Cgroups) != len(m.Descriptors) {
 		return nil, wire.ErrMalformed
 	}
-	c := &container{id: r.ContainerID, pidns: -1, unified: -1, memory: -1}
+	c := newContainer(r.ContainerID)
 	a.mu.Lock()
 	_, taken := a.containers[c.id]
 	if !taken {
@@ -84,24 +91,24 @@ func (a *Agent) birth(c *container, r *wire.Start, dirs []int) error {
 		}
 	}()
 	a.births.RLock()
-	defer a.births.RUnlock()
+	defer a.born()
 	child, err := engine.Start(&r.Plan, groups, io)
 	if err != nil {
 		return err
 	}
-	ended := a.register(child.PID)
 	a.mu.Lock()
 	c.pid, c.pidfd, c.startedAt = child.PID, child.PIDFD, time.Now().UnixNano()
 	if r.Plan.NewCgroup {
 		c.namespaces |= unix.CLONE_NEWCGROUP
 	}
 	if r.Plan.NewPID || r.Plan.PIDNamespace != "" {
-		// The child is not reaped while births is held, so the pid is its own.
-		if fd, err := unix.Open("/proc/"+strconv.Itoa(child.PID)+"/ns/pid", unix.O_RDONLY|unix.O_CLOEXEC, 0); err == nil {
-			c.pidns = fd
+		// The child is not reaped before it is registered, so the pid is its own.
+		if c.pidns, err = unix.Open("/proc/"+strconv.Itoa(child.PID)+"/ns/pid", unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
+			c.pidns = unknownNamespace
 		}
 	}
 	a.mu.Unlock()
+	ended := a.register(child.PID)
 	if process.Terminal {
 		unix.SetNonblock(child.Master, true)
 		c.streams = append(c.streams, os.NewFile(uintptr(child.Master), "terminal"))
@@ -212,8 +219,9 @@ func (a *Agent) await(c *container, ended <-chan unix.WaitStatus) {
 
 // drain waits for the end of the streams, and no longer than drainTimeout.
 func (c *container) drain() {
+	streams := c.streams // close may come before the timer's function ends
 	timer := time.AfterFunc(drainTimeout, func() {
-		for _, f := range c.streams {
+		for _, f := range streams {
 			f.SetReadDeadline(time.Unix(1, 0))
 		}
 	})
@@ -255,15 +263,11 @@ func (c *container) oomKills() int {
 
 // close gives the descriptors back. The caller holds Agent.mu, or is the only one who knows c.
 func (c *container) close() {
-	for _, fd := range []*int{&c.pidns, &c.unified, &c.memory} {
+	for _, fd := range []*int{&c.pidfd, &c.pidns, &c.unified, &c.memory} {
 		if *fd >= 0 {
 			unix.Close(*fd)
 			*fd = -1
 		}
-	}
-	if c.pid != 0 {
-		unix.Close(c.pidfd)
-		c.pidfd = -1
 	}
 	for _, f := range c.streams {
 		f.Close()
@@ -324,16 +328,16 @@ func (a *Agent) reopenLog(m wire.Message) (wire.Coder, error) {
 
 // forget drops a container that has exited.
 func (a *Agent) forget(m wire.Message) (wire.Coder, error) {
-	c, err := a.named(m)
-	if err != nil {
-		return &wire.ID{}, nil // it is forgotten
+	var id wire.ID
+	if err := wire.Decode(m.Body, &id); err != nil {
+		return nil, err
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if !c.exited {
+	if c, ok := a.containers[id.ContainerID]; ok && !c.exited {
 		return nil, &wire.Failure{Text: "container " + c.id + " is running"}
 	}
-	delete(a.containers, c.id)
+	delete(a.containers, id.ContainerID)
 	return &wire.ID{}, nil
 }
 

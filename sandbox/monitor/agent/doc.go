@@ -7,7 +7,7 @@
 // on disk before anybody is told.
 //
 // Concurrency. One goroutine a connection, one a stream of a container, one that reaps. Agent.mu guards the tables;
-// Agent.births keeps the reaper away between a child's birth and its entry in them.
+// Agent.births keeps the reaper from children that are not yet in them.
 //
 // Errors. A request that fails answers with wire.Failure and changes nothing. A log that cannot be written loses lines
 // and counts them; it never holds up its container.

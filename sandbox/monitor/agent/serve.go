@@ -204,11 +204,12 @@ func execDescriptors(r *wire.Exec, fds []int) (groups engine.Cgroups, io engine.
 
 func (a *Agent) execBirth(c *container, process *engine.Process, groups engine.Cgroups, io engine.Stdio) (engine.Child, <-chan unix.WaitStatus, error) {
 	a.births.RLock()
-	defer a.births.RUnlock()
+	defer a.born()
 	a.mu.Lock()
 	target := engine.Target{PIDFD: -1, PIDNamespace: -1, Namespaces: c.namespaces}
 	var err error
-	if !c.exited && c.pid != 0 {
+	unknown := c.pidns == unknownNamespace
+	if !c.exited {
 		// Duplicates: the container may end and close its own while the child is made.
 		if target.PIDFD, err = duplicate(c.pidfd); err == nil {
 			target.PIDNamespace, err = duplicate(c.pidns)
@@ -222,6 +223,9 @@ func (a *Agent) execBirth(c *container, process *engine.Process, groups engine.C
 	}
 	if target.PIDFD < 0 {
 		return engine.Child{}, nil, &wire.Failure{Kind: wire.FailedExited}
+	}
+	if unknown {
+		return engine.Child{}, nil, &wire.Failure{Text: "pid namespace of container " + c.id + " could not be opened"}
 	}
 	child, err := engine.Exec(process, target, groups, io)
 	if err != nil {

@@ -1,0 +1,53 @@
+package agent
+
+import (
+	"errors"
+	"os"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berthd/berth/oci/runtime/engine"
+	"github.com/berthd/berth/sandbox/monitor/wire"
+)
+
+func kind(err error) int {
+	var f *wire.Failure
+	if errors.As(err, &f) {
+		return f.Kind
+	}
+	return -1
+}
+
+// A container that is being made has no log and no process yet.
+func TestCallsBeforeTheBirthAreRefused(t *testing.T) {
+	a := &Agent{containers: map[string]*container{"c1": newContainer("c1")}}
+	id := wire.Message{Body: wire.Encode(&wire.ID{ContainerID: "c1"})}
+	if _, err := a.reopenLog(id); kind(err) != wire.FailedNotFound {
+		t.Errorf("reopenLog = %v, want not found", err)
+	}
+	signal := wire.Message{Body: wire.Encode(&wire.Signal{ContainerID: "c1", Signal: int(unix.SIGTERM)})}
+	if _, err := a.signal(signal); kind(err) != wire.FailedNotFound {
+		t.Errorf("signal = %v, want not found", err)
+	}
+	if _, err := a.forget(id); err == nil {
+		t.Error("forget took it")
+	}
+	a.shutdown()
+}
+
+// An exec must not fall back to the monitor's own pid namespace.
+func TestExecNeedsThePIDNamespace(t *testing.T) {
+	a := &Agent{}
+	c := newContainer("c1")
+	c.pid, c.pidns = os.Getpid(), unknownNamespace
+	var err error
+	if c.pidfd, err = unix.PidfdOpen(os.Getpid(), 0); err != nil {
+		t.Fatal(err)
+	}
+	defer c.close()
+	process := &engine.Process{Args: []string{"/no/such"}, Cwd: "/"}
+	if _, _, err := a.execBirth(c, process, engine.Cgroups{Unified: -1}, engine.Stdio{In: -1, Out: -1, Err: -1}); kind(err) != wire.FailedOther {
+		t.Errorf("execBirth = %v, want a refusal", err)
+	}
+}

@@ -246,3 +246,55 @@ func TestBindsDoNotPropagateToTheHost(t *testing.T) {
 		t.Errorf("Start = %v; the host has mounts: %q", err, list)
 	}
 }
+
+// Threats A2, A3, A13, A14 for what is executed in a running container.
+func TestExecGetsNothingOfTheHost(t *testing.T) {
+	plan := testPlan(t, "sleep", "1000")
+	if err := os.Symlink("/proc/self/fd/9", lowerOf(plan)+"/out"); err != nil {
+		t.Fatal(err)
+	}
+	c, err := Start(plan, Cgroups{Unified: -1}, Stdio{-1, -1, -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer end(c)
+	defer unix.PidfdSendSignal(c.PIDFD, unix.SIGKILL, nil, 0)
+	if list, err := os.ReadDir("/proc/" + strconv.Itoa(c.PID) + "/fd"); err != nil || len(list) != 3 {
+		t.Errorf("the container holds descriptors %v, %v", list, err)
+	}
+	pidns, err := os.Open("/proc/" + strconv.Itoa(c.PID) + "/ns/pid")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pidns.Close()
+	target := Target{PIDFD: c.PIDFD, PIDNamespace: int(pidns.Fd())}
+	run := func(cwd string) (string, error) {
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+		pr := &Process{Args: []string{"/bin/sh", "-c", "/bin/ls -l /proc/$$/fd; /bin/grep -E '^(Uid|Cap)' /proc/self/status"}, Cwd: cwd,
+			User: User{UID: 1, GID: 1}}
+		e, err := Exec(pr, target, Cgroups{Unified: -1}, Stdio{-1, int(w.Fd()), int(w.Fd())})
+		w.Close()
+		if err != nil {
+			return "", err
+		}
+		out, _ := finish(t, e, r)
+		return out, nil
+	}
+	out, err := run("/")
+	if err != nil || strings.Count(out, " -> ") != 3 || strings.Count(out, "\t0000000000000000\n") != 5 || !strings.Contains(out, "Uid:\t1\t1\t1\t1\n") {
+		t.Errorf("exec: %v\n%s", err, out)
+	}
+	cwds := []string{"/out", "/proc/1/root", "/proc/1/cwd"}
+	for n := 3; n < 30; n++ {
+		cwds = append(cwds, "/proc/self/fd/"+strconv.Itoa(n))
+	}
+	for _, cwd := range cwds {
+		if out, err := run(cwd); err == nil {
+			t.Errorf("exec in %s succeeded:\n%s", cwd, out)
+		}
+	}
+}

@@ -55,7 +55,7 @@ func realManager(t testing.TB) (*Manager, Config) {
 	}
 	busybox, err := exec.LookPath("busybox")
 	if err != nil {
-		t.Skip("needs busybox:", err)
+		t.Fatal("busybox-static is needed:", err)
 	}
 	dir := t.TempDir()
 	lower := filepath.Join(dir, "lower")

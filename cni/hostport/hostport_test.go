@@ -68,7 +68,7 @@ func TestTableReadsAsDocumented(t *testing.T) {
 	}
 	got := listing(t)
 	if got == "" {
-		t.Skip("no nft command to read the table with")
+		t.Fatal("the command nft is needed, of package nftables")
 	}
 	for _, want := range []string{
 		"elements = { 6 . 8080 : 10.77.0.2 . 80 }", "elements = { 17 . 53 : fd77::2 . 5353 }",

@@ -97,8 +97,6 @@ type Process struct {
 	// Seccomp is an array of struct sock_filter; empty means none.
 	Seccomp      []byte
 	SeccompFlags uint64
-	// AppArmor is the profile to change to at execve; empty means none.
-	AppArmor string
 }
 
 // Code writes or reads p.
@@ -173,6 +171,5 @@ func (p *Process) Code(c *codec.Codec) {
 		c.Bool(&p.OOMScoreSet)
 		c.ByteSlice(&p.Seccomp)
 		c.Uint64(&p.SeccompFlags)
-		c.String(&p.AppArmor)
 	})
 }

@@ -153,7 +153,7 @@ func (c *container) joins(cgroupPath string, paths []string, dirs []int) (engine
 			}
 		}
 	}
-	if len(groups.V1) == 0 {
+	if c.memory < 0 { // the unified hierarchy has the controller
 		c.memory, err = duplicate(groups.Unified)
 	}
 	return groups, err

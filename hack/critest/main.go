@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -158,15 +159,15 @@ func (r *runner) order(ctx context.Context, n int, seed int64) (bool, error) {
 	defer out.Close()
 	start := time.Now()
 	cmd := exec.CommandContext(ctx, "critest", "--config", crictl, "--runtime-endpoint", endpoint, "--image-endpoint", endpoint,
-		"--ginkgo.no-color", "--ginkgo.seed", strconv.FormatInt(seed, 10), "--ginkgo.focus", r.focus, "--ginkgo.skip", r.skip, "--ginkgo.timeout", "20m")
+		"--ginkgo.no-color", "--ginkgo.v", "--ginkgo.seed", strconv.FormatInt(seed, 10), "--ginkgo.focus", r.focus, "--ginkgo.skip", r.skip, "--ginkgo.timeout", "20m")
 	cmd.Stdout, cmd.Stderr = out, out
 	runErr := cmd.Run()
-	summary, failed, err := read(path)
+	res, err := read(path)
 	if err != nil {
 		return false, err
 	}
-	fmt.Printf("order %d, seed %d: %s (%.0f s)\n", n, seed, summary, time.Since(start).Seconds())
-	for _, line := range failed {
+	fmt.Printf("order %d, seed %d: %s (%.0f s)\n", n, seed, res.summary, time.Since(start).Seconds())
+	for _, line := range slices.Concat(res.skipped, res.failed) {
 		fmt.Println("   ", line)
 	}
 	left, err := r.left(ctx)
@@ -193,14 +194,22 @@ func (r *runner) left(ctx context.Context) ([]string, error) {
 	})
 }
 
-// read finds ginkgo's summary and the failures in an output.
-func read(path string) (summary string, failed []string, err error) {
+// result is what an output says: ginkgo's summary, the failures, and why specs of the focus skipped themselves.
+type result struct {
+	summary         string
+	failed, skipped []string
+}
+
+// skipReason is how ginkgo tells why a spec skipped itself. Other lines with that word tell how long that took, and where.
+var skipReason = regexp.MustCompile(`^\[SKIPPED\] [A-Z].*`)
+
+func read(path string) (res result, err error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return "", nil, err
+		return res, err
 	}
 	defer f.Close()
-	summary = "no summary: critest did not end by itself"
+	res.summary = "no summary: critest did not end by itself"
 	lines := bufio.NewScanner(f)
 	lines.Buffer(nil, 1<<20)
 	inSummary := false
@@ -210,10 +219,14 @@ func read(path string) (summary string, failed []string, err error) {
 		case strings.HasPrefix(line, "Summarizing"):
 			inSummary = true
 		case inSummary && strings.HasPrefix(line, "[FAIL]"), strings.HasPrefix(line, "[PANICKED"), strings.HasPrefix(line, "[TIMEDOUT"):
-			failed = append(failed, line)
+			res.failed = append(res.failed, line)
+		case skipReason.MatchString(line):
+			if !slices.Contains(res.skipped, line) {
+				res.skipped = append(res.skipped, line)
+			}
 		case strings.HasPrefix(line, "SUCCESS!") || strings.HasPrefix(line, "FAIL!"):
-			summary = line
+			res.summary = line
 		}
 	}
-	return summary, failed, lines.Err()
+	return res, lines.Err()
 }

@@ -64,13 +64,24 @@ func WithCgroupParent(path string) Option {
 	return func(_ *Daemon, o *berthd.Options) { o.CgroupParents = append(o.CgroupParents, path) }
 }
 
-var binaries = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "berth-bin")
-	if err != nil {
+// built is the folder of binaries that were built for this test process.
+var built string
+
+var binaries = sync.OnceValues(func() (_ string, err error) {
+	if built, err = os.MkdirTemp("", "berth-bin"); err != nil {
 		return "", err
 	}
-	return berthd.Build(dir)
+	return berthd.Build(built)
 })
+
+// Main is what TestMain calls: it runs the tests and takes away what they shared.
+func Main(m *testing.M) {
+	code := m.Run()
+	if built != "" {
+		os.RemoveAll(built)
+	}
+	os.Exit(code)
+}
 
 // Start starts a daemon and arranges the checks of the test's end. The test is skipped for anybody but root.
 func Start(t testing.TB, options ...Option) *Daemon {
@@ -145,7 +156,7 @@ func number(t testing.TB, dir string) int {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) != nil {
+		if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) != nil || !stands(f) {
 			f.Close()
 			continue
 		}
@@ -166,13 +177,20 @@ func number(t testing.TB, dir string) int {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() {
-			f.Truncate(0)
+			os.Remove(f.Name())
 			f.Close()
 		})
 		return n
 	}
 	t.Fatal("256 tests run at the same time")
 	return 0
+}
+
+// stands tells whether a file still has its name: another test may have removed it before it was locked here.
+func stands(f *os.File) bool {
+	mine, err := f.Stat()
+	named, err2 := os.Stat(f.Name())
+	return err == nil && err2 == nil && os.SameFile(mine, named)
 }
 
 // inUse tells whether the host has an address of the subnet, from whatever else.

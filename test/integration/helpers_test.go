@@ -18,6 +18,8 @@ import (
 	"github.com/berthd/berth/test/images"
 )
 
+func TestMain(m *testing.M) { harness.Main(m) }
+
 type ocispecConfig = ocispec.ImageConfig
 
 func imageConfig(change func(*ocispecConfig)) ocispec.ImageConfig {

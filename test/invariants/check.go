@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berthd/berth/sandbox/store"
 )
 
 // lists is what the CRI says, and the processes in the cgroups of each name.
@@ -56,7 +58,7 @@ func Hold(ctx context.Context, d Daemon, rt runtimeapi.RuntimeServiceClient) ([]
 	}
 	var breaches []string
 	for _, check := range []func(Daemon, lists, Items) ([]string, error){
-		owners, podThings, addresses, containerThings, monitors, leaks,
+		owners, records, podThings, addresses, containerThings, monitors, leaks,
 	} {
 		found, err := check(d, l, items)
 		if err != nil {
@@ -82,6 +84,43 @@ func owners(d Daemon, l lists, items Items) (breaches []string, err error) {
 		}
 	}
 	return breaches, nil
+}
+
+// records: each can be read (I7), and says of its object what the lists say.
+func records(d Daemon, l lists, _ Items) (breaches []string, err error) {
+	s, err := store.Open(d.Root)
+	if err != nil {
+		return nil, fmt.Errorf("open records: %w", err)
+	}
+	folders, err := s.Load()
+	if err != nil {
+		return nil, fmt.Errorf("read records: %w", err)
+	}
+	for _, f := range folders {
+		p := l.pods[f.ID]
+		switch {
+		case f.Err != nil:
+			breaches = append(breaches, fmt.Sprintf("record of pod %s: %v", f.ID, f.Err))
+		case p != nil && (f.Pod.State == store.Ready) != ready(p):
+			breaches = append(breaches, fmt.Sprintf("pod %s is %s in its record and %s in the list", f.ID, f.Pod.State, p.State))
+		}
+		for _, c := range f.Containers {
+			listed := l.containers[c.ID]
+			switch {
+			case c.Err != nil:
+				breaches = append(breaches, fmt.Sprintf("record of container %s: %v", c.ID, c.Err))
+			case listed != nil && listed.State != states[c.Container.State]:
+				breaches = append(breaches, fmt.Sprintf("container %s is %s in its record and %s in the list", c.ID, c.Container.State, listed.State))
+			}
+		}
+	}
+	return breaches, nil
+}
+
+// states are the CRI's words for those of the records.
+var states = map[string]runtimeapi.ContainerState{
+	store.Created: runtimeapi.ContainerState_CONTAINER_CREATED, store.Starting: runtimeapi.ContainerState_CONTAINER_CREATED,
+	store.Running: runtimeapi.ContainerState_CONTAINER_RUNNING, store.Exited: runtimeapi.ContainerState_CONTAINER_EXITED,
 }
 
 func ready(p *runtimeapi.PodSandboxStatus) bool {

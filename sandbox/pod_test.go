@@ -212,6 +212,9 @@ func TestUndoThatFailsKeepsThePodButNotItsName(t *testing.T) {
 	if err := m.StopPod(t.Context(), pods[0].ID); !errors.Is(err, boom) {
 		t.Errorf("StopPod while the network fails = %v", err)
 	}
+	if err := m.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	m = w.open(nil) // it is still there after a restart, and does not take the name
 	w.recovered(m)
 	if id := run(t, m, podConfig("a")); id != second {

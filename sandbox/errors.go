@@ -33,6 +33,7 @@ func classify(err error) error {
 		{cni.ErrExhausted, ErrExhausted},
 		{monitor.ErrExited, ErrState},
 		{monitor.ErrNotFound, ErrState},
+		{monitor.ErrTooOld, ErrState},
 		{unix.ENOSPC, ErrExhausted},
 	} {
 		if errors.Is(err, c.below) && !errors.Is(err, c.ours) {

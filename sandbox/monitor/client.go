@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -18,6 +19,9 @@ var ErrNotFound = errors.New("container is not known to its monitor")
 
 // ErrExited means that the container is there and its first process has ended.
 var ErrExited = errors.New("container has exited")
+
+// ErrTooOld means that an older berth started the pod's monitor, which does not know what it is asked for. It lives as long as the pod.
+var ErrTooOld = errors.New("the pod's monitor was started by an older berth, which could not do this: run the pod anew")
 
 // Exit is how a container ended.
 type Exit = wire.Exit
@@ -54,16 +58,38 @@ type ExitStatus struct {
 }
 
 // Client speaks to the monitor at one socket.
-type Client struct{ socket string }
+type Client struct {
+	socket  string
+	version atomic.Uint64 // the monitor's; 0 before the first Hello
+}
 
 // Dial returns a client. It does not connect: each call does.
-func Dial(socket string) *Client { return &Client{socket} }
+func Dial(socket string) *Client { return &Client{socket: socket} }
 
 // Hello returns when the pod is set up, or with what kept it from it.
 func (c *Client) Hello(ctx context.Context) (Hello, error) {
 	var h Hello
 	err := c.call(ctx, wire.Message{Verb: wire.VerbHello}, &h)
+	if err == nil {
+		c.version.Store(h.Version)
+	}
 	return h, err
+}
+
+// need returns ErrTooOld if the monitor speaks no protocol of at least this version, in which what came.
+func (c *Client) need(ctx context.Context, version uint64, what string) error {
+	have := c.version.Load()
+	if have == 0 && version > 1 {
+		h, err := c.Hello(ctx)
+		if err != nil {
+			return err
+		}
+		have = h.Version
+	}
+	if have < version && version > 1 {
+		return fmt.Errorf("%s: %w (it speaks version %d of the protocol, this needs %d)", what, ErrTooOld, have, version)
+	}
+	return nil
 }
 
 // Start starts a container and returns its first process once it has executed. On an error no process is left.
@@ -104,6 +130,11 @@ const execEnd = time.Second
 // ExecSync runs a process and returns when it has ended. When ctx ends first the monitor kills what the exec started, and
 // ExecSync returns when that is gone.
 func (c *Client) ExecSync(ctx context.Context, r ExecRequest) (ExitStatus, error) {
+	if r.Process.Terminal {
+		if err := c.need(ctx, 2, "exec with a terminal"); err != nil {
+			return ExitStatus{}, err
+		}
+	}
 	body := wire.Exec{ContainerID: r.ContainerID, Process: *r.Process}
 	m := wire.Message{Verb: wire.VerbExec}
 	for _, f := range r.Cgroups {

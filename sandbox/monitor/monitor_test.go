@@ -456,3 +456,19 @@ func TestMonitorIsSealed(t *testing.T) {
 		t.Errorf("the monitor's name is %q, %v", name, err)
 	}
 }
+
+// What an older monitor would leave out without a word is not asked of it.
+func TestOlderMonitorsAreNotAskedForMore(t *testing.T) {
+	p := newPod(t, nil)
+	p.start("sleep", "100")
+	p.version.Store(1)
+	process := &engine.Process{Args: []string{"true"}, Cwd: "/"}
+	process.Terminal = true
+	_, err := p.ExecSync(p.context(), ExecRequest{ContainerID: "c1", Process: process})
+	if !errors.Is(err, ErrTooOld) {
+		t.Errorf("exec with a terminal = %v, want ErrTooOld", err)
+	}
+	if err := Dial(p.socket).need(p.context(), wire.Version, "what it can do"); err != nil {
+		t.Errorf("need of what the monitor speaks = %v", err)
+	}
+}

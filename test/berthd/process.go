@@ -78,6 +78,9 @@ func New(opts Options) (*Process, error) {
 // Options tells where the daemon keeps its things, defaults filled in.
 func (p *Process) Options() Options { return p.opts }
 
+// Use makes Start start the binaries of another folder from now on.
+func (p *Process) Use(bin string) { p.opts.Bin = bin }
+
 // Daemon describes the process to package invariants.
 func (p *Process) Daemon() invariants.Daemon {
 	return invariants.Daemon{Root: p.opts.Root, State: p.opts.State, Bridge: p.opts.Bridge, PID: p.PID(), CgroupParents: p.opts.CgroupParents}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
@@ -59,6 +60,11 @@ func WithRoot(dir string) Option {
 	return func(_ *Daemon, o *berthd.Options) { o.Root = dir }
 }
 
+// WithBin starts the binaries of a folder, and not those of this tree.
+func WithBin(dir string) Option {
+	return func(_ *Daemon, o *berthd.Options) { o.Bin = dir }
+}
+
 // WithCgroupParent names a cgroup parent that the test gives its pods. It is made in all hierarchies and removed at the end.
 func WithCgroupParent(path string) Option {
 	return func(_ *Daemon, o *berthd.Options) { o.CgroupParents = append(o.CgroupParents, path) }
@@ -89,10 +95,7 @@ func Start(t testing.TB, options ...Option) *Daemon {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: namespaces, mounts, cgroups, links")
 	}
-	bin, err := binaries()
-	if err != nil {
-		t.Fatal(err)
-	}
+	bin := Bin(t)
 	base := os.Getenv("BERTH_TEST_DIR")
 	if base == "" {
 		base = "/var/tmp"
@@ -237,6 +240,32 @@ func (d *Daemon) Restart() {
 	d.T.Helper()
 	d.Kill()
 	d.Start()
+}
+
+// Upgrade kills the daemon and starts this tree's in its place. Descriptors are counted anew: another daemon may keep others open.
+func (d *Daemon) Upgrade() {
+	d.T.Helper()
+	d.Kill()
+	d.Use(Bin(d.T))
+	d.Start()
+	d.RunPod(d.Pod("upgraded")).Remove()
+	now, err := invariants.Take(d.Process.Daemon())
+	if err != nil {
+		d.T.Fatal(err)
+	}
+	maps.DeleteFunc(d.before, func(i invariants.Item, _ int) bool { return i.Kind == invariants.Descriptor })
+	maps.DeleteFunc(now, func(i invariants.Item, _ int) bool { return i.Kind != invariants.Descriptor })
+	maps.Copy(d.before, now)
+}
+
+// Bin is the folder of this tree's binaries.
+func Bin(t testing.TB) string {
+	t.Helper()
+	bin, err := binaries()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return bin
 }
 
 // Context ends with the test or after Timeout.

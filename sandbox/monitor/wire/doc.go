@@ -6,7 +6,8 @@
 // 128; the monitor answers AnswerDone or AnswerFailed. VerbWatch has an answer for every exit, and no end.
 //
 // Versions. A monitor lives as long as its pod, which is longer than a daemon: the newest daemon speaks to the
-// monitors of all supported releases. A monitor that does not know a verb says so by name.
+// monitors of all supported releases. A monitor that does not know a verb says so by name. A field that an older monitor must
+// not miss is not sent to one: package monitor asks for the version first (ErrTooOld).
 //
 // Files. The socket is STATE/pods/SANDBOX/monitor.sock, mode 0600. Both ends check that the peer is root.
 //

@@ -10,13 +10,16 @@ import (
 // ExitFile is the name of a container's exit record in its folder.
 const ExitFile = "exit"
 
+// recordVersion is of the form of exit records.
+const recordVersion = 1
+
 // ErrCorrupt means that an exit record is not one that WriteExit wrote.
 var ErrCorrupt = errors.New("corrupt exit record")
 
 // WriteExit replaces the exit record in folder. The monitor is its one writer; a reader sees the old record or the new one.
 func WriteExit(folder string, e Exit) error {
 	body := Encode(&e)
-	text := fmt.Sprintf("berth-exit %d %08x\n%s", Version, crc32.ChecksumIEEE(body), body)
+	text := fmt.Sprintf("berth-exit %d %08x\n%s", recordVersion, crc32.ChecksumIEEE(body), body)
 	temporary := folder + "/." + ExitFile
 	if err := os.WriteFile(temporary, []byte(text), 0o600); err != nil {
 		return err

@@ -13,7 +13,10 @@ import (
 
 // Version is the newest protocol that this code speaks. It rises when a verb or a field gains a meaning that an older
 // peer must not miss; fields that it may miss are only appended (package codec).
-const Version = 1
+//
+//	1  the first
+//	2  terminals of execs
+const Version = 2
 
 // Verb is what a message asks for.
 type Verb uint8

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 )
@@ -92,7 +93,8 @@ func lint(top, bin string) ([]finding, error) {
 		all = append(all, checkImports(s)...)
 	}
 	all = append(all, checkMonitor(top)...)
-	all = append(all, checkVet(top)...)
+	all = append(all, checkGo(top, runtime.GOARCH, "vet", "./...")...)
+	all = append(all, checkGo(top, "arm64", "build", "./...")...)
 	if bin != "" {
 		all = append(all, checkManuals(top, bin)...)
 	}
@@ -127,18 +129,20 @@ func files(top string) ([]string, error) {
 	return paths, err
 }
 
-func checkVet(top string) []finding {
-	cmd := exec.Command("go", "vet", "./...")
-	cmd.Dir = top
+// checkGo runs a go command for an architecture, and takes each line that it prints for a finding.
+func checkGo(top, arch string, args ...string) []finding {
+	cmd := exec.Command("go", args...)
+	cmd.Dir, cmd.Env = top, append(os.Environ(), "CGO_ENABLED=0", "GOARCH="+arch)
 	out, err := cmd.CombinedOutput()
 	if err == nil {
 		return nil
 	}
+	where := "go " + args[0] + " for " + arch
 	var found []finding
 	for line := range strings.Lines(string(out)) {
 		if line = strings.TrimSpace(line); line != "" && !strings.HasPrefix(line, "#") {
-			found = append(found, finding{where: "go vet", text: line})
+			found = append(found, finding{where: where, text: line})
 		}
 	}
-	return append(found, finding{where: "go vet", text: err.Error()})
+	return append(found, finding{where: where, text: err.Error()})
 }

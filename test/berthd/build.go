@@ -22,7 +22,7 @@ func Build(dir string, packages ...string) (string, error) {
 	if len(packages) == 0 {
 		return bin, nil
 	}
-	cmd := exec.Command("go", append([]string{"build", "-trimpath", "-ldflags", "-s -w", "-o", dir + "/"}, packages...)...)
+	cmd := exec.Command("go", append([]string{"build", "-trimpath", "-tags=grpcnotrace", "-ldflags", "-s -w", "-o", dir + "/"}, packages...)...)
 	cmd.Dir = top
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {

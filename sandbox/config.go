@@ -37,7 +37,7 @@ type Monitor interface {
 	Start(ctx context.Context, r monitor.StartRequest) (pid int, err error)
 	Signal(ctx context.Context, containerID string, sig unix.Signal) error
 	ReopenLog(ctx context.Context, containerID string) error
-	ExecSync(ctx context.Context, r monitor.ExecRequest) (monitor.ExitStatus, error)
+	Exec(ctx context.Context, r monitor.ExecRequest) (monitor.ExitStatus, error)
 	// Watch calls back for every exit, those that were before first, until ctx or the monitor ends.
 	Watch(ctx context.Context, exited func(monitor.Exit)) error
 	Forget(ctx context.Context, containerID string) error

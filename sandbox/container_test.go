@@ -1,7 +1,6 @@
 package sandbox
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"os"
@@ -314,23 +313,6 @@ func TestExecSync(t *testing.T) {
 	}
 	remove(t, m, p)
 	w.empty()
-}
-
-func TestCaptureKeepsBytes(t *testing.T) {
-	c, err := newCapture()
-	if err != nil {
-		t.Fatal(err)
-	}
-	want := bytes.Repeat([]byte{0, 1, 0xff, '\r', '\n'}, 50000)
-	go func() { c.write.Write(want); c.write.Close() }()
-	got := <-c.done
-	if !bytes.Equal(got, want) {
-		t.Errorf("%d bytes of %d", len(got), len(want))
-	}
-	c.close()
-	if _, err := c.read.Read(nil); !errors.Is(err, os.ErrClosed) {
-		t.Error("the pipe is open")
-	}
 }
 
 func TestEndOfTheFirstProcessEndsTheOthers(t *testing.T) {

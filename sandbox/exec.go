@@ -5,8 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"sync"
 	"time"
 
 	"github.com/berthd/berth/oci/runtime"
@@ -19,9 +17,8 @@ import (
 
 // Bounds of an exec.
 const (
-	maxExecOutput = 16 << 20               // bytes of a stream that are kept (CRI: ExecSyncResponse)
-	drainTimeout  = 200 * time.Millisecond // how long a process that the command left behind may hold the answer up
-	execEnd       = 2 * time.Second        // how long a killed command may take to be gone
+	maxExecOutput = 16 << 20        // bytes of a stream that are kept (CRI: ExecSyncResponse)
+	execEnd       = 2 * time.Second // how long a killed command may take to be gone
 )
 
 // ExecSync runs a command in a running container and returns its output and exit code. After timeout (0: none), or when ctx ends, all that
@@ -40,61 +37,88 @@ func (m *Manager) ExecSync(ctx context.Context, containerID string, cmd []string
 }
 
 func (m *Manager) execSync(ctx context.Context, c *container, cmd []string, timeout time.Duration) (result ExecResult, err error) {
+	call, cancel := ctx, context.CancelFunc(func() {})
+	if timeout > 0 {
+		call, cancel = context.WithTimeoutCause(ctx, timeout, fmt.Errorf("command did not end within %v: %w", timeout, ErrTimeout))
+	}
+	defer cancel()
+	var stdout, stderr capture
+	result.ExitCode, err = m.execStreams(call, c, cmd, Streams{Stdout: &stdout, Stderr: &stderr})
+	if err != nil {
+		return ExecResult{}, err
+	}
+	result.Stdout, result.Stderr = stdout.Bytes(), stderr.Bytes()
+	return result, nil
+}
+
+// capture keeps the first maxExecOutput bytes, and takes the rest so that the writer never waits.
+type capture struct{ bytes.Buffer }
+
+// Write never fails.
+func (c *capture) Write(b []byte) (int, error) {
+	c.Buffer.Write(b[:min(len(b), maxExecOutput-c.Len())])
+	return len(b), nil
+}
+
+// Exec runs a command in a running container with a client's streams, and returns its exit code when it has ended and its output is delivered.
+// When ctx ends, or the client takes no more output, all that it started is killed. What it leaves behind on purpose runs on, and does not hold
+// the answer up. The end of Stdin is the end of the command's input; with a terminal there is none.
+// Errors: ErrNotFound, ErrState (the container does not run), ErrInvalid (the command cannot be executed), ctx's, a Writer's.
+func (m *Manager) Exec(ctx context.Context, containerID string, cmd []string, s Streams) (exitCode int32, err error) {
+	c, err := m.recoveredContainer(ctx, containerID)
+	if err != nil {
+		return 0, err
+	}
+	if exitCode, err = m.execStreams(ctx, c, cmd, s); err != nil {
+		return 0, fmt.Errorf("exec in container %s: %w", c.id, err)
+	}
+	return exitCode, nil
+}
+
+func (m *Manager) execStreams(ctx context.Context, c *container, cmd []string, s Streams) (exitCode int32, err error) {
 	rec := m.containerRecord(c)
 	if rec.State != store.Running {
-		return result, fmt.Errorf("it is %s, not Running: %w", rec.State, ErrState)
+		return 0, fmt.Errorf("it is %s, not Running: %w", rec.State, ErrState)
 	}
 	client, err := m.monitorOf(c.pod)
 	if err != nil {
-		return result, err
+		return 0, err
 	}
-	process, err := m.execProcess(c, cmd)
+	process, err := m.execProcess(c, spec.Exec{Args: cmd, Terminal: s.Terminal})
 	if err != nil {
-		return result, err
+		return 0, err
 	}
 	group, err := m.cfg.Cgroups.Child(rec.Cgroup, "exec-"+newID()[:16])
 	if err != nil {
-		return result, err
+		return 0, err
 	}
 	defer func() { err = errors.Join(err, group.Close(), m.sweepExecs(c, group.Path)) }()
-	stdout, err := newCapture()
-	if err != nil {
-		return result, err
-	}
-	defer stdout.close()
-	stderr, err := newCapture()
-	if err != nil {
-		return result, err
-	}
-	defer stderr.close()
 
-	call, cancel := ctx, context.CancelFunc(func() {})
-	if timeout > 0 {
-		call, cancel = context.WithTimeoutCause(ctx, timeout, ErrTimeout)
+	call, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	t := &transfer{client: s, failed: cancel}
+	defer t.close()
+	request := monitor.ExecRequest{ContainerID: c.id, Process: process, Cgroups: group.Dirs, CgroupKill: group.Kill, Started: t.started}
+	if err := t.prepare(call, &request); err != nil {
+		return 0, err
 	}
-	defer cancel()
-	status, err := client.ExecSync(call, monitor.ExecRequest{ContainerID: c.id, Process: process, Cgroups: group.Dirs, CgroupKill: group.Kill,
-		Stdout: stdout.write, Stderr: stderr.write})
+	status, err := client.Exec(call, request)
 	if err != nil {
 		if call.Err() != nil {
 			err = context.Cause(call)
-			if errors.Is(err, ErrTimeout) {
-				err = fmt.Errorf("command did not end within %v: %w", timeout, ErrTimeout)
-			}
 		}
-		return result, errors.Join(startFault(err), m.endExec(ctx, group))
+		return 0, errors.Join(startFault(err), m.endExec(ctx, group))
 	}
-	out, errOut := stdout.drain(), stderr.drain()
-	return ExecResult{Stdout: <-out, Stderr: <-errOut, ExitCode: status.ExitCode}, nil
+	return status.ExitCode, t.deliver(call)
 }
 
 // execProcess is the command as the engine needs it.
-func (m *Manager) execProcess(c *container, cmd []string) (*engine.Process, error) {
+func (m *Manager) execProcess(c *container, command spec.Exec) (*engine.Process, error) {
 	made, err := m.specOf(c)
 	if err != nil {
 		return nil, err
 	}
-	process, err := spec.ExecProcess(made, spec.Exec{Args: cmd})
+	process, err := spec.ExecProcess(made, command)
 	if err != nil {
 		return nil, err
 	}
@@ -127,49 +151,4 @@ func (m *Manager) sweepExecs(c *container, path string) error {
 	}
 	c.exec.leftovers = left
 	return errors.Join(errs...)
-}
-
-// capture is a pipe whose end is read into memory, up to maxExecOutput; the rest is read and dropped, so that the writer never waits.
-type capture struct {
-	read, write *os.File
-	done        chan []byte
-}
-
-var scratch = sync.Pool{New: func() any { b := make([]byte, 32<<10); return &b }}
-
-func newCapture() (*capture, error) {
-	r, w, err := os.Pipe()
-	if err != nil {
-		return nil, fmt.Errorf("make pipe: %w", err)
-	}
-	c := &capture{read: r, write: w, done: make(chan []byte, 1)}
-	go func() { c.done <- c.collect() }()
-	return c, nil
-}
-
-// collect reads until the last writer has closed the pipe, or the deadline that drain sets.
-func (c *capture) collect() []byte {
-	var kept bytes.Buffer
-	buf := scratch.Get().(*[]byte)
-	defer scratch.Put(buf)
-	for {
-		n, err := c.read.Read(*buf)
-		kept.Write((*buf)[:min(n, maxExecOutput-kept.Len())])
-		if err != nil { // io.EOF, or the deadline
-			return kept.Bytes()
-		}
-	}
-}
-
-// drain lets the reader end: when all writers are gone, or a little later.
-func (c *capture) drain() <-chan []byte {
-	c.write.Close()
-	c.read.SetReadDeadline(time.Now().Add(drainTimeout)) //nolint:errcheck // pipes have deadlines
-	return c.done
-}
-
-// close ends the reader in any case.
-func (c *capture) close() {
-	c.write.Close()
-	c.read.Close()
 }

@@ -518,7 +518,7 @@ func (c *fakeClient) ReopenLog(ctx context.Context, id string) error {
 	return nil
 }
 
-func (c *fakeClient) ExecSync(ctx context.Context, r monitor.ExecRequest) (monitor.ExitStatus, error) {
+func (c *fakeClient) Exec(ctx context.Context, r monitor.ExecRequest) (monitor.ExitStatus, error) {
 	if _, err := c.reach(ctx); err != nil {
 		return monitor.ExitStatus{}, err
 	}
@@ -526,10 +526,19 @@ func (c *fakeClient) ExecSync(ctx context.Context, r monitor.ExecRequest) (monit
 		return monitor.ExitStatus{}, &engine.Error{Step: engine.StepExec, Path: "missing", Errno: unix.ENOENT}
 	}
 	cmd := exec.Command("sh", "-c", joinScript(r.Cgroups, strings.Join(r.Process.Args, " ")))
-	cmd.Stdout, cmd.Stderr = r.Stdout, r.Stderr
+	if r.Stdin != nil {
+		cmd.Stdin = r.Stdin
+	}
+	if r.Stdout != nil {
+		cmd.Stdout = r.Stdout
+	}
+	if r.Stderr != nil {
+		cmd.Stderr = r.Stderr
+	}
 	if err := cmd.Start(); err != nil {
 		return monitor.ExitStatus{}, err
 	}
+	r.Started(nil)
 	done := make(chan struct{})
 	go func() { cmd.Wait(); close(done) }()
 	select {

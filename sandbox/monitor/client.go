@@ -43,20 +43,6 @@ type StartRequest struct {
 	LogPath     string     // "" keeps no log
 }
 
-// ExecRequest is a process to run in a container. The descriptors stay the caller's; a nil stream is the null device.
-type ExecRequest struct {
-	ContainerID           string
-	Process               *engine.Process
-	Cgroups               []*os.File
-	CgroupKill            *os.File // cgroup.kill of the exec's own cgroup, or nil
-	Stdin, Stdout, Stderr *os.File
-}
-
-// ExitStatus is how an exec ended.
-type ExitStatus struct {
-	ExitCode int32 // 128 + the signal's number when a signal ended it
-}
-
 // Client speaks to the monitor at one socket.
 type Client struct {
 	socket  string
@@ -124,41 +110,6 @@ func (c *Client) Forget(ctx context.Context, containerID string) error {
 // Shutdown ends the monitor. It returns when the monitor has agreed; the process ends right after.
 func (c *Client) Shutdown(ctx context.Context) error { return c.callID(ctx, wire.VerbShutdown, "") }
 
-// execEnd bounds how long ExecSync waits for a killed exec to be gone.
-const execEnd = time.Second
-
-// ExecSync runs a process and returns when it has ended. When ctx ends first the monitor kills what the exec started, and
-// ExecSync returns when that is gone.
-func (c *Client) ExecSync(ctx context.Context, r ExecRequest) (ExitStatus, error) {
-	if r.Process.Terminal {
-		if err := c.need(ctx, 2, "exec with a terminal"); err != nil {
-			return ExitStatus{}, err
-		}
-	}
-	body := wire.Exec{ContainerID: r.ContainerID, Process: *r.Process}
-	m := wire.Message{Verb: wire.VerbExec}
-	for _, f := range r.Cgroups {
-		body.Cgroups = append(body.Cgroups, f.Name())
-		m.Descriptors = append(m.Descriptors, int(f.Fd()))
-	}
-	for _, s := range []struct {
-		file   *os.File
-		letter string
-	}{{r.CgroupKill, string(wire.ExecKill)}, {r.Stdin, string(wire.ExecStdin)}, {r.Stdout, string(wire.ExecStdout)}, {r.Stderr, string(wire.ExecStderr)}} {
-		if s.file != nil {
-			body.Present += s.letter
-			m.Descriptors = append(m.Descriptors, int(s.file.Fd()))
-		}
-	}
-	m.Body = wire.Encode(&body)
-	var exit wire.Exit
-	err := c.callUntil(ctx, m, &exit, func(conn *wire.Conn) {
-		conn.CloseWrite()
-		conn.SetDeadline(time.Now().Add(execEnd))
-	})
-	return ExitStatus{exit.ExitCode}, err
-}
-
 // Watch calls exited for every exit, first for those that were before. It returns when ctx or the connection ends.
 func (c *Client) Watch(ctx context.Context, exited func(Exit)) error {
 	conn, stop, err := c.open(ctx, cut)
@@ -188,26 +139,28 @@ func (c *Client) callID(ctx context.Context, verb wire.Verb, containerID string)
 
 // call makes one request on a connection of its own and decodes the answer.
 func (c *Client) call(ctx context.Context, request wire.Message, into wire.Coder) error {
-	return c.callUntil(ctx, request, into, cut)
+	return c.converse(ctx, request, conversation{into: into, end: cut})
 }
 
 // cut makes what waits on a connection return.
 func cut(conn *wire.Conn) { conn.SetDeadline(time.Unix(1, 0)) }
 
-// callUntil is call; when ctx ends, end is called for the connection.
-func (c *Client) callUntil(ctx context.Context, request wire.Message, into wire.Coder, end func(*wire.Conn)) error {
-	conn, stop, err := c.open(ctx, end)
+// conversation is what a call does with its connection.
+type conversation struct {
+	into    wire.Coder       // the last answer's body
+	end     func(*wire.Conn) // called when the context ends
+	started func(fds []int)  // takes the descriptors of an AnswerStarted
+}
+
+// converse makes one request on a connection of its own and takes the answers to the last.
+func (c *Client) converse(ctx context.Context, request wire.Message, talk conversation) error {
+	conn, stop, err := c.open(ctx, talk.end)
 	if err != nil {
 		return err
 	}
 	defer stop()
-	err = conn.Send(request)
-	var m wire.Message
-	if err == nil {
-		m, err = conn.Receive()
-	}
-	if err == nil {
-		err = answer(m, into)
+	if err = conn.Send(request); err == nil {
+		err = talk.listen(conn)
 	} else {
 		err = fmt.Errorf("call monitor: %w", err)
 	}
@@ -215,6 +168,19 @@ func (c *Client) callUntil(ctx context.Context, request wire.Message, into wire.
 		return fmt.Errorf("call monitor: %w", context.Cause(ctx))
 	}
 	return err
+}
+
+func (t *conversation) listen(conn *wire.Conn) error {
+	for {
+		m, err := conn.Receive()
+		if err != nil {
+			return fmt.Errorf("call monitor: %w", err)
+		}
+		if m.Verb != wire.AnswerStarted || t.started == nil {
+			return answer(m, t.into)
+		}
+		t.started(m.Descriptors)
+	}
 }
 
 // open connects; when ctx ends, end is called.
@@ -235,7 +201,7 @@ func (c *Client) open(ctx context.Context, end func(*wire.Conn)) (*wire.Conn, fu
 }
 
 func answer(m wire.Message, into wire.Coder) error {
-	m.CloseDescriptors() // no answer has any yet
+	m.CloseDescriptors()
 	switch m.Verb {
 	case wire.AnswerDone:
 		return wire.Decode(m.Body, into)

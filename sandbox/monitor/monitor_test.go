@@ -236,7 +236,7 @@ func TestExecRunsAndEndsWithItsCall(t *testing.T) {
 	command := func(args ...string) *engine.Process {
 		return &engine.Process{Args: args, Env: []string{"PATH=/bin"}, Cwd: "/"}
 	}
-	status, err := p.ExecSync(p.context(), ExecRequest{ContainerID: "c1", Process: command("sh", "-c", "echo $$; exit 4"), Stdout: w})
+	status, err := p.Exec(p.context(), ExecRequest{ContainerID: "c1", Process: command("sh", "-c", "echo $$; exit 4"), Stdout: w})
 	w.Close()
 	b := make([]byte, 100)
 	n, _ := r.Read(b)
@@ -245,7 +245,7 @@ func TestExecRunsAndEndsWithItsCall(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 	defer cancel()
-	if _, err := p.ExecSync(ctx, ExecRequest{ContainerID: "c1", Process: command("sleep", "77777")}); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := p.Exec(ctx, ExecRequest{ContainerID: "c1", Process: command("sleep", "77777")}); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("ExecSync past its deadline = %v", err)
 	}
 	if out, _ := exec.Command("pgrep", "-f", "^sleep 77777$").Output(); len(out) > 0 {
@@ -257,7 +257,7 @@ func TestExecRunsAndEndsWithItsCall(t *testing.T) {
 	if e := p.exit(); e.ExitCode != 137 {
 		t.Errorf("exit = %+v", e)
 	}
-	if _, err := p.ExecSync(p.context(), ExecRequest{ContainerID: "c1", Process: command("true")}); !errors.Is(err, ErrExited) {
+	if _, err := p.Exec(p.context(), ExecRequest{ContainerID: "c1", Process: command("true")}); !errors.Is(err, ErrExited) {
 		t.Errorf("ExecSync in an exited container = %v", err)
 	}
 }
@@ -370,7 +370,7 @@ func TestMemoryStaysFlat(t *testing.T) {
 	p.start("sh", "-c", "seq 1 100000; sleep 1; seq 1 1200000; sleep 1000")
 	execs := func(n int) {
 		for range n {
-			if _, err := p.ExecSync(p.t.Context(), ExecRequest{ContainerID: "c1", Process: &engine.Process{Args: []string{"/bin/true"}, Cwd: "/"}}); err != nil {
+			if _, err := p.Exec(p.t.Context(), ExecRequest{ContainerID: "c1", Process: &engine.Process{Args: []string{"/bin/true"}, Cwd: "/"}}); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -464,7 +464,7 @@ func TestOlderMonitorsAreNotAskedForMore(t *testing.T) {
 	p.version.Store(1)
 	process := &engine.Process{Args: []string{"true"}, Cwd: "/"}
 	process.Terminal = true
-	_, err := p.ExecSync(p.context(), ExecRequest{ContainerID: "c1", Process: process})
+	_, err := p.Exec(p.context(), ExecRequest{ContainerID: "c1", Process: process})
 	if !errors.Is(err, ErrTooOld) {
 		t.Errorf("exec with a terminal = %v, want ErrTooOld", err)
 	}

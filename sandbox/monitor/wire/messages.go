@@ -139,12 +139,14 @@ const (
 	ExecStderr = 'e'
 )
 
-// Exec asks for a process in a container. Descriptors: one a cgroup, then one a letter of Present.
+// Exec asks for a process in a container. Descriptors: one a cgroup, then one a letter of Present. With a terminal it has no streams: the
+// master comes with AnswerStarted.
 type Exec struct {
 	ContainerID string
 	Process     engine.Process
 	Cgroups     []string
 	Present     string
+	Started     bool // AnswerStarted comes first; its body is an Exit with the PID
 }
 
 // Code writes or reads e.
@@ -154,6 +156,7 @@ func (e *Exec) Code(c *codec.Codec) {
 		e.Process.Code(c)
 		c.Strings(&e.Cgroups)
 		c.String(&e.Present)
+		c.Bool(&e.Started)
 	})
 }
 

@@ -15,7 +15,7 @@ import (
 // peer must not miss; fields that it may miss are only appended (package codec).
 //
 //	1  the first
-//	2  terminals of execs
+//	2  AnswerStarted: terminals of execs
 const Version = 2
 
 // Verb is what a message asks for.
@@ -35,8 +35,9 @@ const (
 
 // Answers stand where a request has its verb.
 const (
-	AnswerDone   Verb = 128
-	AnswerFailed Verb = 129
+	AnswerDone    Verb = 128
+	AnswerFailed  Verb = 129
+	AnswerStarted Verb = 130 // what was asked for goes on; another answer ends it
 )
 
 // Limits of a message.

@@ -1,0 +1,128 @@
+package agent
+
+import (
+	"golang.org/x/sys/unix"
+
+	"github.com/berthd/berth/oci/runtime/engine"
+	"github.com/berthd/berth/sandbox/monitor/wire"
+)
+
+// exec runs a process in a container and answers when it has ended, and if it is asked to when it has started as well: that answer has the
+// terminal's master. A connection that closes before ends the process.
+func (a *Agent) exec(conn *wire.Conn, m *wire.Message) (wire.Coder, error) {
+	var r wire.Exec
+	if err := wire.Decode(m.Body, &r); err != nil {
+		return nil, err
+	}
+	c, err := a.find(r.ContainerID)
+	if err != nil {
+		return nil, err
+	}
+	groups, io, kill, err := execDescriptors(&r, m.Descriptors)
+	if err != nil {
+		return nil, err
+	}
+	child, ended, err := a.execBirth(c, &r.Process, groups, io)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(child.PIDFD)
+	// The streams' other ends see the end of file when the process closes them, and not when this call ends.
+	if kill, err = duplicate(kill); err != nil {
+		kill = -1
+	}
+	defer closeIf(kill)
+	m.CloseDescriptors()
+	if r.Started {
+		started := wire.Message{Verb: wire.AnswerStarted, Body: wire.Encode(&wire.Exit{ContainerID: c.id, PID: child.PID})}
+		if child.Master >= 0 {
+			started.Descriptors = []int{child.Master}
+		}
+		conn.Send(started) // a peer that is gone is seen below
+	}
+	closeIf(child.Master) // it is the peer's: with the peer gone its processes are hung up
+	gone := hangup(conn)
+	select {
+	case status := <-ended:
+		return &wire.Exit{ContainerID: c.id, PID: child.PID, ExitCode: exitCode(status)}, nil
+	case <-gone:
+		if kill >= 0 {
+			unix.Write(kill, []byte("1"))
+		}
+		unix.PidfdSendSignal(child.PIDFD, unix.SIGKILL, nil, 0)
+		<-ended
+		return nil, &wire.Failure{Text: "connection closed"}
+	}
+}
+
+func closeIf(fd int) {
+	if fd >= 0 {
+		unix.Close(fd)
+	}
+}
+
+// execDescriptors tells what the descriptors of an exec are; kill is -1 when there is none.
+func execDescriptors(r *wire.Exec, fds []int) (groups engine.Cgroups, io engine.Stdio, kill int, err error) {
+	groups, io, kill = engine.Cgroups{Unified: -1}, engine.Stdio{In: -1, Out: -1, Err: -1}, -1
+	if len(fds) != len(r.Cgroups)+len(r.Present) {
+		return groups, io, kill, wire.ErrMalformed
+	}
+	for _, dir := range fds[:len(r.Cgroups)] {
+		var st unix.Statfs_t
+		if err := unix.Fstatfs(dir, &st); err != nil {
+			return groups, io, kill, err
+		}
+		if st.Type == unix.CGROUP2_SUPER_MAGIC {
+			groups.Unified = dir
+		} else {
+			groups.V1 = append(groups.V1, engine.V1Cgroup{Dir: dir})
+		}
+	}
+	for i, fd := range fds[len(r.Cgroups):] {
+		switch r.Present[i] {
+		case wire.ExecKill:
+			kill = fd
+		case wire.ExecStdin:
+			io.In = fd
+		case wire.ExecStdout:
+			io.Out = fd
+		case wire.ExecStderr:
+			io.Err = fd
+		default:
+			return groups, io, kill, wire.ErrMalformed
+		}
+	}
+	return groups, io, kill, nil
+}
+
+func (a *Agent) execBirth(c *container, process *engine.Process, groups engine.Cgroups, io engine.Stdio) (engine.Child, <-chan unix.WaitStatus, error) {
+	a.births.RLock()
+	defer a.born()
+	a.mu.Lock()
+	target := engine.Target{PIDFD: -1, PIDNamespace: -1, Namespaces: c.namespaces}
+	var err error
+	unknown := c.pidns == unknownNamespace
+	if !c.exited {
+		// Duplicates: the container may end and close its own while the child is made.
+		if target.PIDFD, err = duplicate(c.pidfd); err == nil {
+			target.PIDNamespace, err = duplicate(c.pidns)
+		}
+	}
+	a.mu.Unlock()
+	defer closeIf(target.PIDFD)
+	defer closeIf(target.PIDNamespace)
+	if err != nil {
+		return engine.Child{}, nil, err
+	}
+	if target.PIDFD < 0 {
+		return engine.Child{}, nil, &wire.Failure{Kind: wire.FailedExited}
+	}
+	if unknown {
+		return engine.Child{}, nil, &wire.Failure{Text: "pid namespace of container " + c.id + " could not be opened"}
+	}
+	child, err := engine.Exec(process, target, groups, io)
+	if err != nil {
+		return engine.Child{}, nil, err
+	}
+	return child, a.register(child.PID), nil
+}

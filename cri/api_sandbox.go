@@ -1,10 +1,8 @@
 package cri
 
 import (
-	"cmp"
 	"context"
 	"errors"
-	"slices"
 	"strings"
 	"time"
 
@@ -77,10 +75,7 @@ func (s *runtimeService) PodSandboxStatus(_ context.Context, r *runtimeapi.PodSa
 
 // ListPodSandbox lists the sandboxes that match every part of the filter, the newest first.
 func (s *runtimeService) ListPodSandbox(_ context.Context, r *runtimeapi.ListPodSandboxRequest) (*runtimeapi.ListPodSandboxResponse, error) {
-	pods := s.pods.Pods()
-	slices.SortFunc(pods, func(a, b sandbox.Pod) int {
-		return cmp.Or(b.CreatedAt.Compare(a.CreatedAt), cmp.Compare(a.ID, b.ID))
-	})
+	pods := s.sortedPods()
 	answer := &runtimeapi.ListPodSandboxResponse{Items: make([]*runtimeapi.PodSandbox, 0, len(pods))}
 	for _, p := range pods {
 		if matchSandbox(r.GetFilter(), p) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -11,18 +12,23 @@ import (
 	"github.com/berthd/berth/sandbox"
 )
 
-// Stats measures containers. Its errors are those of package sandbox.
+// Stats measures containers and sandboxes. Its errors are those of package sandbox.
 type Stats interface {
 	ContainerStats(containerID string) (sandbox.Stats, error)
+	PodStats(sandboxID string) (sandbox.PodStats, error)
 }
 
-// Layers measures what containers write. One that is not there uses nothing.
+// Layers knows what containers have written.
 type Layers interface {
-	LayerUsage(containerID string) (imageservice.FsUsage, error)
+	// LayerUsage answers from memory; one that has never been measured is waited for until ctx ends. False: it is not known.
+	LayerUsage(ctx context.Context, containerID string) (imageservice.LayerUsage, bool)
 }
+
+// layerPatience is how long a call, not a container, waits for writable layers that have never been measured.
+const layerPatience = time.Millisecond
 
 // ContainerStats measures one container.
-func (s *runtimeService) ContainerStats(_ context.Context, r *runtimeapi.ContainerStatsRequest) (*runtimeapi.ContainerStatsResponse, error) {
+func (s *runtimeService) ContainerStats(ctx context.Context, r *runtimeapi.ContainerStatsRequest) (*runtimeapi.ContainerStatsResponse, error) {
 	if err := checkID("container_id", r.GetContainerId()); err != nil {
 		return nil, err
 	}
@@ -30,7 +36,9 @@ func (s *runtimeService) ContainerStats(_ context.Context, r *runtimeapi.Contain
 	if err != nil {
 		return nil, err
 	}
-	stats, err := s.measure(c)
+	ctx, cancel := context.WithTimeout(ctx, layerPatience)
+	defer cancel()
+	stats, err := s.measure(ctx, c)
 	if err != nil {
 		return nil, err
 	}
@@ -38,15 +46,17 @@ func (s *runtimeService) ContainerStats(_ context.Context, r *runtimeapi.Contain
 }
 
 // ListContainerStats measures the running containers (api.proto) that pass the filter. One that goes away meanwhile is left out.
-func (s *runtimeService) ListContainerStats(_ context.Context, r *runtimeapi.ListContainerStatsRequest) (*runtimeapi.ListContainerStatsResponse, error) {
+func (s *runtimeService) ListContainerStats(ctx context.Context, r *runtimeapi.ListContainerStatsRequest) (*runtimeapi.ListContainerStatsResponse, error) {
 	answer := &runtimeapi.ListContainerStatsResponse{}
 	f := r.GetFilter()
+	ctx, cancel := context.WithTimeout(ctx, layerPatience)
+	defer cancel()
 	for _, c := range s.sortedContainers() {
 		if c.State != sandbox.ContainerRunning || !strings.HasPrefix(c.ID, f.GetId()) || !strings.HasPrefix(c.SandboxID, f.GetPodSandboxId()) ||
 			!matchLabels(f.GetLabelSelector(), c.Config.GetLabels()) {
 			continue
 		}
-		stats, err := s.measure(c)
+		stats, err := s.measure(ctx, c)
 		if errors.Is(err, sandbox.ErrNotFound) {
 			continue
 		}
@@ -58,27 +68,63 @@ func (s *runtimeService) ListContainerStats(_ context.Context, r *runtimeapi.Lis
 	return answer, nil
 }
 
-func (s *runtimeService) measure(c sandbox.Container) (*runtimeapi.ContainerStats, error) {
+// measure waits for the container's writable layer until ctx ends, if that has never been measured.
+func (s *runtimeService) measure(ctx context.Context, c sandbox.Container) (*runtimeapi.ContainerStats, error) {
 	u, err := s.stats.ContainerStats(c.ID)
 	if err != nil {
 		return nil, err
 	}
-	at := u.At.UnixNano()
 	stats := &runtimeapi.ContainerStats{
 		Attributes: &runtimeapi.ContainerAttributes{Id: c.ID, Metadata: c.Config.GetMetadata(), Labels: c.Config.GetLabels(), Annotations: c.Config.GetAnnotations()},
-		Cpu:        &runtimeapi.CpuUsage{Timestamp: at, UsageCoreNanoSeconds: number(uint64(u.CPU))},
-		Memory: &runtimeapi.MemoryUsage{Timestamp: at, UsageBytes: number(u.Memory), WorkingSetBytes: number(u.WorkingSet),
-			RssBytes: number(u.RSS), PageFaults: number(u.PageFaults), MajorPageFaults: number(u.MajorPageFault)},
+		Cpu:        cpuUsage(u), Memory: memoryUsage(u), Io: ioUsage(u),
 	}
-	if u.MemoryLimit > 0 {
-		stats.Memory.AvailableBytes = number(u.MemoryLimit - min(u.MemoryLimit, u.WorkingSet))
+	if u.Swap.Counted {
+		stats.Swap = &runtimeapi.SwapUsage{Timestamp: u.At.UnixNano(), SwapUsageBytes: number(u.Swap.Usage), SwapAvailableBytes: rest(u.Swap.Limit, u.Swap.Usage)}
 	}
-	layer, err := s.layers.LayerUsage(c.ID)
-	if err != nil {
-		return nil, err
+	if layer, ok := s.layers.LayerUsage(ctx, c.ID); ok {
+		stats.WritableLayer = fsUsage(layer.FsUsage, layer.At.UnixNano())
 	}
-	stats.WritableLayer = fsUsage(layer, at)
 	return stats, nil
+}
+
+func cpuUsage(u sandbox.Stats) *runtimeapi.CpuUsage {
+	cpu := &runtimeapi.CpuUsage{Timestamp: u.At.UnixNano(), UsageCoreNanoSeconds: number(uint64(u.CPU)), Psi: pressure(u.Pressure.CPU)}
+	if u.Sampled {
+		cpu.UsageNanoCores = number(u.NanoCores)
+	}
+	return cpu
+}
+
+func memoryUsage(u sandbox.Stats) *runtimeapi.MemoryUsage {
+	m := u.Memory
+	return &runtimeapi.MemoryUsage{Timestamp: u.At.UnixNano(), UsageBytes: number(m.Usage), WorkingSetBytes: number(m.WorkingSet), RssBytes: number(m.RSS),
+		PageFaults: number(m.Faults), MajorPageFaults: number(m.MajorFaults), AvailableBytes: rest(m.Limit, m.WorkingSet), Psi: pressure(u.Pressure.Memory)}
+}
+
+// ioUsage is nil where the kernel does not tell: there is nothing else in it.
+func ioUsage(u sandbox.Stats) *runtimeapi.IoUsage {
+	if u.Pressure.IO == nil {
+		return nil
+	}
+	return &runtimeapi.IoUsage{Timestamp: u.At.UnixNano(), Psi: pressure(u.Pressure.IO)}
+}
+
+func pressure(p *sandbox.PSI) *runtimeapi.PsiStats {
+	if p == nil {
+		return nil
+	}
+	stall := func(s sandbox.Stall) *runtimeapi.PsiData {
+		return &runtimeapi.PsiData{Total: uint64(s.Total), Avg10: s.Avg10, Avg60: s.Avg60, Avg300: s.Avg300}
+	}
+	return &runtimeapi.PsiStats{Full: stall(p.Full), Some: stall(p.Some)}
+}
+
+// rest is what is left of a limit; nil without one.
+func rest(limit, used uint64) *runtimeapi.UInt64Value {
+	if limit == sandbox.Unlimited {
+		return nil
+	}
+	return number(limit - min(limit, used))
 }
 
 func number(n uint64) *runtimeapi.UInt64Value { return &runtimeapi.UInt64Value{Value: n} }

@@ -18,6 +18,8 @@ import (
 
 	"github.com/berthd/berth/imageservice"
 	"github.com/berthd/berth/sandbox"
+	"github.com/berthd/berth/sandbox/cgroup"
+	"github.com/berthd/berth/sandbox/netns"
 )
 
 // fakeSandboxes is Pods and Containers in memory. A test may make any method fail, or panic, by its name.
@@ -31,6 +33,7 @@ type fakeSandboxes struct {
 	calls      []string
 	timeout    time.Duration
 	exec       sandbox.ExecResult
+	interfaces []netns.Interface
 }
 
 func (f *fakeSandboxes) call(method, id string) error {
@@ -251,16 +254,37 @@ func containerConfig(image string) *runtimeapi.ContainerConfig {
 }
 
 func (f *fakeSandboxes) ContainerStats(id string) (sandbox.Stats, error) {
+	if err := f.call("ContainerStats", id); err != nil {
+		return sandbox.Stats{}, err
+	}
 	c, err := f.Container(id)
 	if err != nil {
 		return sandbox.Stats{}, err
 	}
+	s := sandbox.Stats{Stats: cgroup.Stats{At: time.Unix(9, 0), Memory: cgroup.Memory{Limit: sandbox.Unlimited}}}
 	if c.State != sandbox.ContainerRunning {
-		return sandbox.Stats{At: time.Unix(9, 0)}, nil
+		return s, nil
 	}
-	return sandbox.Stats{At: time.Unix(9, 0), CPU: 5, Memory: 100, WorkingSet: 60, RSS: 40, MemoryLimit: 1000, Pids: 2}, nil
+	s.CPU, s.NanoCores, s.Sampled = 5, 7, true
+	s.Memory = cgroup.Memory{Usage: 100, WorkingSet: 60, RSS: 40, Limit: 1000, Faults: 3, MajorFaults: 1}
+	s.Swap = cgroup.Swap{Counted: true, Usage: 10, Limit: 30}
+	s.Pressure.CPU = &cgroup.PSI{Some: cgroup.Stall{Total: time.Microsecond, Avg10: 1.5}, Full: cgroup.Stall{Total: 2}}
+	return s, nil
 }
 
-func (f *fakeSandboxes) LayerUsage(string) (imageservice.FsUsage, error) {
-	return imageservice.FsUsage{Bytes: 4096, Inodes: 1, Mountpoint: "/images"}, nil
+func (f *fakeSandboxes) PodStats(id string) (sandbox.PodStats, error) {
+	if err := f.call("PodStats", id); err != nil {
+		return sandbox.PodStats{}, err
+	}
+	p, err := f.Pod(id)
+	if err != nil || p.State != sandbox.PodReady {
+		return sandbox.PodStats{}, err
+	}
+	s, err := sandbox.Stats{Stats: cgroup.Stats{At: time.Unix(9, 0), CPU: 50, Memory: cgroup.Memory{Usage: 200, Limit: sandbox.Unlimited}}}, nil
+	s.Pressure.IO = &cgroup.PSI{}
+	return sandbox.PodStats{Stats: s, Measured: true, Processes: 4, Interfaces: f.interfaces}, err
+}
+
+func (f *fakeSandboxes) LayerUsage(_ context.Context, id string) (imageservice.LayerUsage, bool) {
+	return imageservice.LayerUsage{FsUsage: imageservice.FsUsage{Bytes: 4096, Inodes: 1, Mountpoint: "/images"}, At: time.Unix(8, 0)}, id != "c3"
 }

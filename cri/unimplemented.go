@@ -7,10 +7,8 @@ var unimplemented = map[string]string{
 	"Attach":      "berth does not stream yet: read the container's log file",
 	"PortForward": "berth does not stream yet: connect to the pod's address or to a host port",
 
-	"StreamContainerStats":     "berth does not measure containers yet",
-	"PodSandboxStats":          "berth does not measure pods yet",
-	"ListPodSandboxStats":      "berth does not measure pods yet",
-	"StreamPodSandboxStats":    "berth does not measure pods yet",
+	"StreamContainerStats":     "berth does not stream lists yet: use ListContainerStats",
+	"StreamPodSandboxStats":    "berth does not stream lists yet: use ListPodSandboxStats",
 	"ListMetricDescriptors":    "berth has no metrics yet",
 	"ListPodSandboxMetrics":    "berth has no metrics yet",
 	"StreamPodSandboxMetrics":  "berth has no metrics yet",

@@ -25,6 +25,7 @@ type fakeSnap struct {
 	keys      map[string][]digest.Digest
 	files     map[string]string
 	reads     int
+	walks     int
 	fail      map[string]error // by method
 	hold      chan struct{}    // Ingest waits for it, if it is not nil
 	holding   chan struct{}    // gets one for each Ingest that waits
@@ -190,9 +191,10 @@ func (f *fakeSnap) Keys() ([]string, error) {
 	return keys, nil
 }
 
-func (f *fakeSnap) Usage(key string) (bytes, inodes int64, err error) {
+func (f *fakeSnap) Usage(_ context.Context, key string) (bytes, inodes int64, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.walks++
 	if f.keys[key] == nil {
 		return 0, 0, snapshot.ErrNotFound
 	}

@@ -44,6 +44,7 @@ func (s *Service) Release(ctx context.Context, key string) error {
 	if err := s.snap.Remove(ctx, key); err != nil {
 		return err
 	}
+	s.walker.forget(key)
 	if s.catalog.forgetKey(key) {
 		return nil // the image is still here, so nothing became free
 	}
@@ -56,9 +57,6 @@ func (s *Service) Release(ctx context.Context, key string) error {
 
 // Keys lists the writable layers.
 func (s *Service) Keys() ([]string, error) { return s.snap.Keys() }
-
-// Usage is what a writable layer takes on disk.
-func (s *Service) Usage(key string) (bytes, inodes int64, err error) { return s.snap.Usage(key) }
 
 // fileKey names a file of an image.
 type fileKey struct{ imageID, path string }

@@ -38,6 +38,7 @@ type Service struct {
 	pulls   pulls
 	leases  leases
 	usage   usageCache
+	walker  walker
 
 	// commit is held while records are written, one at a time. Reading waits for catalog.mu only.
 	commit  sync.Mutex
@@ -60,7 +61,7 @@ func Open(ctx context.Context, config Config) (*Service, error) {
 	config.Registry.HostsDir = config.HostsDir
 	s := &Service{
 		config: config, registry: registry.New(config.Registry), snap: config.Snapshot, closer: func() error { return nil },
-		catalog: newCatalog(), pulls: newPulls(), leases: newLeases(), wake: make(chan struct{}, 1),
+		catalog: newCatalog(), pulls: newPulls(), leases: newLeases(), walker: newWalker(), wake: make(chan struct{}, 1),
 	}
 	var err error
 	if s.records, err = openRecords(config.Root); err != nil {
@@ -81,6 +82,7 @@ func Open(ctx context.Context, config Config) (*Service, error) {
 	}
 	ctx, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	s.wait.Go(func() { s.pruneWhenAsked(ctx) })
+	s.wait.Go(func() { s.walk(ctx) })
 	return s, nil
 }
 

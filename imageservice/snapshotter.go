@@ -37,7 +37,7 @@ type RootFSStore interface {
 	Remove(ctx context.Context, key string) error
 	Keys() ([]string, error)
 	// Usage of a writable layer.
-	Usage(key string) (bytes, inodes int64, err error)
+	Usage(ctx context.Context, key string) (bytes, inodes int64, err error)
 }
 
 // Snapshotter is both, in one folder.

@@ -45,7 +45,7 @@ func (s *Service) FsUsage(ctx context.Context) (images, containers FsUsage, err 
 		if ctx.Err() != nil {
 			return FsUsage{}, FsUsage{}, context.Cause(ctx)
 		}
-		bytes, inodes, err := s.snap.Usage(key)
+		bytes, inodes, err := s.snap.Usage(ctx, key)
 		if errors.Is(err, snapshot.ErrNotFound) {
 			continue // it was released meanwhile
 		}

@@ -30,6 +30,7 @@ type container struct {
 
 	rootfs []runtime.Mount // prepared again when nil; guarded by turn
 	exec   execState
+	gauge  gauge
 
 	// Guarded by Manager.mu:
 	rec      store.Container
@@ -69,6 +70,7 @@ func (m *Manager) updateContainer(c *container, change func(*store.Container)) e
 	m.mu.Unlock()
 	if rec.State == store.Exited && before != store.Exited {
 		close(c.exited)
+		c.gauge.close(&m.meters)
 	}
 	return err
 }

@@ -107,7 +107,7 @@ func (m *Manager) settle(c *container, rec *store.Container, e exit) {
 
 // recordedExit reads what the monitor wrote about a container's exit. False: it wrote nothing.
 func (m *Manager) recordedExit(c *container) (exit, bool, error) {
-	e, err := m.readExit(m.store.ExitPath(c.pod.id, c.id))
+	e, err := m.hooks.readExit(m.store.ExitPath(c.pod.id, c.id))
 	if errors.Is(err, fs.ErrNotExist) {
 		return exit{}, false, nil
 	}

@@ -31,14 +31,12 @@ type Manager struct {
 
 	// ctx ends with Close; background are all goroutines that outlive a call.
 	ctx        context.Context //nolint:containedctx // the life of the Manager itself
-	cancel     context.CancelFunc
 	background background
 	// adding is held for reading while the network adds an attachment, for writing while it collects what nobody has.
 	adding sync.RWMutex
-	// fault is called before each effect on the host. Tests make it fail, or block, as a daemon that was killed would; it is nil otherwise.
-	fault func(step string) error
-	// readExit reads the monitor's record of an exit.
-	readExit func(path string) (monitor.Exit, error)
+	hooks  hooks
+	// meters are those that are open.
+	meters meters
 
 	mu         sync.RWMutex // guards what follows, and the fields of pod and container that say so
 	pods       map[string]*pod
@@ -55,7 +53,9 @@ func Open(ctx context.Context, cfg Config) (*Manager, error) {
 
 // hooks are what tests put themselves between.
 type hooks struct {
-	fault    func(step string) error
+	// fault is called before each effect on the host. Tests make it fail, or block, as a daemon that was killed would; it is nil otherwise.
+	fault func(step string) error
+	// readExit reads the monitor's record of an exit.
 	readExit func(path string) (monitor.Exit, error)
 }
 
@@ -77,11 +77,11 @@ func open(ctx context.Context, cfg Config, hooks hooks) (*Manager, error) {
 		return nil, err
 	}
 	m := &Manager{cfg: cfg, store: records, pins: netns.New(cfg.NetNSFolder, cfg.Instance), bootID: strings.TrimSpace(string(bootID)),
-		fault: hooks.fault, readExit: hooks.readExit,
+		hooks: hooks, meters: meters{most: maxMeters()},
 		pods: map[string]*pod{}, containers: map[string]*container{}, names: map[string]*pod{}, childNames: map[string]*container{}}
-	m.ctx, m.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	m.ctx, m.background.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	if err := m.recover(); err != nil {
-		m.cancel()
+		m.background.cancel()
 		return nil, err
 	}
 	return m, nil
@@ -89,9 +89,9 @@ func open(ctx context.Context, cfg Config, hooks hooks) (*Manager, error) {
 
 // Close ends what runs in the background and leaves sandboxes alone. Operations under way are undone, for as long as ctx allows.
 func (m *Manager) Close(ctx context.Context) error {
-	m.cancel()
+	m.background.cancel()
 	done := make(chan struct{})
-	go func() { m.background.wait(); close(done) }()
+	go func() { m.background.wait(); m.closeGauges(); close(done) }()
 	select {
 	case <-done:
 		return nil
@@ -102,10 +102,10 @@ func (m *Manager) Close(ctx context.Context) error {
 
 // effect is called before each effect on the host.
 func (m *Manager) effect(step string) error {
-	if m.fault == nil {
+	if m.hooks.fault == nil {
 		return nil
 	}
-	return m.fault(step)
+	return m.hooks.fault(step)
 }
 
 func (m *Manager) logger(ctx context.Context) klog.Logger { return klog.FromContext(ctx) }

@@ -92,6 +92,7 @@ var errClosing = errors.New("the daemon is ending")
 
 // background are the goroutines that outlive a call.
 type background struct {
+	cancel  context.CancelFunc // of Manager.ctx
 	mu      sync.Mutex
 	closing bool
 	group   sync.WaitGroup

@@ -26,6 +26,7 @@ type pod struct {
 
 	write   sync.Mutex // held while the record is replaced, or removed
 	removed bool       // the record is gone for good; guarded by write
+	gauge   gauge
 
 	// Guarded by Manager.mu:
 	rec        store.Pod

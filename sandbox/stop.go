@@ -58,6 +58,7 @@ func (m *Manager) tolerate(p *pod, recordErr error) {
 // tearDown takes away all that a sandbox has on the host but its containers' records: network, monitor, mounts, pin, state folder. It is
 // idempotent, and goes as far as it can. Preconditions: the sandbox's turn is held.
 func (m *Manager) tearDown(ctx context.Context, p *pod) error {
+	p.gauge.close(&m.meters) // it holds the network namespace
 	detached := make(chan error, 1)
 	go func() { detached <- protect(func() error { return m.detach(ctx, p) }) }()
 	ended := m.endMonitor(ctx, p)

@@ -13,7 +13,6 @@ import (
 	"github.com/berthd/berth/cni"
 	"github.com/berthd/berth/cri"
 	"github.com/berthd/berth/imageservice"
-	"github.com/berthd/berth/imageservice/snapshot"
 	"github.com/berthd/berth/oci/runtime"
 	"github.com/berthd/berth/oci/spec/host"
 	"github.com/berthd/berth/sandbox"
@@ -106,7 +105,7 @@ func (p *parts) server(f flags, c config, logger klog.Logger) *cri.Server {
 	features := &runtimeapi.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: true}
 	return cri.NewServer(cri.Config{
 		Pods: p.manager, Containers: p.manager, Images: p.images, Network: network{p.network},
-		Stats: p.manager, Layers: layers{p.images, filepath.Join(f.root, "images")},
+		Stats: p.manager, Layers: p.images,
 		Handlers: []*runtimeapi.RuntimeHandler{{Name: "", Features: features}, {Name: handlerNative, Features: features}},
 		Version:  semanticVersion(version), Logger: logger,
 		Facts: func() map[string]string {
@@ -153,18 +152,3 @@ func (r rootFS) Release(ctx context.Context, key string) error { return r.images
 
 // Keys are the writable layers that there are.
 func (r rootFS) Keys(context.Context) ([]string, error) { return r.images.Keys() }
-
-// layers measures containers' writable layers.
-type layers struct {
-	images     *imageservice.Service
-	mountpoint string
-}
-
-// LayerUsage is what a container has written; one without a layer has written nothing.
-func (l layers) LayerUsage(containerID string) (imageservice.FsUsage, error) {
-	bytes, inodes, err := l.images.Usage(containerID)
-	if err != nil && !errors.Is(err, snapshot.ErrNotFound) {
-		return imageservice.FsUsage{}, err
-	}
-	return imageservice.FsUsage{Bytes: uint64(max(0, bytes)), Inodes: uint64(max(0, inodes)), Mountpoint: l.mountpoint}, nil
-}

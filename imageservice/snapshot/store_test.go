@@ -313,7 +313,7 @@ func TestHostileWritableLayer(t *testing.T) {
 		}
 		f.Close()
 	}
-	bytes, inodes, err := store.Usage("k")
+	bytes, inodes, err := store.Usage(t.Context(), "k")
 	if want := int64(depth + 4); err != nil || inodes != want || bytes < depth*4096+1<<16 {
 		t.Errorf("usage = %d bytes, %d inodes, %v, want %d inodes", bytes, inodes, err, want)
 	}
@@ -333,7 +333,7 @@ func TestHostileWritableLayer(t *testing.T) {
 		}
 	}()
 	for range 20 { // what moves is met at both its places at most
-		if _, inodes, err := store.Usage("k"); err == nil && inodes > 2*(depth+4) {
+		if _, inodes, err := store.Usage(t.Context(), "k"); err == nil && inodes > 2*(depth+4) {
 			t.Errorf("usage = %d inodes, %v", inodes, err)
 		}
 	}
@@ -410,7 +410,7 @@ func TestConcurrentUse(t *testing.T) {
 						if _, err := store.ReadFile(t.Context(), ids[:top], "d/59", 1<<20); err != nil {
 							return fmt.Errorf("read below a container: %w", err)
 						}
-						if _, _, err := store.Usage(key); err != nil {
+						if _, _, err := store.Usage(t.Context(), key); err != nil {
 							return err
 						}
 					} else if !errors.Is(err, snapshot.ErrNotFound) {

@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -18,7 +19,7 @@ var errMoved = errors.New("directories moved while they were counted")
 
 // Usage counts what the key's writable layer takes: bytes of blocks and inodes, a file with several names once. A
 // container may be writing meanwhile: the count is of about now.
-func (s *Store) Usage(key string) (bytes, inodes int64, err error) {
+func (s *Store) Usage(ctx context.Context, key string) (bytes, inodes int64, err error) {
 	s.mu.Lock()
 	w := s.keys[key]
 	there := w != nil && !w.making
@@ -28,7 +29,7 @@ func (s *Store) Usage(key string) (bytes, inodes int64, err error) {
 	}
 	for range usageTries {
 		c := counter{linked: make(map[uint64]struct{})}
-		if err = c.walk(filepath.Join(w.dir, "upper")); !errors.Is(err, errMoved) {
+		if err = c.walk(ctx, filepath.Join(w.dir, "upper")); !errors.Is(err, errMoved) {
 			bytes, inodes = c.bytes, c.inodes
 			break
 		}
@@ -52,7 +53,7 @@ type level struct {
 	dirs     []string // members still to be walked
 }
 
-func (c *counter) walk(root string) error {
+func (c *counter) walk(ctx context.Context, root string) error {
 	fd, err := unix.Open(root, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err
@@ -63,6 +64,9 @@ func (c *counter) walk(root string) error {
 		return err
 	}
 	for {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
 		top := &c.above[len(c.above)-1]
 		next := ".."
 		if n := len(top.dirs); n > 0 {

@@ -31,7 +31,7 @@ type Writables interface {
 	Mounts(key string) ([]snapshot.Mount, error)
 	Remove(ctx context.Context, key string) error
 	Keys() ([]string, error)
-	Usage(key string) (bytes, inodes int64, err error)
+	Usage(ctx context.Context, key string) (bytes, inodes int64, err error)
 }
 
 // Snapshotter is what Run tests.

@@ -45,7 +45,7 @@ func (s *suite) writable(t *testing.T) {
 	if err := os.Remove(filepath.Join(tree, "x")); err != nil {
 		t.Fatal(err)
 	}
-	bytes, inodes, err := st.Usage("k")
+	bytes, inodes, err := st.Usage(t.Context(), "k")
 	if err != nil || bytes < 1<<20 || bytes > 1<<20+64<<10 || inodes != 3 { // the root, the file, the whiteout
 		t.Errorf("usage = %d bytes, %d inodes, %v", bytes, inodes, err)
 	}
@@ -118,7 +118,7 @@ func (s *suite) reopen(t *testing.T) {
 	if err := st.Publish(t.Context(), DiffIDs(Layer())); !errors.Is(err, snapshot.ErrNotFound) {
 		t.Errorf("publish of what was not published before = %v, want ErrNotFound", err)
 	}
-	_, inodes, err := st.Usage("k")
+	_, inodes, err := st.Usage(t.Context(), "k")
 	if err != nil || inodes != 2 {
 		t.Errorf("usage = %d inodes, %v, want 2", inodes, err)
 	}

@@ -68,9 +68,6 @@ func TestCreateContainerRefusals(t *testing.T) {
 		{"CDI device", func(r *runtimeapi.CreateContainerRequest) {
 			r.Config.CDIDevices = []*runtimeapi.CDIDevice{{Name: "v/c=d"}}
 		}, codes.Unimplemented},
-		{"idmapped mount", func(r *runtimeapi.CreateContainerRequest) {
-			r.Config.Mounts = []*runtimeapi.Mount{{ContainerPath: "/x", HostPath: "/y", UidMappings: []*runtimeapi.IDMapping{{Length: 1}}}}
-		}, codes.Unimplemented},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			r := &runtimeapi.CreateContainerRequest{PodSandboxId: "aa1", Config: containerConfig(imageID)}

@@ -26,11 +26,6 @@ func TestRunPodSandboxRefusals(t *testing.T) {
 		{"no metadata", func(r *runtimeapi.RunPodSandboxRequest) { r.Config.Metadata = nil }, codes.InvalidArgument, "config.metadata.name"},
 		{"no uid", func(r *runtimeapi.RunPodSandboxRequest) { r.Config.Metadata.Uid = "" }, codes.InvalidArgument, "config.metadata.uid"},
 		{"unknown handler", func(r *runtimeapi.RunPodSandboxRequest) { r.RuntimeHandler = "kata" }, codes.InvalidArgument, `kata`},
-		{"user namespace", func(r *runtimeapi.RunPodSandboxRequest) {
-			r.Config.Linux = &runtimeapi.LinuxPodSandboxConfig{SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{
-				NamespaceOptions: &runtimeapi.NamespaceOption{UsernsOptions: &runtimeapi.UserNamespace{Mode: runtimeapi.NamespaceMode_POD}},
-			}}
-		}, codes.Unimplemented, "user namespaces"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			r := &runtimeapi.RunPodSandboxRequest{Config: podConfig()}

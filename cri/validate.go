@@ -127,10 +127,6 @@ func checkSize(c proto.Message, labels, annotations map[string]string) error {
 
 // checkSandboxBuilt refuses what is not built, so that no pod runs without something that it asked for.
 func checkSandboxBuilt(c *runtimeapi.PodSandboxConfig) error {
-	options := c.GetLinux().GetSecurityContext().GetNamespaceOptions()
-	if u := options.GetUsernsOptions(); u != nil && u.GetMode() != runtimeapi.NamespaceMode_NODE {
-		return notBuilt("config.linux.security_context.namespace_options.userns_options", "berth has no user namespaces yet")
-	}
 	if c.GetWindows() != nil {
 		return notBuilt("config.windows", "berth runs on Linux")
 	}
@@ -146,12 +142,8 @@ func checkContainerBuilt(c *runtimeapi.ContainerConfig) error {
 		return notBuilt("config.windows", "berth runs on Linux")
 	}
 	for i, m := range c.GetMounts() {
-		field := "config.mounts[" + strconv.Itoa(i) + "]"
-		switch {
-		case m.GetImage().GetImage() != "":
-			return notBuilt(field+".image", "berth has no image volumes yet")
-		case len(m.GetUidMappings()) > 0 || len(m.GetGidMappings()) > 0:
-			return notBuilt(field, "berth has no user namespaces yet")
+		if m.GetImage().GetImage() != "" {
+			return notBuilt("config.mounts["+strconv.Itoa(i)+"].image", "berth has no image volumes yet")
 		}
 	}
 	return nil

@@ -55,6 +55,8 @@ type Config struct {
 	Cgroups     *cgroup.Driver
 	// Host is what the containers' specs depend on. Open fills in the facts about cgroups.
 	Host spec.Host
+	// UserNamespaces is why pods cannot have user namespaces; nil: they can.
+	UserNamespaces error
 	// NetNSFolder is where network namespaces are pinned; "" means netns.Folder.
 	NetNSFolder string
 }

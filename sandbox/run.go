@@ -14,6 +14,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/berthd/berth/cni"
+	"github.com/berthd/berth/oci/runtime"
 	"github.com/berthd/berth/oci/spec"
 	"github.com/berthd/berth/sandbox/monitor"
 	"github.com/berthd/berth/sandbox/store"
@@ -70,6 +71,10 @@ func (m *Manager) checkPod(config *runtimeapi.PodSandboxConfig, handler string) 
 	}
 	if err := spec.ValidatePod(config); err != nil {
 		return err
+	}
+	if users := spec.Users(config); len(users.UIDs) > 0 && m.cfg.UserNamespaces != nil {
+		return &spec.InvalidError{Field: "config.linux.security_context.namespace_options.userns_options.mode", Value: "POD",
+			Rule: "is not supported on this host: " + m.cfg.UserNamespaces.Error()}
 	}
 	parent, err := spec.CgroupParent(config)
 	if err != nil || parent == "" {
@@ -263,9 +268,10 @@ func (m *Manager) spawn(ctx context.Context, p *pod) error {
 	if err := m.effect("spawn monitor"); err != nil {
 		return err
 	}
-	ownNet := !hostNetwork(p.config)
+	ownNet, users := !hostNetwork(p.config), spec.Users(p.config)
 	started, err := m.cfg.Spawner.Spawn(ctx, monitor.Pod{SandboxID: p.id, Socket: m.socket(p.id), RecordDir: m.store.RecordDir(p.id),
-		Hostname: p.config.GetHostname(), Sysctls: sysctls, NewNet: ownNet, NewUTS: ownNet, NewIPC: !hostIPC(p.config), SharedPID: sharedPID(p.config)})
+		Hostname: p.config.GetHostname(), Sysctls: sysctls, NewNet: ownNet, NewUTS: ownNet, NewIPC: !hostIPC(p.config), SharedPID: sharedPID(p.config),
+		UIDs: runtime.IDMaps(users.UIDs), GIDs: runtime.IDMaps(users.GIDs)})
 	if err != nil {
 		return fmt.Errorf("start monitor: %w", err)
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/berthd/berth/cri"
 	"github.com/berthd/berth/imageservice"
 	"github.com/berthd/berth/oci/runtime"
+	"github.com/berthd/berth/oci/runtime/engine"
 	"github.com/berthd/berth/oci/spec/host"
 	"github.com/berthd/berth/sandbox"
 	"github.com/berthd/berth/sandbox/cgroup"
@@ -30,6 +31,7 @@ type parts struct {
 	manager  *sandbox.Manager
 	closers  []func(context.Context) error
 	instance string
+	users    error // why pods cannot have user namespaces
 }
 
 // openParts opens images, network and sandboxes, in the order in which they need each other. When one cannot be opened, those
@@ -76,9 +78,12 @@ func openParts(ctx context.Context, f flags, c config, instance string) (p *part
 	if err != nil {
 		return p, fmt.Errorf("look at the host: %w", err)
 	}
+	if p.users = engine.ProbeUserNamespaces(filepath.Join(f.root, "images", "ingest"), f.state); p.users != nil {
+		klog.FromContext(ctx).Info("Pods cannot have user namespaces", "err", p.users)
+	}
 	p.manager, err = sandbox.Open(ctx, sandbox.Config{
 		Root: f.root, State: f.state, Instance: instance, Network: p.network, RootFS: rootFS{p.images},
-		Spawner: spawner, Cgroups: cgroups, Host: facts,
+		Spawner: spawner, Cgroups: cgroups, Host: facts, UserNamespaces: p.users,
 	})
 	if err != nil {
 		return p, fmt.Errorf("open sandboxes: %w", err)
@@ -102,7 +107,7 @@ func (p *parts) close(ctx context.Context) error {
 
 // server makes the CRI server of the parts.
 func (p *parts) server(f flags, c config, logger klog.Logger) *cri.Server {
-	features := &runtimeapi.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: true}
+	features := &runtimeapi.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: true, UserNamespaces: p.users == nil}
 	return cri.NewServer(cri.Config{
 		Pods: p.manager, Containers: p.manager, Images: p.images, Network: network{p.network},
 		Stats: p.manager, Layers: p.images,

@@ -64,7 +64,7 @@ func Compile(s *specs.Spec, rootfs []Mount) (*engine.Plan, error) {
 		}
 		p.Mounts = append(p.Mounts, mount)
 	}
-	if err := compileNamespaces(p, s.Linux.Namespaces); err != nil {
+	if err := compileNamespaces(p, s.Linux); err != nil {
 		return nil, err
 	}
 	if err := compileDevices(p, s.Linux.Devices); err != nil {
@@ -86,19 +86,38 @@ func CompileExec(s *specs.Spec, process *specs.Process) (*engine.Process, error)
 	return compileProcess(s, process)
 }
 
-func compileNamespaces(p *engine.Plan, list []specs.LinuxNamespace) error {
-	for _, n := range list {
+func compileNamespaces(p *engine.Plan, linux *specs.Linux) error {
+	users := false
+	for _, n := range linux.Namespaces {
 		switch {
 		case n.Type == specs.MountNamespace && n.Path == "": // every container has its own
 		case n.Type == specs.PIDNamespace:
 			p.NewPID, p.PIDNamespace = n.Path == "", n.Path
 		case n.Type == specs.CgroupNamespace && n.Path == "":
 			p.NewCgroup = true
+		case n.Type == specs.UserNamespace && n.Path == "": // the pod's
+			users = true
 		default:
 			return &UnsupportedError{"linux.namespaces", string(n.Type) + " " + n.Path}
 		}
 	}
+	uids, gids := IDMaps(linux.UIDMappings), IDMaps(linux.GIDMappings)
+	if users != (len(uids) > 0) || users != (len(gids) > 0) {
+		return &UnsupportedError{"linux.uidMappings", fmt.Sprintf("%d of them, %d linux.gidMappings", len(uids), len(gids))}
+	}
+	if users {
+		p.Users = &engine.UserNamespace{UIDs: uids, GIDs: gids, Descriptor: -1}
+	}
 	return nil
+}
+
+// IDMaps are mappings as the engine has them.
+func IDMaps(list []specs.LinuxIDMapping) []engine.IDMap {
+	var out []engine.IDMap
+	for _, m := range list {
+		out = append(out, engine.IDMap{Inside: m.ContainerID, Outside: m.HostID, Length: m.Size})
+	}
+	return out
 }
 
 // deviceTypes maps the specification's letters to file types (runtime-spec config-linux.md#devices).
@@ -127,6 +146,9 @@ func compileDevices(p *engine.Plan, list []specs.LinuxDevice) error {
 	// runtime-spec config-linux.md#default-devices
 	for _, d := range defaultDevices {
 		if !have[d.Path] {
+			if p.Users != nil {
+				d.UID, d.GID = p.Users.Root()
+			}
 			p.Devices = append(p.Devices, d)
 		}
 	}

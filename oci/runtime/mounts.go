@@ -42,9 +42,7 @@ var kernelTypes = []string{"proc", "sysfs"}
 // compileMount translates one mount. Options that are neither attributes nor propagation are the file system's own.
 func compileMount(m specs.Mount) (engine.Mount, error) {
 	out := engine.Mount{Type: m.Type, Source: m.Source, Target: path.Clean("/" + m.Destination)}
-	if len(m.UIDMappings) > 0 || len(m.GIDMappings) > 0 {
-		return out, &UnsupportedError{"mounts.uidMappings", m.Destination}
-	}
+	out.UIDs, out.GIDs = IDMaps(m.UIDMappings), IDMaps(m.GIDMappings)
 	recursive := false
 	for _, o := range m.Options {
 		switch {
@@ -64,6 +62,9 @@ func compileMount(m specs.Mount) (engine.Mount, error) {
 		default:
 			out.Options = append(out.Options, o)
 		}
+	}
+	if (len(out.UIDs) > 0) != (len(out.GIDs) > 0) || len(out.UIDs) > 0 && out.Type != "bind" {
+		return out, &UnsupportedError{"mounts.uidMappings", m.Destination}
 	}
 	out.RecursiveAttributes = recursive
 	out.NoSymlinks = slices.Contains(kernelTypes, m.Type) || out.Target == "/dev" && m.Type == "tmpfs"

@@ -50,14 +50,14 @@ func isAll(s string) bool { return strings.EqualFold(s, "ALL") }
 // capabilities are asked for, which need it: files in the image must not gain what the container has (CVE-2022-24769).
 func (b *builder) capabilities() error {
 	if b.privileged {
-		all := b.inOrder(b.in.Host.Capabilities)
+		all := b.inOrder(b.grantable())
 		b.spec.Process.Capabilities = &specs.LinuxCapabilities{Bounding: all, Effective: slices.Clone(all), Permitted: slices.Clone(all)}
 		return nil
 	}
 	c := b.security.GetCapabilities()
 	want := slices.Clone(defaultCapabilities)
 	if slices.ContainsFunc(c.GetAddCapabilities(), isAll) {
-		want = slices.Clone(b.in.Host.Capabilities)
+		want = slices.Clone(b.grantable())
 	}
 	if slices.ContainsFunc(c.GetDropCapabilities(), isAll) {
 		want = nil
@@ -74,7 +74,7 @@ func (b *builder) capabilities() error {
 	add(c.GetAddCapabilities())
 	ambient := add(c.GetAddAmbientCapabilities())
 	if slices.ContainsFunc(c.GetAddAmbientCapabilities(), isAll) {
-		ambient = slices.Clone(b.in.Host.Capabilities)
+		ambient = slices.Clone(b.grantable())
 		want = append(want, ambient...)
 	}
 	dropped := func(name string) bool {
@@ -82,11 +82,12 @@ func (b *builder) capabilities() error {
 	}
 	want = slices.DeleteFunc(want, dropped)
 	ambient = slices.DeleteFunc(ambient, dropped)
-	withheld := slices.DeleteFunc(b.inOrder(want), b.holds)
+	grantable := func(name string) bool { return slices.Contains(b.grantable(), name) }
+	withheld := slices.DeleteFunc(b.inOrder(want), grantable)
 	if len(withheld) > 0 {
 		b.note(fieldSecurity+"capabilities", strings.Join(withheld, " "), "withheld: the daemon does not hold them")
 	}
-	lacks := func(name string) bool { return !b.holds(name) }
+	lacks := func(name string) bool { return !grantable(name) }
 	granted := slices.DeleteFunc(b.inOrder(want), lacks)
 	ambient = slices.DeleteFunc(b.inOrder(ambient), lacks)
 	b.spec.Process.Capabilities = &specs.LinuxCapabilities{

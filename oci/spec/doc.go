@@ -19,7 +19,7 @@
 // # Rules
 //
 // Where the CRI is silent, containerd's behaviour is the rule, with these exceptions. A request that names no masked or
-// read-only paths gets the defaults, unless it is privileged. run_as_user beside run_as_username is refused. IDs are
+// read-only paths gets the defaults, unless it is privileged or the pod has a user namespace. run_as_user beside run_as_username is refused. IDs are
 // decimal digits up to 2^31-1, and a number is never looked up as a name. A namespace mode that does not fit the pod's
 // gives way to the pod's. A passwd or group line with an ID that is no number counts as not there.
 //

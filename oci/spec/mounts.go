@@ -39,6 +39,9 @@ func (b *builder) mounts() error {
 	}
 	var bound []specs.Mount
 	for _, m := range requested {
+		if err := b.checkPropagation(m); err != nil {
+			return err
+		}
 		bound = append(bound, b.bind(m))
 	}
 	for _, m := range b.podMounts() {
@@ -53,16 +56,22 @@ func (b *builder) mounts() error {
 	return nil
 }
 
+// ttyGroup is the group that terminals belong to in every distribution.
+const ttyGroup = 5
+
 func (b *builder) kernelMounts() []specs.Mount {
 	access := "ro"
 	if b.privileged {
 		access = "rw"
 	}
+	pts := []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"}
+	if !b.users.own() || mapped(b.users.GIDs, ttyGroup) {
+		pts = append(pts, "gid="+itoa(ttyGroup))
+	}
 	return []specs.Mount{
 		{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
 		{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "strictatime", "mode=755", "size=65536k"}},
-		{Destination: "/dev/pts", Type: "devpts", Source: "devpts",
-			Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"}},
+		{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: pts},
 		{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
 		{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", access}},
 		{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"nosuid", "noexec", "nodev", "relatime", access}},
@@ -90,6 +99,9 @@ func (b *builder) podMounts() []specs.Mount {
 		if f.source != "" {
 			out = append(out, specs.Mount{Destination: f.destination, Type: "bind", Source: f.source, Options: []string{"rbind", "rprivate", access}})
 		}
+	}
+	for i := range out { // they are root's, and the container's root is to have them
+		out[i].UIDMappings, out[i].GIDMappings = b.users.UIDs, b.users.GIDs
 	}
 	return out
 }
@@ -122,7 +134,20 @@ func (b *builder) bind(m *runtimeapi.Mount) specs.Mount {
 		Type:        "bind",
 		Source:      m.GetHostPath(), // as it is: cleaning would change what a link in it means
 		Options:     append(options, m.GetMountOptions()...),
+		UIDMappings: mappings(m.GetUidMappings()),
+		GIDMappings: mappings(m.GetGidMappings()),
 	}
+}
+
+// checkPropagation refuses what would let a user namespace's root mount on the host, and mappings without a user namespace.
+func (b *builder) checkPropagation(m *runtimeapi.Mount) error {
+	switch {
+	case b.users.own() && m.GetPropagation() == runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL:
+		return invalid("config.mounts.propagation", m.GetPropagation().String(), "must not be set in a pod with a user namespace")
+	case !b.users.own() && len(m.GetUidMappings()) > 0:
+		return invalid("config.mounts.uidMappings", m.GetContainerPath(), "must not be set in a pod without a user namespace")
+	}
+	return nil
 }
 
 // checkMount checks one mount of a request.
@@ -144,8 +169,9 @@ func checkMount(field string, m *runtimeapi.Mount) error {
 		return invalid(field+"container_path", m.GetContainerPath(), "must not replace /proc but by the host's")
 	case below(destination, "/proc") && destination != "/proc" && !slices.Contains(procFiles, destination):
 		return invalid(field+"container_path", m.GetContainerPath(), "must not be below /proc")
-	case len(m.GetUidMappings()) > 0 || len(m.GetGidMappings()) > 0:
-		return invalid(field+"uidMappings", "", "is not supported: user namespaces are not built")
+	}
+	if err := checkMountMappings(field, m); err != nil {
+		return err
 	}
 	switch p := m.GetPropagation(); {
 	case runtimeapi.MountPropagation_name[int32(p)] == "":

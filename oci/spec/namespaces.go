@@ -8,6 +8,10 @@ import (
 // namespaces lists those that the container does not share with the monitor: a path is joined, none means a new one.
 func (b *builder) namespaces() error {
 	list := []specs.LinuxNamespace{{Type: specs.MountNamespace}}
+	if b.users.own() {
+		list = append(list, specs.LinuxNamespace{Type: specs.UserNamespace})
+		b.spec.Linux.UIDMappings, b.spec.Linux.GIDMappings = b.users.UIDs, b.users.GIDs
+	}
 	own := specs.LinuxNamespace{Type: specs.PIDNamespace}
 	podMode := b.in.Pod.Config.GetLinux().GetSecurityContext().GetNamespaceOptions().GetPid()
 	options := b.security.GetNamespaceOptions()
@@ -65,20 +69,5 @@ func checkNamespaces(field string, o *runtimeapi.NamespaceOption) error {
 	if o.GetPid() == runtimeapi.NamespaceMode_TARGET && o.GetTargetId() == "" {
 		return invalid(field+"target_id", "", "must be set with pid mode TARGET")
 	}
-	return checkUserNamespace(field+"userns_options.", o.GetUsernsOptions())
-}
-
-// checkUserNamespace refuses user namespaces: berth has none yet. A mapping that is wrong in itself is said to be.
-func checkUserNamespace(field string, u *runtimeapi.UserNamespace) error {
-	switch {
-	case u == nil || u.GetMode() == runtimeapi.NamespaceMode_NODE:
-		return nil
-	case u.GetMode() != runtimeapi.NamespaceMode_POD:
-		return invalid(field+"mode", u.GetMode().String(), "must be POD or NODE")
-	case len(u.GetUids()) != 1 || len(u.GetGids()) != 1:
-		return invalid(field+"uids", itoa(len(u.GetUids()))+" mappings", "must be one, and one of gids")
-	case u.GetUids()[0].GetContainerId() != 0 || u.GetGids()[0].GetContainerId() != 0:
-		return invalid(field+"uids", "", "must map ID 0 of the container")
-	}
-	return invalid(field+"mode", u.GetMode().String(), "is not supported: user namespaces are not built")
+	return checkUsers(field, o)
 }

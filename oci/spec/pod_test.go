@@ -70,9 +70,17 @@ func TestValidatePod(t *testing.T) {
 		{"a target", sc + "namespace_options.pid", "for a pod", func(c *runtimeapi.PodSandboxConfig) {
 			c.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_TARGET
 		}},
-		{"a user namespace", sc + "namespace_options.userns_options.mode", "not supported", userns(&runtimeapi.UserNamespace{Uids: mapping(0), Gids: mapping(0)})},
 		{"a user namespace of two mappings", sc + "namespace_options.userns_options.uids", "one", userns(&runtimeapi.UserNamespace{Uids: append(mapping(0), mapping(0)...), Gids: mapping(0)})},
-		{"a user namespace without root", sc + "namespace_options.userns_options.uids", "ID 0", userns(&runtimeapi.UserNamespace{Uids: mapping(1), Gids: mapping(0)})},
+		{"a user namespace without groups", sc + "namespace_options.userns_options.gids", "one", userns(&runtimeapi.UserNamespace{Uids: mapping(0)})},
+		{"a user namespace without mappings", sc + "namespace_options.userns_options.uids", "one", userns(&runtimeapi.UserNamespace{})},
+		{"a user namespace without root", sc + "namespace_options.userns_options.uids[0].container_id", "0", userns(&runtimeapi.UserNamespace{Uids: mapping(1), Gids: mapping(0)})},
+		{"a user namespace of nobody", sc + "namespace_options.userns_options.uids[0].length", "not be 0", userns(&runtimeapi.UserNamespace{Uids: []*runtimeapi.IDMapping{{HostId: 1}}, Gids: mapping(0)})},
+		{"a user namespace beyond all IDs", sc + "namespace_options.userns_options.gids[0].length", "4294967295", userns(&runtimeapi.UserNamespace{Uids: mapping(0), Gids: []*runtimeapi.IDMapping{{HostId: 1 << 31, Length: 1 << 31}}})},
+		{"mappings of the host's user namespace", sc + "namespace_options.userns_options.mode", "mappings", userns(&runtimeapi.UserNamespace{Mode: runtimeapi.NamespaceMode_NODE, Uids: mapping(0), Gids: mapping(0)})},
+		{"a user namespace and the host's pids", sc + "namespace_options.pid", "user namespace", func(c *runtimeapi.PodSandboxConfig) {
+			c.Linux.SecurityContext.NamespaceOptions = &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_NODE,
+				UsernsOptions: &runtimeapi.UserNamespace{Uids: mapping(0), Gids: mapping(0)}}
+		}},
 		{"a user namespace of the container", sc + "namespace_options.userns_options.mode", "POD or NODE", userns(&runtimeapi.UserNamespace{Mode: runtimeapi.NamespaceMode_CONTAINER})},
 		{"a name server by name", "config.dns_config.servers", "IP address", func(c *runtimeapi.PodSandboxConfig) { c.DnsConfig.Servers = []string{"dns"} }},
 		{"a search with a line end", "config.dns_config.searches", "one word", func(c *runtimeapi.PodSandboxConfig) { c.DnsConfig.Searches = []string{"a\nnameserver 1.2.3.4"} }},

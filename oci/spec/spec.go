@@ -92,6 +92,7 @@ type builder struct {
 	in         Input
 	security   *runtimeapi.LinuxContainerSecurityContext
 	privileged bool
+	users      UserMappings // of the pod's user namespace
 	spec       *specs.Spec
 	notes      []Note
 }
@@ -113,6 +114,7 @@ func Container(in Input) (*specs.Spec, []Note, error) {
 		Linux:   &specs.Linux{Resources: &specs.LinuxResources{}},
 	}
 	for _, part := range []func() error{
+		b.setUsers,
 		b.process, b.capabilities, b.limits, // the process
 		b.namespaces, b.cgroup, b.mounts, b.devices, b.resources, // what it finds
 		b.paths, b.seccomp, b.appArmor, b.seLinux, // what it must not do
@@ -138,6 +140,9 @@ func (b *builder) process() error {
 	p := b.spec.Process
 	user, err := ContainerUser(b.in.Container, b.in.Image)
 	if err != nil {
+		return err
+	}
+	if err := b.checkMapped(user); err != nil {
 		return err
 	}
 	p.User = specs.User{UID: user.UID, GID: user.GID, AdditionalGids: user.Groups}
@@ -189,13 +194,18 @@ func (b *builder) limits() error {
 	return nil
 }
 
-// paths sets what of /proc and /sys is hidden or read-only. A privileged container sees all of it.
+// paths sets what of /proc and /sys is hidden or read-only. A privileged container sees all of it. A request in a pod with a
+// user namespace means what it says, also when it names nothing: there procMount Unmasked is allowed, and what the kernel
+// lets root of a user namespace do is all that such a container can do.
 func (b *builder) paths() error {
 	if b.privileged {
 		return nil
 	}
 	b.spec.Linux.MaskedPaths = slices.Clone(b.security.GetMaskedPaths())
 	b.spec.Linux.ReadonlyPaths = slices.Clone(b.security.GetReadonlyPaths())
+	if b.users.own() {
+		return nil
+	}
 	if len(b.spec.Linux.MaskedPaths) == 0 {
 		b.spec.Linux.MaskedPaths = []string{
 			"/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list",

@@ -123,7 +123,7 @@ func TestContainerRefuses(t *testing.T) {
 		{"an image volume", "config.mounts[0].image", "not supported", func(in *Input, _ *runtimeapi.LinuxContainerSecurityContext) {
 			in.Container.Mounts = []*runtimeapi.Mount{{ContainerPath: "/data", Image: &runtimeapi.ImageSpec{Image: "x"}}}
 		}},
-		{"mapped owners", "config.mounts[0].uidMappings", "not supported", func(in *Input, _ *runtimeapi.LinuxContainerSecurityContext) {
+		{"mapped owners", "config.mounts[0].uidMappings", "gidMappings", func(in *Input, _ *runtimeapi.LinuxContainerSecurityContext) {
 			in.Container.Mounts = []*runtimeapi.Mount{{ContainerPath: "/data", HostPath: "/data", UidMappings: []*runtimeapi.IDMapping{{}}}}
 		}},
 		{"an unknown propagation", "config.mounts[0].propagation", "not a propagation", func(in *Input, _ *runtimeapi.LinuxContainerSecurityContext) {

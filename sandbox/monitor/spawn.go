@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/berthd/berth/oci/runtime/engine"
 	"github.com/berthd/berth/sandbox/monitor/wire"
 )
 
@@ -27,6 +28,8 @@ type Pod struct {
 	// The namespaces that the pod has of its own; the others are the host's.
 	NewNet, NewIPC, NewUTS bool
 	SharedPID              bool
+	// UIDs and GIDs map a user namespace of the pod's own, which then owns the others, of which it must have all. Empty: the host's.
+	UIDs, GIDs []engine.IDMap
 }
 
 // Process is a monitor that was started.
@@ -104,7 +107,8 @@ func (s *Spawner) Spawn(ctx context.Context, p Pod) (*Process, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	setup := wire.Setup{SandboxID: p.SandboxID, RecordDir: p.RecordDir, Hostname: p.Hostname, SharedPID: p.SharedPID}
+	setup := wire.Setup{SandboxID: p.SandboxID, RecordDir: p.RecordDir, Hostname: p.Hostname, SharedPID: p.SharedPID,
+		UIDs: p.UIDs, GIDs: p.GIDs}
 	for _, kv := range p.Sysctls {
 		setup.Sysctls = append(setup.Sysctls, wire.Sysctl{Key: kv[0], Value: kv[1]})
 	}
@@ -151,7 +155,11 @@ func (s *Spawner) start(p Pod, setup []byte, listener *os.File) (*Process, error
 	if s.unified >= 0 {
 		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, s.unified
 	}
-	if err := cmd.Start(); err != nil {
+	start := cmd.Start
+	if len(p.UIDs) > 0 {
+		start = func() error { return startInNamespaces(p, cmd) }
+	}
+	if err := start(); err != nil {
 		return nil, fmt.Errorf("start %s: %w", cmd.Args[0], err)
 	}
 	unix.SetNonblock(pidfd, true) // so that a goroutine can wait for it; a pidfd always takes the flag
@@ -165,8 +173,51 @@ func (s *Spawner) start(p Pod, setup []byte, listener *os.File) (*Process, error
 	return process, cmd.Process.Release()
 }
 
+// inUsers are the namespaces that a pod's user namespace owns, and their flags.
+var inUsers = []struct {
+	name string
+	flag int
+}{{"net", unix.CLONE_NEWNET}, {"ipc", unix.CLONE_NEWIPC}, {"uts", unix.CLONE_NEWUTS}}
+
+// startInNamespaces makes the pod's namespaces, and starts the monitor in all but the user namespace, of which it gets a
+// descriptor: the monitor has the host's root, and writes the host's logs. A process starts where the thread is that starts it,
+// so the calling one, which is the Spawner's own, goes there and back.
+func startInNamespaces(p Pod, cmd *exec.Cmd) (err error) {
+	var names []string
+	for _, n := range inUsers {
+		names = append(names, n.name)
+	}
+	made, err := engine.NewNamespaces(p.UIDs, p.GIDs, names...)
+	if err != nil {
+		return fmt.Errorf("make user namespace: %w", err)
+	}
+	users := os.NewFile(uintptr(made[0]), "user namespace")
+	defer users.Close()
+	cmd.ExtraFiles = append(cmd.ExtraFiles, users)
+	for i, n := range inUsers {
+		defer unix.Close(made[i+1])
+		home, err := unix.Open("/proc/thread-self/ns/"+n.name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return fmt.Errorf("open %s namespace: %w", n.name, err)
+		}
+		defer func() {
+			if e := unix.Setns(home, n.flag); e != nil {
+				panic("monitor: a thread cannot go back to its " + n.name + " namespace: " + e.Error()) // nothing that it does would be right
+			}
+			unix.Close(home)
+		}()
+		if err := unix.Setns(made[i+1], n.flag); err != nil {
+			return fmt.Errorf("enter %s namespace: %w", n.name, err)
+		}
+	}
+	return cmd.Start()
+}
+
 func (p *Pod) cloneFlags() uintptr {
 	var flags uintptr
+	if len(p.UIDs) > 0 {
+		return 0
+	}
 	if p.NewNet {
 		flags |= unix.CLONE_NEWNET
 	}

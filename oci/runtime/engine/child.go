@@ -26,6 +26,7 @@ const (
 	opStore   // store args[0] as 32 bits at *store
 	opTry     // execve: go on when it fails, and keep the most telling errno
 	opGiveUp  // report the errno that opTry kept
+	opBirth   // clone: the child goes on, the parent reports the child's process ID and ends
 )
 
 // op is one operation of a program.
@@ -50,6 +51,9 @@ type branch struct {
 
 const registers = 16
 
+// born stands where a report has its operation, when it reports a process ID.
+const born = 1<<32 - 1
+
 // openAgain bounds how often in all a child asks again when openat2 could not tell that a ".." stays inside the root: any
 // rename or mount on the host does that (openat2(2), EAGAIN), and a hostile one does it without end.
 const openAgain = 1 << 12
@@ -57,13 +61,15 @@ const openAgain = 1 << 12
 // childState is all the memory that the child's loop writes to.
 type childState struct {
 	regs   [registers]uintptr
-	report [2]uint32 // operation, errno
+	report [2]uint32 // operation, errno; or born, process ID
 }
 
 // cloneArgs is struct clone_args of clone3(2), up to the member cgroup.
 type cloneArgs struct {
 	flags, pidfd, childTID, parentTID, exitSignal, stack, stackSize, tls, setTID, setTIDSize, cgroup uint64
 }
+
+const cloneArgsSize = unsafe.Sizeof(cloneArgs{})
 
 // fork clones a child that runs ops and reports a failure to the descriptor report. With pidns >= 0 the child
 // is born in that pid namespace. It returns the child's process ID in the caller's namespace.
@@ -93,7 +99,7 @@ func fork(args *cloneArgs, ops []op, report, pidns, ownPIDNS int) (int, error) {
 //go:norace
 func cloneAndRun(args *cloneArgs, ops *op, n, report uintptr, state *childState) (uintptr, syscall.Errno) {
 	runtimeBeforeFork()
-	pid, _, errno := syscall.RawSyscall(unix.SYS_CLONE3, uintptr(unsafe.Pointer(args)), unsafe.Sizeof(*args), 0)
+	pid, _, errno := syscall.RawSyscall(unix.SYS_CLONE3, uintptr(unsafe.Pointer(args)), cloneArgsSize, 0)
 	if errno != 0 || pid != 0 {
 		runtimeAfterFork()
 		return pid, errno
@@ -127,6 +133,13 @@ func run(ops *op, n, report uintptr, state *childState) {
 			errno = kept
 		default:
 			r, _, errno = syscall.RawSyscall6(o.nr, o.args[0], o.args[1], o.args[2], o.args[3], o.args[4], o.args[5])
+		}
+		if errno == 0 && o.kind == opBirth && r != 0 {
+			state.report[0], state.report[1] = born, uint32(r)
+			syscall.RawSyscall(unix.SYS_WRITE, report, uintptr(unsafe.Pointer(&state.report)), unsafe.Sizeof(state.report))
+			for {
+				syscall.RawSyscall(unix.SYS_EXIT_GROUP, 0, 0, 0)
+			}
 		}
 		if errno == 0 {
 			if o.dst != 0 {

@@ -251,7 +251,7 @@ func TestInitReapsAndHolds(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: namespaces and mounts")
 	}
-	c, err := StartInit()
+	c, err := StartInit(nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -19,10 +19,18 @@ func Exec(pr *Process, target Target, cgroups Cgroups, io Stdio) (Child, error) 
 		return Child{}, &Error{"open", "/dev/null", errno(err)}
 	}
 	d.add(null)
-	p := &program{}
-	p.early(pr, append(early, late...))
+	p := &program{users: target.Users}
+	p.early(pr)
+	p.settle(append(early, late...))
+	if target.Users != nil {
+		p.raiseLimits(pr)
+	}
 	p.at("join", "the container's namespaces")
 	p.sys(unix.SYS_SETNS, num(target.PIDFD), num(target.Namespaces|unix.CLONE_NEWNS))
+	if target.Users != nil {
+		p.becomeRoot()
+	}
+	p.keyring()
 	var terminal *console
 	var become error
 	p.scope(func() {
@@ -51,12 +59,22 @@ type Target struct {
 	PIDNamespace int
 	// Namespaces are CLONE_NEW* bits to join besides the mount namespace.
 	Namespaces uint64
+	// Users is the user namespace; then CLONE_NEWUSER is in Namespaces. Nil: the host's.
+	Users *UserNamespace
 }
 
 // StartInit makes the first process of a pod's shared pid namespace: it reaps and waits, in an empty read-only root,
-// without capabilities. It executes nothing, so no pause image is needed.
-func StartInit() (Child, error) {
+// without capabilities. It executes nothing, so no pause image is needed. With u the pid namespace belongs to that user
+// namespace, and the init is its root.
+func StartInit(u *UserNamespace) (Child, error) {
 	p := &program{}
+	flags := uint64(unix.CLONE_NEWPID | unix.CLONE_NEWNS)
+	if u != nil {
+		p.joinUsers(u, &Process{})
+		p.birth(flags, -1)
+		p.becomeRoot()
+		flags = 0
+	}
 	p.at("make", "the host's mounts slaves")
 	p.sys(unix.SYS_SETSID).any()
 	p.sys(unix.SYS_MOUNT, num(0), p.text("/"), num(0), num(unix.MS_REC|unix.MS_SLAVE), num(0))
@@ -81,13 +99,6 @@ func StartInit() (Child, error) {
 	p.at("close", "inherited descriptors")
 	// Closing everything closes the start pipe too: that tells the parent that the init is up.
 	p.sys(unix.SYS_CLOSE_RANGE, num(0), arg{value: 1<<32 - 1}, num(0))
-	var again label
-	p.sys(unix.SYS_GETPID)
-	loop := len(p.ops)
-	p.sys(unix.SYS_PPOLL, num(0), num(0), num(0), num(0), num(0)).any().onSuccess(&again)
-	p.sys(unix.SYS_GETPID).onSuccess(&again)
-	for _, to := range again.from {
-		*to = int32(loop)
-	}
-	return p.start(unix.CLONE_NEWPID|unix.CLONE_NEWNS, -1, -1)
+	p.wait()
+	return p.start(flags, -1, -1)
 }

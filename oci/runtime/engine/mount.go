@@ -16,8 +16,9 @@ const (
 	fsconfigCreate    = 6
 )
 
-// openSource opens a bind mount's source as a detached mount with its attributes set. The caller closes it.
-func openSource(m *Mount) (fd int, directory bool, err error) {
+// openSource opens a bind mount's source as a detached mount with its attributes set, and its owners mapped; u is the
+// pod's user namespace, or nil. The caller closes it.
+func openSource(m *Mount, u *UserNamespace) (fd int, directory bool, err error) {
 	flags := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC)
 	if m.Recursive {
 		flags |= unix.AT_RECURSIVE
@@ -33,6 +34,10 @@ func openSource(m *Mount) (fd int, directory bool, err error) {
 	if err != nil {
 		unix.Close(fd)
 		return -1, false, &Error{"set attributes of mount source", quote(m.Source), errno(err)}
+	}
+	if err = mapOwners(fd, m, u); err != nil {
+		unix.Close(fd)
+		return -1, false, &Error{"map owners of mount source", quote(m.Source), errno(err)}
 	}
 	return fd, st.Mode&unix.S_IFMT == unix.S_IFDIR, nil
 }

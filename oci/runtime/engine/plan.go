@@ -27,6 +27,8 @@ type Plan struct {
 	// CgroupPath is the container's path below each hierarchy; it tells the hierarchies' names.
 	CgroupPath string
 	Process    Process
+	// Users is the pod's user namespace, in which all of the container is; nil is the host's.
+	Users *UserNamespace
 }
 
 // Mount is one mount of a container.
@@ -49,6 +51,9 @@ type Mount struct {
 	RecursiveAttributes bool
 	// NoSymlinks refuses a target with a symbolic link in it: /proc, /sys and /dev (CVE-2019-19921).
 	NoSymlinks bool
+	// UIDs and GIDs map the owners of a bind mount's files: Inside on disk is Outside for who looks from the host, and so
+	// Inside again in a user namespace with the same mapping. Both are empty, or neither is.
+	UIDs, GIDs []IDMap
 }
 
 // Device is a device node.
@@ -56,7 +61,7 @@ type Device struct {
 	Path         string
 	Mode         uint32 // file type and permission bits
 	Major, Minor uint32
-	UID, GID     uint32
+	UID, GID     uint32 // the host's, also for a container in a user namespace: root there owns no device of the host
 }
 
 // Link is a symbolic link made below /dev.
@@ -116,7 +121,20 @@ func (p *Plan) Code(c *codec.Codec) {
 		c.String(&p.PIDNamespace)
 		c.String(&p.CgroupPath)
 		p.Process.Code(c)
+		users := p.Users != nil
+		if c.Bool(&users); users {
+			if p.Users == nil {
+				p.Users = &UserNamespace{Descriptor: -1}
+			}
+			CodeIDMaps(c, &p.Users.UIDs)
+			CodeIDMaps(c, &p.Users.GIDs)
+		}
 	})
+}
+
+// CodeIDMaps writes or reads a mapping.
+func CodeIDMaps(c *codec.Codec, list *[]IDMap) {
+	codec.List(c, list, func(c *codec.Codec, m *IDMap) { c.Uint32(&m.Inside); c.Uint32(&m.Outside); c.Uint32(&m.Length) })
 }
 
 func (m *Mount) code(c *codec.Codec) {
@@ -131,6 +149,8 @@ func (m *Mount) code(c *codec.Codec) {
 		c.Bool(&m.Recursive)
 		c.Bool(&m.RecursiveAttributes)
 		c.Bool(&m.NoSymlinks)
+		CodeIDMaps(c, &m.UIDs)
+		CodeIDMaps(c, &m.GIDs)
 	})
 }
 

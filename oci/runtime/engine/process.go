@@ -28,19 +28,26 @@ type sockFprog struct {
 	filter uintptr
 }
 
-// early does what needs the host's view: joining cgroups, and files of the host's /proc.
-func (p *program) early(pr *Process, cgroups []int) {
+// early does what needs the host's view and the host's root: files of the host's /proc.
+func (p *program) early(pr *Process) {
 	p.sys(unix.SYS_UMASK, num(0))
 	p.signals()
+	p.oomScore(pr)
+}
+
+// settle joins the cgroups, whose files the monitor has opened, and starts a session.
+func (p *program) settle(cgroups []int) {
 	zero := p.text("0")
 	for _, fd := range cgroups {
 		p.at("join", "the container's cgroup")
 		p.sys(unix.SYS_WRITE, num(fd), zero, num(1))
 	}
-	p.oomScore(pr)
 	p.at("start", "a session")
 	p.sys(unix.SYS_SETSID).any()
-	// A keyring of its own, as runc gives: a quota that is used up must not keep the container from starting.
+}
+
+// keyring gives the process a keyring of its own, as runc does: a quota that is used up must not keep the container from starting.
+func (p *program) keyring() {
 	p.sys(unix.SYS_KEYCTL, num(keyctlJoinSessionKeyring), num(0)).any()
 }
 
@@ -76,7 +83,9 @@ func (p *program) stdio(pr *Process, io Stdio, null int) {
 		if fd < 0 {
 			fd = null
 		} else if unix.Fstat(fd, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFIFO {
-			unix.Fchown(fd, int(pr.UID), -1) // where this is not allowed the descriptor itself works all the same
+			if uid, _, ok := p.users.owner(pr.UID, pr.GID); ok {
+				unix.Fchown(fd, uid, -1) // where this is not allowed the descriptor itself works all the same
+			}
 		}
 		p.at("set up", "standard streams")
 		p.sys(unix.SYS_DUP3, num(fd), num(i), num(0))

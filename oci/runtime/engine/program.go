@@ -59,6 +59,9 @@ type program struct {
 	keep  []any
 	step  step
 	next  reg
+	users *UserNamespace // the process's, or nil when it is the host's
+	// help is what the parent does for the child that it has cloned, before it waits for it; nil is nothing.
+	help func(pid int) error
 }
 
 type step struct{ verb, object string }
@@ -188,19 +191,52 @@ func (p *program) start(flags uint64, cgroup, pidns int) (Child, error) {
 		return Child{}, &Error{"clone", "", errno(err)}
 	}
 	c := Child{PID: pid, PIDFD: int(*pidfd)}
-	var report [8]byte
-	n, err := readFull(pipe[0], report[:])
-	if err == nil && n == 0 {
+	if p.help != nil {
+		if err := p.help(pid); err != nil {
+			c.discard()
+			return Child{}, err
+		}
+	}
+	failed, err := p.reports(pipe[0], &c)
+	if err == nil && failed == nil {
 		return c, nil
 	}
-	pc, code := uint32(0), uint32(unix.EIO)
-	if n == len(report) {
-		pc = *(*uint32)(unsafe.Pointer(&report[0]))
-		code = *(*uint32)(unsafe.Pointer(&report[4]))
-	}
 	c.discard()
-	s := p.steps[min(int(pc), len(p.steps)-1)]
-	return Child{}, &Error{s.verb, s.object, syscall.Errno(code)}
+	if failed != nil {
+		return Child{}, failed
+	}
+	return Child{}, &Error{"wait for", "the child", errno(err)}
+}
+
+// reports reads what the child tells until its end of the pipe is closed, as execve does: nothing, or why it failed. A
+// child that gave birth to another one stands back for it: that one is c from then on.
+func (p *program) reports(pipe int, c *Child) (failed *Error, err error) {
+	for {
+		var report [8]byte
+		n, err := readFull(pipe, report[:])
+		if err != nil || n == 0 {
+			return failed, err
+		}
+		if n < len(report) {
+			return failed, unix.EIO
+		}
+		first, second := *(*uint32)(unsafe.Pointer(&report[0])), *(*uint32)(unsafe.Pointer(&report[4]))
+		if first != born {
+			s := p.steps[min(int(first), len(p.steps)-1)]
+			failed = &Error{s.verb, s.object, syscall.Errno(second)}
+			continue
+		}
+		parent := *c
+		c.PID = int(second)
+		// It is not reaped by anyone else, so the ID is its own.
+		if c.PIDFD, err = unix.PidfdOpen(c.PID, 0); err != nil {
+			unix.Kill(c.PID, unix.SIGKILL)
+		}
+		parent.discard() // it has ended, or ends now
+		if err != nil {
+			return failed, err
+		}
+	}
 }
 
 // Child is a process that the engine started. The caller waits for it and closes PIDFD.
@@ -211,15 +247,26 @@ type Child struct {
 	Master int
 }
 
-// discard ends a child that failed.
+// discard ends a child that failed, or is not needed any more.
 func (c Child) discard() {
-	unix.PidfdSendSignal(c.PIDFD, unix.SIGKILL, nil, 0)
+	if c.PIDFD >= 0 {
+		defer unix.Close(c.PIDFD)
+		unix.PidfdSendSignal(c.PIDFD, unix.SIGKILL, nil, 0)
+	}
 	for {
 		if _, err := unix.Wait4(c.PID, nil, unix.WALL, nil); err != unix.EINTR {
 			break // ECHILD: the caller's reaper was first
 		}
 	}
-	unix.Close(c.PIDFD)
+}
+
+// stepError is err when that names its step already, else an Error of this step.
+func stepError(err error, verb, object string) error {
+	var e *Error
+	if errors.As(err, &e) {
+		return e
+	}
+	return &Error{verb, object, errno(err)}
 }
 
 func errno(err error) syscall.Errno {

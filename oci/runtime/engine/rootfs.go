@@ -10,15 +10,28 @@ import (
 // fsconfigMax is the longest string that fsconfig(2) takes, with its end.
 const fsconfigMax = 256
 
-// openRootfs makes the container's root as a detached mount: it never appears in the host's mount table.
-func openRootfs(m *Mount) (int, error) {
+// openRootfs makes the container's root as a detached mount: it never appears in the host's mount table. In a user
+// namespace its owners are mapped.
+func openRootfs(m *Mount, u *UserNamespace) (int, error) {
 	if m.Type == "bind" {
-		fd, directory, err := openSource(m)
+		if u != nil {
+			bind := *m
+			bind.UIDs, bind.GIDs = u.UIDs, u.GIDs
+			m = &bind
+		}
+		fd, directory, err := openSource(m, u)
 		if err == nil && !directory {
 			unix.Close(fd)
 			err = &Error{"open root", quote(m.Source), unix.ENOTDIR}
 		}
 		return fd, err
+	}
+	if u != nil {
+		fd, err := mapRootfs(m, u)
+		if err != nil {
+			return -1, stepError(err, "mount root "+m.Type+" with mapped owners", "")
+		}
+		return fd, nil
 	}
 	fd, err := newRootfs(m, m.Options)
 	if errno(err) == unix.EINVAL && m.Type == "overlay" {

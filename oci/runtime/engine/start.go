@@ -57,7 +57,7 @@ func Start(plan *Plan, cgroups Cgroups, io Stdio) (Child, error) {
 	if len(plan.Process.Args) == 0 {
 		return Child{}, &Error{StepExec, `""`, unix.ENOENT}
 	}
-	root, err := openRootfs(&plan.Rootfs)
+	root, err := openRootfs(&plan.Rootfs, plan.Users)
 	if err != nil {
 		return Child{}, err
 	}
@@ -71,18 +71,15 @@ func Start(plan *Plan, cgroups Cgroups, io Stdio) (Child, error) {
 		return Child{}, &Error{"open", "/dev/null", errno(err)}
 	}
 	d.add(null)
-	flags := uint64(unix.CLONE_NEWNS)
 	pidns := -1
-	if plan.NewPID {
-		flags |= unix.CLONE_NEWPID
-	} else if plan.PIDNamespace != "" {
+	if !plan.NewPID && plan.PIDNamespace != "" {
 		if pidns, err = unix.Open(plan.PIDNamespace, unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
 			return Child{}, &Error{"open pid namespace", plan.PIDNamespace, errno(err)}
 		}
 		d.add(pidns)
 	}
-	p := &program{}
-	p.early(&plan.Process, early)
+	p := &program{users: plan.Users}
+	flags, unified := p.begin(plan, cgroups.Unified, early)
 	if plan.NewCgroup {
 		p.at("unshare", "the cgroup namespace")
 		p.sys(unix.SYS_UNSHARE, num(unix.CLONE_NEWCGROUP))
@@ -104,7 +101,34 @@ func Start(plan *Plan, cgroups Cgroups, io Stdio) (Child, error) {
 		p.sys(unix.SYS_WRITE, num(fd), p.text("0"), num(1))
 	}
 	p.become(&plan.Process, num(root))
-	return p.startWith(terminal, flags, cgroups.Unified, pidns)
+	return p.startWith(terminal, flags, unified, pidns)
+}
+
+// begin gets the child into its namespaces and cgroups, and returns how it is to be cloned.
+func (p *program) begin(plan *Plan, unified int, tasks []int) (flags uint64, cgroup int) {
+	flags = unix.CLONE_NEWNS
+	if plan.NewPID {
+		flags |= unix.CLONE_NEWPID
+	}
+	p.early(&plan.Process)
+	if p.users == nil {
+		p.settle(tasks)
+		p.keyring()
+		return flags, unified
+	}
+	p.joinUsers(p.users, &plan.Process)
+	if plan.NewPID {
+		// The first child does not join the cgroups: two processes may be more than the container may have.
+		p.birth(flags, unified)
+		unified = -1
+	} else {
+		p.at("unshare", "the mount namespace")
+		p.sys(unix.SYS_UNSHARE, num(flags))
+	}
+	p.settle(tasks)
+	p.becomeRoot()
+	p.keyring()
+	return 0, unified
 }
 
 // tree attaches the root and all mounts, and fills /dev.
@@ -129,7 +153,7 @@ func (p *program) tree(plan *Plan, cgroups Cgroups, root int, d *descriptors) er
 		}
 		switch m.Type {
 		case "bind":
-			fd, directory, err := openSource(m)
+			fd, directory, err := openSource(m, plan.Users)
 			if err != nil {
 				return err
 			}
@@ -138,17 +162,22 @@ func (p *program) tree(plan *Plan, cgroups Cgroups, root int, d *descriptors) er
 				kind = makeDirectory
 			}
 			p.attach(num(d.add(fd)), rootArg, m, kind)
+		case "tmpfs":
+			if plan.Users != nil && m.Target == "/dev" {
+				fd, err := devFolder(m, plan.Devices, plan.Users)
+				if err != nil {
+					return stepError(err, "make file system tmpfs for", "/dev")
+				}
+				p.attach(num(d.add(fd)), rootArg, m, makeDirectory)
+				continue
+			}
+			p.fresh(rootArg, m)
 		case "cgroup":
 			if err := p.cgroupMount(plan, m, cgroups, rootArg, d); err != nil {
 				return err
 			}
 		default:
-			p.scope(func() {
-				fs := p.register()
-				p.newFilesystem(m, fs)
-				p.attach(fs.arg(), rootArg, m, makeDirectory)
-				p.close(fs)
-			})
+			p.fresh(rootArg, m)
 		}
 	}
 	if !hasDev {
@@ -169,27 +198,27 @@ func (p *program) tree(plan *Plan, cgroups Cgroups, root int, d *descriptors) er
 	return nil
 }
 
+// fresh mounts a new file system.
+func (p *program) fresh(root arg, m *Mount) {
+	p.scope(func() {
+		fs := p.register()
+		p.newFilesystem(m, fs)
+		p.attach(fs.arg(), root, m, makeDirectory)
+		p.close(fs)
+	})
+}
+
 // cgroupMount shows the container its own cgroups: cgroup2 where the unified hierarchy is the only one, else a tmpfs with
 // one bind mount a hierarchy (runtime-spec config-linux.md#cgroups-path, as runc does on v1).
 func (p *program) cgroupMount(plan *Plan, m *Mount, cgroups Cgroups, root arg, d *descriptors) error {
 	if len(cgroups.V1) == 0 {
 		v2 := *m
 		v2.Type, v2.Source, v2.Options = "cgroup2", "cgroup", nil
-		p.scope(func() {
-			fs := p.register()
-			p.newFilesystem(&v2, fs)
-			p.attach(fs.arg(), root, m, makeDirectory)
-			p.close(fs)
-		})
+		p.fresh(root, &v2)
 		return nil
 	}
 	tmpfs := Mount{Type: "tmpfs", Source: "cgroup", Target: m.Target, Options: []string{"mode=755"}, Set: m.Set &^ unix.MOUNT_ATTR_RDONLY}
-	p.scope(func() {
-		fs := p.register()
-		p.newFilesystem(&tmpfs, fs)
-		p.attach(fs.arg(), root, &tmpfs, makeDirectory)
-		p.close(fs)
-	})
+	p.fresh(root, &tmpfs)
 	folders := cgroups.V1
 	if cgroups.Unified >= 0 {
 		folders = append(folders[:len(folders):len(folders)], V1Cgroup{"unified", cgroups.Unified})
@@ -223,10 +252,13 @@ func (p *program) cgroupMount(plan *Plan, m *Mount, cgroups Cgroups, root arg, d
 	return nil
 }
 
-// devices makes the nodes and links of /dev.
+// devices makes the nodes and links of /dev. In a user namespace the nodes are there.
 func (p *program) devices(plan *Plan, root arg) {
 	for i := range plan.Devices {
 		v := &plan.Devices[i]
+		if plan.Users != nil {
+			break
+		}
 		p.at("make device", quote(v.Path))
 		p.parents(root, v.Path, inRoot)
 		p.scope(func() {

@@ -21,15 +21,19 @@ const oomScore = "-998"
 // Agent is one pod's monitor.
 type Agent struct {
 	setup  wire.Setup
-	init   engine.Child   // of the shared pid namespace; PID 0 is none
-	ended  chan os.Signal // a child has ended, or may have without notice
-	births sync.RWMutex   // held for reading while a child is made and not yet in children
+	users  *engine.UserNamespace // the pod's, or nil
+	init   engine.Child          // of the shared pid namespace; PID 0 is none
+	ended  chan os.Signal        // a child has ended, or may have without notice
+	births sync.RWMutex          // held for reading while a child is made and not yet in children
 
 	mu         sync.Mutex
 	containers map[string]*container
 	children   map[int]chan unix.WaitStatus
 	watchers   map[*watcher]struct{}
 }
+
+// users is the descriptor of the pod's user namespace, when it has one.
+const users = 4
 
 // Run serves the listening socket for the pod that setup describes. It returns when it is told to shut down.
 func Run(setup io.Reader, socket int) error {
@@ -41,6 +45,10 @@ func Run(setup io.Reader, socket int) error {
 	}
 	if err := wire.Decode(b, &a.setup); err != nil {
 		return fmt.Errorf("read set-up: %w", err)
+	}
+	if len(a.setup.UIDs) > 0 {
+		unix.CloseOnExec(users)
+		a.users = &engine.UserNamespace{UIDs: a.setup.UIDs, GIDs: a.setup.GIDs, Descriptor: users}
 	}
 	protect()
 	signal.Notify(a.ended, unix.SIGCHLD)
@@ -69,14 +77,19 @@ func (a *Agent) prepare() error {
 	}
 	for _, s := range a.setup.Sysctls {
 		path := "/proc/sys/" + strings.ReplaceAll(s.Key, ".", "/")
-		if err := writeFile(path, s.Value); err != nil {
+		err := writeFile(path, s.Value)
+		if a.users != nil && errors.Is(err, unix.EACCES) {
+			// Those of an ipc namespace belong to root of its user namespace, and to no capability (ipc/ipc_sysctl.c).
+			err = a.users.Impersonate(func() error { return writeFile(path, s.Value) })
+		}
+		if err != nil {
 			return fmt.Errorf("set kernel parameter %s to %q: %w", s.Key, s.Value, err)
 		}
 	}
 	if a.setup.SharedPID {
 		a.births.RLock()
 		defer a.born()
-		child, err := engine.StartInit()
+		child, err := engine.StartInit(a.users)
 		if err != nil {
 			return fmt.Errorf("start the pod's init: %w", err)
 		}

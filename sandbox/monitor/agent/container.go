@@ -92,12 +92,21 @@ func (a *Agent) birth(c *container, r *wire.Start, dirs []int) error {
 	}()
 	a.births.RLock()
 	defer a.born()
+	if r.Plan.Users != nil {
+		if a.users == nil {
+			return &wire.Failure{Text: "the pod has no user namespace"}
+		}
+		r.Plan.Users = a.users
+	}
 	child, err := engine.Start(&r.Plan, groups, io)
 	if err != nil {
 		return err
 	}
 	a.mu.Lock()
 	c.pid, c.pidfd, c.startedAt = child.PID, child.PIDFD, time.Now().UnixNano()
+	if r.Plan.Users != nil {
+		c.namespaces |= unix.CLONE_NEWUSER
+	}
 	if r.Plan.NewCgroup {
 		c.namespaces |= unix.CLONE_NEWCGROUP
 	}

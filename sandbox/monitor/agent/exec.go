@@ -100,6 +100,9 @@ func (a *Agent) execBirth(c *container, process *engine.Process, groups engine.C
 	defer a.born()
 	a.mu.Lock()
 	target := engine.Target{PIDFD: -1, PIDNamespace: -1, Namespaces: c.namespaces}
+	if c.namespaces&unix.CLONE_NEWUSER != 0 {
+		target.Users = a.users
+	}
 	var err error
 	unknown := c.pidns == unknownNamespace
 	if !c.exited {

@@ -35,6 +35,8 @@ type Setup struct {
 	Hostname  string // "" leaves it
 	Sysctls   []Sysctl
 	SharedPID bool // an init for one pid namespace of the whole pod
+	// UIDs and GIDs are the mappings of the pod's user namespace, descriptor 4; empty: the host's.
+	UIDs, GIDs []engine.IDMap
 }
 
 // Code writes or reads s.
@@ -45,6 +47,8 @@ func (s *Setup) Code(c *codec.Codec) {
 		c.String(&s.Hostname)
 		codec.List(c, &s.Sysctls, func(c *codec.Codec, v *Sysctl) { c.String(&v.Key); c.String(&v.Value) })
 		c.Bool(&s.SharedPID)
+		engine.CodeIDMaps(c, &s.UIDs)
+		engine.CodeIDMaps(c, &s.GIDs)
 	})
 }
 

@@ -1,0 +1,92 @@
+package engine
+
+import (
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// newUsers makes a user namespace that maps n IDs to those from first on.
+func newUsers(t *testing.T, first, n uint32) *UserNamespace {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: namespaces and mounts")
+	}
+	ids := []IDMap{{Outside: first, Length: n}}
+	fds, err := NewNamespaces(ids, ids)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(fds[0]) })
+	return &UserNamespace{UIDs: ids, GIDs: ids, Descriptor: fds[0]}
+}
+
+func usersPlan(t *testing.T, u *UserNamespace, args ...string) *Plan {
+	plan := testPlan(t, args...)
+	plan.Users = u
+	plan.Devices[0].UID, plan.Devices[0].GID = u.Root()
+	// The pod's sysfs and mqueue belong to namespaces that this test does not have.
+	plan.Mounts = plan.Mounts[:3]
+	return plan
+}
+
+func TestUserNamespace(t *testing.T) {
+	u := newUsers(t, 200000, 65536)
+	plan := usersPlan(t, u, "sh", "-c", `id -u; id -G; cat /proc/self/uid_map /proc/self/setgroups; stat -c '%u %a %n' /bin /bin/busybox /dev /dev/null /proc /data/deep; echo x > /dev/null && echo made > /tmp/f && stat -c %u /tmp/f; exit 3`)
+	plan.Process.Groups = []uint32{7}
+	out, ws := output(t, plan)
+	want := "0\n0 7\n         0     200000      65536\nallow\n0 755 /bin\n0 755 /bin/busybox\n0 755 /dev\n0 666 /dev/null\n65534 555 /proc\n0 755 /data/deep\n0\n"
+	if out != want || ws.ExitStatus() != 3 {
+		t.Errorf("status %v, output:\n%s\nwant:\n%s", ws, out, want)
+	}
+	upper := strings.TrimPrefix(plan.Rootfs.Options[1], "upperdir=")
+	var st unix.Stat_t
+	if err := unix.Stat(filepath.Join(upper, "tmp/f"), &st); err != nil || st.Uid != 0 {
+		t.Errorf("on disk the container's file belongs to %d, %v", st.Uid, err)
+	}
+	if list := mountsOf(t, t.Name()); len(list) > 0 {
+		t.Errorf("the host has mounts: %q", list)
+	}
+}
+
+func TestExecInUserNamespace(t *testing.T) {
+	u := newUsers(t, 200000, 65536)
+	c, err := Start(usersPlan(t, u, "sleep", "1000"), Cgroups{Unified: -1}, Stdio{-1, -1, -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		unix.PidfdSendSignal(c.PIDFD, unix.SIGKILL, nil, 0)
+		unix.Wait4(c.PID, nil, 0, nil)
+		unix.Close(c.PIDFD)
+	}()
+	var st unix.Stat_t
+	if err := unix.Stat("/proc/"+strconv.Itoa(c.PID), &st); err != nil || st.Uid != 200000 {
+		t.Errorf("on the host the process belongs to %d, %v", st.Uid, err)
+	}
+	pidns, err := os.Open("/proc/" + strconv.Itoa(c.PID) + "/ns/pid")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pidns.Close()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	pr := &Process{Args: []string{"sh", "-c", "id -u; cat /proc/self/uid_map; ls /; echo x > /dev/stderr; exit 5"}, Env: []string{"PATH=/bin"}, Cwd: "/", User: User{UID: 1000, GID: 1000}}
+	target := Target{PIDFD: c.PIDFD, PIDNamespace: int(pidns.Fd()), Namespaces: unix.CLONE_NEWUSER, Users: u}
+	e, err := Exec(pr, target, Cgroups{Unified: -1}, Stdio{-1, int(w.Fd()), int(w.Fd())})
+	w.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, ws := finish(t, e, r)
+	if ws.ExitStatus() != 5 || !strings.HasPrefix(out, "1000\n         0     200000      65536\n") {
+		t.Errorf("exec: status %v, output:\n%s", ws, out)
+	}
+}

@@ -39,7 +39,7 @@ test-integration: build ## berthd, berth-monitor and the kernel, driven over the
 test-critest: build setup ## the CRI's conformance tests in five random orders; needs critest on PATH (root)
 	BERTH_BIN=$(BIN) $(GO) run ./hack/critest $(ARGS)
 
-bench: build setup ## latencies as multiples of the kernel's own floor, as a Markdown table (root)
+bench: build setup ## latencies beside the kernel's own floor, crowds, memory, pulls; other runtimes beside berth (root)
 	@BERTH_BIN=$(BIN) $(GO) run ./hack/bench $(ARGS)
 
 lint: build ## budgets, import order, formats, vet, manual pages, a build for arm64

@@ -1,11 +1,3 @@
-// Command bench measures berthd beside the kernel's own floor, in one run, and prints a Markdown table:
-//
-//	go run ./hack/bench [-pods N] [-execs N] [-parallel N] [-burst N] [-check]
-//
-// Floor and berth take turns, pod by pod and exec by exec, so that both see the same machine. Pods run one at a time but for the last
-// row. With -check the exit status is 1 when a latency is above its budget.
-//
-// Needs root and gcc. The daemon that is measured has folders, a socket and a bridge of its own.
 package main
 
 import (
@@ -14,181 +6,195 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"path/filepath"
+	"os/signal"
+	"strings"
+	"syscall"
 	"time"
 
 	"github.com/berthd/berth/hack/turns"
-	"github.com/berthd/berth/test/berthd"
-	"github.com/berthd/berth/test/invariants"
+	"github.com/berthd/berth/imageservice/registry/registrytest"
+	"github.com/berthd/berth/test/images"
 )
 
-// The budgets of this stage, as multiples of the floor.
-const (
-	readyBudget = 5.0
-	execBudget  = 5.0
-)
+// options are the flags.
+type options struct {
+	pods, execs, pulls int
+	only               string
+	peers              []string
+	check              bool
+}
 
+// bench is one run.
 type bench struct {
-	pods, execs, parallel, burst int
-
-	dir    string
-	berthd *berthd.Process
-	turns  *turns.Turns
-
-	idle, loaded int // daemon, KiB
-	monitor      int // each, KiB
-	rate         float64
+	options
+	dir      string
+	registry *registrytest.Registry
+	turns    *turns.Turns
+	shell    string // image with a shell
+	big      bigImage
+	sides    []*side // berth first
+	many     many
 }
 
 func main() {
 	b := &bench{}
-	flag.IntVar(&b.pods, "pods", 50, "pods of each side")
-	flag.IntVar(&b.execs, "execs", 5, "execs in each pod")
-	flag.IntVar(&b.parallel, "parallel", 10, "pods at once in the last row")
-	flag.IntVar(&b.burst, "burst", 100, "pods of the last row")
-	check := flag.Bool("check", false, "fail when a latency is above its budget")
+	flag.IntVar(&b.pods, "pods", 40, "pods of each side, one at a time")
+	flag.IntVar(&b.execs, "execs", 5, "execs in each of them")
+	flag.IntVar(&b.pulls, "pulls", 3, "pulls of the big image by each side")
+	flag.StringVar(&b.only, "only", "", "names of the runtimes to measure, with commas; default: all that are there")
+	flag.Func("peer", "measure the runtime that answers at a socket, as NAME=SOCKET; may be repeated", func(v string) error {
+		if name, socket, ok := strings.Cut(v, "="); !ok || name == "" || socket == "" {
+			return errors.New("want NAME=SOCKET")
+		}
+		b.peers = append(b.peers, v)
+		return nil
+	})
+	flag.BoolVar(&b.check, "check", false, "measure what has a budget in CI, and fail when one is exceeded twice")
 	flag.Parse()
-	err := b.run(context.Background())
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	breaches, err := b.run(ctx)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(2)
 	}
-	b.print()
-	if *check && (turns.Multiple(b.turns.Berth.Ready, b.turns.Floor.Ready) > readyBudget || turns.Multiple(b.turns.Berth.Exec, b.turns.Floor.Exec) > execBudget) {
-		fmt.Fprintf(os.Stderr, "bench: pod ready may take %.0f and exec %.0f times the floor\n", readyBudget, execBudget)
+	if len(breaches) > 0 {
+		fmt.Fprintln(os.Stderr, "bench: above budget:", strings.Join(breaches, "; "))
 		os.Exit(1)
 	}
 }
 
-func (b *bench) run(ctx context.Context) (err error) {
+// run measures and prints, and returns the budgets that were exceeded, of a check.
+func (b *bench) run(ctx context.Context) (breaches []string, err error) {
 	if os.Geteuid() != 0 {
-		return errors.New("needs root")
+		return nil, errors.New("needs root")
 	}
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Minute)
 	defer cancel()
 	if b.dir, err = os.MkdirTemp("/var/tmp", "bb"); err != nil {
-		return err
+		return nil, err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(b.dir)) }()
-	end, err := b.start(ctx)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, end()) }()
-	if b.turns, err = turns.Open(ctx, b.dir, b.berthd); err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, b.berthd.RemovePods(ctx), b.turns.Close(ctx)) }()
-	if err := b.measure(ctx); err != nil {
-		return err
-	}
-	return b.together(ctx)
-}
-
-// start starts the daemon that is measured.
-func (b *bench) start(ctx context.Context) (end func() error, err error) {
-	bin, err := berthd.Build(filepath.Join(b.dir, "bin"))
-	if err != nil {
+	if b.registry, err = registrytest.Start(registrytest.Options{}); err != nil {
 		return nil, err
 	}
-	opts := berthd.Options{Bin: bin, Root: filepath.Join(b.dir, "r"), State: filepath.Join(b.dir, "s"), Config: filepath.Join(b.dir, "config.toml"),
-		Bridge: fmt.Sprintf("bench%d", os.Getpid()%100000), Log: filepath.Join(b.dir, "berthd.log")}
-	config := fmt.Sprintf("[network]\nconf_dir = %q\nbridge = %q\nsubnets = [\"10.248.0.0/16\", \"fd00:be28::/64\"]\n", filepath.Join(b.dir, "net.d"), opts.Bridge)
-	if err := os.WriteFile(opts.Config, []byte(config), 0o600); err != nil {
+	defer b.registry.Close()
+	defer func() { err = errors.Join(err, b.end()) }()
+	if err := b.open(ctx); err != nil {
 		return nil, err
 	}
-	if b.berthd, err = berthd.New(opts); err != nil {
-		return nil, err
+	if b.check {
+		return b.checkBudgets(ctx)
 	}
-	end = func() error {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-		defer cancel()
-		errs := []error{b.berthd.RemovePods(ctx)}
-		d := b.berthd.Daemon()
-		d.PID = 0
-		return errors.Join(append(errs, b.berthd.Stop(), b.berthd.Close(), berthd.Sweep(d))...)
-	}
-	return end, b.berthd.Start(ctx)
+	return nil, b.measure(ctx)
 }
 
-// measure takes turns, and weighs daemon and monitors while all pods run.
-func (b *bench) measure(ctx context.Context) error {
-	warm, _, err := b.turns.Up(ctx, "warm")
-	if err != nil {
+// open makes the images and starts the runtimes.
+func (b *bench) open(ctx context.Context) (err error) {
+	if b.turns, err = turns.Open(b.dir); err != nil {
 		return err
 	}
-	if _, err := warm.Down(ctx); err != nil {
+	if err := b.turns.Serve(b.registry); err != nil {
 		return err
 	}
-	if b.idle, err = berthd.PSS(b.berthd.PID()); err != nil {
+	if b.shell, err = b.serveShell(); err != nil {
 		return err
 	}
-	return b.turns.Run(ctx, b.pods, b.execs, b.weigh)
-}
-
-// weigh measures memory while all pods run.
-func (b *bench) weigh() (err error) {
-	if b.loaded, err = berthd.PSS(b.berthd.PID()); err != nil {
+	if err := b.start(ctx); err != nil {
 		return err
 	}
-	pids, err := invariants.Monitors(b.berthd.Daemon())
-	if err != nil || len(pids) == 0 {
-		return fmt.Errorf("find monitors: %d found: %w", len(pids), err)
-	}
-	for _, pid := range pids {
-		kib, err := berthd.PSS(pid)
-		if err != nil {
-			return err
+	for _, s := range b.sides {
+		if err := b.turns.Add(ctx, s.Peer); err != nil {
+			return fmt.Errorf("%s: %w", s.name, err)
 		}
-		b.monitor += kib
 	}
-	b.monitor /= len(pids)
 	return nil
 }
 
-// together brings pods up with several callers at once.
-func (b *bench) together(ctx context.Context) error {
-	work, failed := make(chan int), make(chan error, b.parallel)
-	go func() {
-		defer close(work)
-		for i := range b.burst {
-			work <- i
-		}
-	}()
-	start := time.Now()
-	for range b.parallel {
-		go func() {
-			var err error
-			for i := range work {
-				if err == nil {
-					_, _, err = b.turns.Up(ctx, fmt.Sprintf("burst%d", i))
-				}
-			}
-			failed <- err
-		}()
+// serveShell makes the image that logs.
+func (b *bench) serveShell() (string, error) {
+	busybox, err := images.Busybox()
+	if err != nil {
+		return "", err
 	}
+	layer, err := images.Shell(busybox).Layer()
+	if err != nil {
+		return "", err
+	}
+	pushed, err := b.registry.Push("bench/shell", "1", registrytest.Image{Layers: []registrytest.Layer{layer}})
+	return pushed.Ref, err
+}
+
+// end takes everything away, also after an error or a signal.
+func (b *bench) end() error {
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+	defer cancel()
 	var errs []error
-	for range b.parallel {
-		errs = append(errs, <-failed)
+	for _, s := range b.sides {
+		errs = append(errs, s.Client.RemoveLives(ctx))
 	}
-	b.rate = float64(b.burst) / time.Since(start).Seconds()
+	if b.turns != nil {
+		errs = append(errs, b.turns.Close(ctx))
+	}
+	for _, s := range b.sides {
+		for _, image := range []string{b.shell, b.big.ref} {
+			errs = append(errs, s.removeImage(ctx, image))
+		}
+		errs = append(errs, s.end())
+	}
 	return errors.Join(errs...)
 }
 
-func (b *bench) print() {
-	fmt.Printf("%d pods and %d execs of each side, taking turns; milliseconds\n\n", b.pods, b.pods*b.execs)
-	fmt.Println("| what | floor p50 | berth p50 | berth p90 | multiple of the floor | budget |")
-	fmt.Println("|---|---|---|---|---|---|")
-	row := func(what string, f, l []time.Duration, budget string) {
-		fmt.Printf("| %s | %.2f | %.2f | %.2f | %.2f | %s |\n", what, turns.At(f, .5), turns.At(l, .5), turns.At(l, .9), turns.Multiple(l, f), budget)
+// measure takes one measurement after the other.
+func (b *bench) measure(ctx context.Context) error {
+	type step struct {
+		what string
+		do   func(context.Context) error
 	}
-	floor, berth := b.turns.Floor, b.turns.Berth
-	row("pod ready: RunPodSandbox + CreateContainer + StartContainer", floor.Ready, berth.Ready, fmt.Sprintf("%.0f", readyBudget))
-	row("ExecSync /bin/true", floor.Exec, berth.Exec, fmt.Sprintf("%.0f", execBudget))
-	row("pod gone: stop + remove of container and pod", floor.Gone, berth.Gone, "")
-	fmt.Printf("\n| what | berth |\n|---|---|\n")
-	fmt.Printf("| pods a second, %d at once | %.1f |\n", b.parallel, b.rate)
-	fmt.Printf("| a monitor's memory (PSS), %d running | %d KiB |\n", b.pods, b.monitor)
-	fmt.Printf("| the daemon's memory (PSS), no pod | %.1f MiB |\n", float64(b.idle)/1024)
-	fmt.Printf("| the daemon's memory (PSS), %d pods | %.1f MiB |\n", b.pods, float64(b.loaded)/1024)
+	steps := []step{
+		{"everything once", b.warm},
+		{"one at a time", func(ctx context.Context) error { return b.turns.Run(ctx, b.pods, b.execs) }},
+		{"many at a time", b.each((*side).crowds)},
+		{"a big image", b.pull},
+	}
+	if berth := b.sides[0]; berth.berth != nil {
+		steps = append(steps, step{"monitors that have worked", func(ctx context.Context) error { return berth.age(ctx, b) }}, step{"200 pods", b.twoHundred})
+	}
+	for _, s := range steps {
+		fmt.Fprintf(os.Stderr, "bench: %s\n", s.what)
+		if err := s.do(ctx); err != nil {
+			return fmt.Errorf("%s: %w", s.what, err)
+		}
+	}
+	b.print(os.Stdout)
+	return nil
+}
+
+// each makes a step of one that every side takes for itself.
+func (b *bench) each(do func(*side, context.Context, *bench) error) func(context.Context) error {
+	return func(ctx context.Context) error {
+		for _, s := range b.sides {
+			if err := do(s, ctx, b); err != nil {
+				return fmt.Errorf("%s: %w", s.name, err)
+			}
+		}
+		return nil
+	}
+}
+
+// warm touches everything once, and then weighs the daemons while they are idle.
+func (b *bench) warm(ctx context.Context) error {
+	if err := b.turns.Run(ctx, 3, 3); err != nil {
+		return err
+	}
+	b.turns.Floor = turns.Side{}
+	for _, s := range b.sides {
+		s.Side = turns.Side{}
+		idle, err := s.weigh()
+		if err != nil {
+			return err
+		}
+		s.idle = idle
+	}
+	return nil
 }

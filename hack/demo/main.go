@@ -99,14 +99,21 @@ func (d *demo) measure(ctx context.Context) error {
 		fmt.Println("\nThe kernel's floor is not measured: it needs gcc, which is not there.")
 		return nil
 	}
-	t, err := turns.Open(ctx, d.dir, d.berthd)
+	t, err := turns.Open(d.dir)
 	if err != nil {
 		return err
 	}
-	err = t.Run(ctx, 3, 3, nil) // everything is touched once before it is timed
-	t.Floor, t.Berth = turns.Side{}, turns.Side{}
+	berth := &turns.Peer{Client: d.berthd.Client}
+	err = t.Serve(d.registry)
 	if err == nil {
-		err = t.Run(ctx, 15, 3, nil)
+		err = t.Add(ctx, berth)
+	}
+	if err == nil {
+		err = t.Run(ctx, 3, 3) // everything is touched once before it is timed
+	}
+	t.Floor, berth.Side = turns.Side{}, turns.Side{}
+	if err == nil {
+		err = t.Run(ctx, 15, 3)
 	}
 	if err := errors.Join(err, d.berthd.RemovePods(ctx), t.Close(ctx)); err != nil {
 		return err
@@ -117,7 +124,7 @@ func (d *demo) measure(ctx context.Context) error {
 		ours   []time.Duration
 		floors []time.Duration
 	}{
-		{"pod ready", t.Berth.Ready, t.Floor.Ready}, {"exec", t.Berth.Exec, t.Floor.Exec}, {"pod gone", t.Berth.Gone, t.Floor.Gone},
+		{"pod ready", berth.Ready, t.Floor.Ready}, {"exec", berth.Exec, t.Floor.Exec}, {"pod gone", berth.Gone, t.Floor.Gone},
 	} {
 		fmt.Printf("%-12s %12.2f %12.2f   %.1f times the floor\n", row.what, turns.At(row.ours, .5), turns.At(row.floors, .5), turns.Multiple(row.ours, row.floors))
 	}

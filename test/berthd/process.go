@@ -10,10 +10,7 @@ import (
 	"syscall"
 	"time"
 
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -33,11 +30,9 @@ type Options struct {
 
 // Process is one berthd, which may be started and killed many times.
 type Process struct {
-	Runtime runtimeapi.RuntimeServiceClient
-	Images  runtimeapi.ImageServiceClient
+	*Client
 
 	opts   Options
-	conn   *grpc.ClientConn
 	cmd    *exec.Cmd
 	exited chan error
 }
@@ -62,17 +57,11 @@ func New(opts Options) (*Process, error) {
 			opts.Bridge = "berth-" + i
 		}
 	}
-	const most = 64 << 20 // bytes of a message: ExecSync answers with 32 MiB
-	conn, err := grpc.NewClient("unix://"+opts.Socket,
-		grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: time.Second,
-			Backoff: backoff.Config{BaseDelay: 2 * time.Millisecond, Multiplier: 1.2, MaxDelay: 20 * time.Millisecond}}),
-		grpc.WithDefaultCallOptions(grpc.WaitForReady(true), grpc.MaxCallRecvMsgSize(most)))
+	client, err := Dial(opts.Socket)
 	if err != nil {
-		return nil, fmt.Errorf("connect to %s: %w", opts.Socket, err)
+		return nil, err
 	}
-	return &Process{opts: opts, conn: conn,
-		Runtime: runtimeapi.NewRuntimeServiceClient(conn), Images: runtimeapi.NewImageServiceClient(conn)}, nil
+	return &Process{Client: client, opts: opts}, nil
 }
 
 // Options tells where the daemon keeps its things, defaults filled in.
@@ -172,6 +161,3 @@ func (p *Process) end(sig syscall.Signal) error {
 	p.cmd = nil
 	return nil
 }
-
-// Close ends the clients. The daemon is left as it is.
-func (p *Process) Close() error { return p.conn.Close() }

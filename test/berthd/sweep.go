@@ -1,7 +1,6 @@
 package berthd
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -15,28 +14,9 @@ import (
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
-	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berthd/berth/test/invariants"
 )
-
-// RemovePods stops and removes every pod that the daemon lists.
-func (p *Process) RemovePods(ctx context.Context) error {
-	pods, err := p.Runtime.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
-	if err != nil {
-		return fmt.Errorf("list pods: %w", err)
-	}
-	var errs []error
-	for _, pod := range pods.Items {
-		if _, err := p.Runtime.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: pod.Id}); err != nil {
-			errs = append(errs, fmt.Errorf("stop pod %s: %w", pod.Id, err))
-		}
-		if _, err := p.Runtime.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: pod.Id}); err != nil {
-			errs = append(errs, fmt.Errorf("remove pod %s: %w", pod.Id, err))
-		}
-	}
-	return errors.Join(errs...)
-}
 
 // Sweep takes everything of a daemon that does not run off the host, except its two folders: what pods left, the bridge, its
 // firewall and the cgroup tree. It is for the end of a test, also of one that failed.

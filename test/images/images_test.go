@@ -1,8 +1,15 @@
 package images
 
 import (
+	"archive/tar"
+	"bytes"
+	"crypto/sha256"
+	"io"
 	"strings"
 	"testing"
+
+	"github.com/klauspost/compress/gzip"
+	"github.com/opencontainers/go-digest"
 )
 
 func TestBuilderMakesParentsOnce(t *testing.T) {
@@ -35,5 +42,39 @@ func TestProgramBringsItsLibraries(t *testing.T) {
 func TestShellNamesTheMissingProgram(t *testing.T) {
 	if _, err := Shell("/nowhere/busybox").Files(); err == nil || !strings.Contains(err.Error(), "/nowhere/busybox") {
 		t.Errorf("Shell of a missing program: %v", err)
+	}
+}
+
+func TestBigLayersHaveTheirSizes(t *testing.T) {
+	layers, err := Big(1<<20, 3<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range []int64{1 << 20, 3 << 20} {
+		z, err := gzip.NewReader(bytes.NewReader(layers[i].Blob))
+		if err != nil {
+			t.Fatal(err)
+		}
+		sum := sha256.New()
+		content, files := int64(0), 0
+		all := tar.NewReader(io.TeeReader(z, sum))
+		for {
+			hdr, err := all.Next()
+			if err == io.EOF {
+				break
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			content += hdr.Size
+			files++
+		}
+		io.Copy(sum, z) // the rest after the tar's end
+		if content != want || files < 10 {
+			t.Errorf("layer %d has %d bytes in %d entries, want %d bytes", i, content, files, want)
+		}
+		if got := digest.NewDigest(digest.SHA256, sum); got != layers[i].DiffID {
+			t.Errorf("layer %d: diffID %s, want %s", i, layers[i].DiffID, got)
+		}
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"google.golang.org/grpc/codes"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/berthd/berth/test/berthd"
 	"github.com/berthd/berth/test/harness"
 )
 
@@ -281,4 +282,40 @@ func TestEverybodyAtOneContainer(t *testing.T) {
 		}
 		d.AsBefore()
 	}
+}
+
+// TestTwoHundredPods: a node's worth and more of them comes, is listed and goes; the harness sees that the host is as before.
+func TestTwoHundredPods(t *testing.T) {
+	const pods, callers = 200, 10
+	d := harness.Start(t)
+	sleeper := d.Sleeper("pulled before")
+	ctx, cancel := contextFor(t, 5*time.Minute)
+	defer cancel()
+	lives, up, err := d.Burst(ctx, pods, callers, func(n int) berthd.LifeSpec {
+		return berthd.LifeSpec{Name: fmt.Sprintf("p%d", n), Image: sleeper.Image.Image, Command: sleeper.Command, LogDir: d.Dir + "/logs"}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	listed, err := d.Runtime.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
+	if err != nil || len(listed.Items) != pods {
+		t.Errorf("%d pods are listed, want %d: %v", len(listed.GetItems()), pods, err)
+	}
+	for _, p := range listed.GetItems() {
+		if p.State != podReady {
+			t.Errorf("pod %s is %s", p.Metadata.Name, p.State)
+		}
+	}
+	containers, err := d.Runtime.ListContainers(ctx, &runtimeapi.ListContainersRequest{Filter: &runtimeapi.ContainerFilter{
+		State: &runtimeapi.ContainerStateValue{State: running}}})
+	if err != nil || len(containers.Containers) != pods {
+		t.Errorf("%d containers run, want %d: %v", len(containers.GetContainers()), pods, err)
+	}
+	d.Check()
+	gone, err := berthd.Sink(ctx, lives, callers)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.AsBefore()
+	t.Logf("up in %s, gone in %s", up, gone)
 }

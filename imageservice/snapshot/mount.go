@@ -1,13 +1,13 @@
 package snapshot
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -15,7 +15,7 @@ import (
 // Mount is one mount to make.
 //
 // Type "overlay": each of Options is a parameter of overlayfs as fsconfig(2) takes it, in order: KEY=VALUE, or a flag.
-// "lowerdir+" comes once a folder, the topmost first. A kernel that does not know it (before 6.8) wants them joined by colons
+// "lowerdir+" comes once a folder, the topmost first. A kernel that does not know it (before 6.7) wants them joined by colons
 // as lowerdir, and at most a page of that in one mount(2). "volatile" is a flag.
 //
 // Type "bind": Source is a folder, Options is "ro", which is the mount's, not the file system's.
@@ -53,30 +53,39 @@ func (s *Store) openFolders(folders []string) (*os.File, error) {
 	if len(folders) == 1 {
 		return os.Open(folders[0])
 	}
-	f, err := mountDetached(folders)
-	if errors.Is(err, errOldMount) {
-		f, err = s.mountInScratch(folders)
+	mount := s.mountInScratch
+	if appendsLayers() {
+		mount = mountDetached
 	}
+	f, err := mount(folders)
 	if err != nil {
 		return nil, fmt.Errorf("stack %d folders: %w", len(folders), err)
 	}
 	return f, nil
 }
 
-// errOldMount says that overlayfs does not take what mountDetached asks by the new mount interface.
-var errOldMount = errors.New("overlayfs has no lowerdir+")
+// appendsLayers tells whether overlayfs takes its layers one by one, as lowerdir+ (Linux 6.7). The kernel is asked once.
+var appendsLayers = sync.OnceValue(func() bool {
+	fs, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return true // there is no overlayfs: the mount itself says so
+	}
+	defer unix.Close(fs)
+	if unix.FsconfigSetString(fs, "lowerdir+", "/") != nil {
+		return false
+	}
+	// Before Linux 6.5 overlayfs hears of its parameters only when it is created, and until then any is taken.
+	return unix.FsconfigSetFlag(fs, "no-such-parameter") != nil
+})
 
 func mountDetached(folders []string) (*os.File, error) {
 	fs, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
 	if err != nil {
-		return nil, fmt.Errorf("%w: fsopen: %w", errOldMount, err)
+		return nil, fmt.Errorf("open overlay: %w", err)
 	}
 	defer unix.Close(fs)
-	for i, folder := range folders {
+	for _, folder := range folders {
 		if err := unix.FsconfigSetString(fs, "lowerdir+", folder); err != nil {
-			if i == 0 {
-				err = fmt.Errorf("%w: %w", errOldMount, err)
-			}
 			return nil, fmt.Errorf("add folder %s: %w", folder, err)
 		}
 	}

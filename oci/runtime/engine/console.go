@@ -47,7 +47,7 @@ func (p *program) console(pr *Process, root arg, mode int, d *descriptors) (*con
 			p.sys(unix.SYS_IOCTL, master.arg(), num(unix.TIOCSWINSZ), memory(p, size))
 		}
 		p.sys(unix.SYS_FCHOWN, slave.arg(), num(pr.UID), arg{value: uintptr(0xffffffff)}).any()
-		p.sendMaster(master, t.child)
+		p.send(master, t.child)
 		p.at("set", "the controlling terminal")
 		p.sys(unix.SYS_IOCTL, slave.arg(), num(unix.TIOCSCTTY), num(0))
 		for i := range 3 {
@@ -75,9 +75,10 @@ func (p *program) bindConsole(root arg, slave reg) {
 	})
 }
 
-func (p *program) sendMaster(master reg, socket int) {
+// send sends a descriptor to who has the other end of socket.
+func (p *program) send(fd reg, socket int) {
 	rights := &scmRights{length: 20, level: unix.SOL_SOCKET, kind: unix.SCM_RIGHTS}
-	p.store(master, &rights.fd)
+	p.store(fd, &rights.fd)
 	body := []byte{0}
 	data := &unix.Iovec{Base: &body[0], Len: 1}
 	p.keep = append(p.keep, body, rights)
@@ -96,18 +97,28 @@ func (p *program) startWith(t *console, flags uint64, cgroup, pidns int) (Child,
 	if t == nil {
 		return c, nil
 	}
+	if c.Master, err = receive(t.parent); err != nil {
+		c.discard()
+		return Child{}, &Error{"receive", "the terminal", errno(err)}
+	}
+	return c, nil
+}
+
+// receive takes the descriptor that a child has sent.
+func receive(socket int) (int, error) {
 	control := make([]byte, unix.CmsgSpace(4))
-	_, n, _, _, err := unix.Recvmsg(t.parent, make([]byte, 1), control, unix.MSG_CMSG_CLOEXEC|unix.MSG_DONTWAIT)
-	if err == nil {
-		var messages []unix.SocketControlMessage
-		if messages, err = unix.ParseSocketControlMessage(control[:n]); err == nil && len(messages) == 1 {
-			var fds []int
-			if fds, err = unix.ParseUnixRights(&messages[0]); err == nil && len(fds) == 1 {
-				c.Master = fds[0]
-				return c, nil
-			}
+	_, n, _, _, err := unix.Recvmsg(socket, make([]byte, 1), control, unix.MSG_CMSG_CLOEXEC|unix.MSG_DONTWAIT)
+	if err != nil {
+		return -1, err
+	}
+	messages, err := unix.ParseSocketControlMessage(control[:n])
+	if err != nil {
+		return -1, err
+	}
+	if len(messages) == 1 {
+		if fds, err := unix.ParseUnixRights(&messages[0]); err == nil && len(fds) == 1 {
+			return fds[0], nil
 		}
 	}
-	c.discard()
-	return Child{}, &Error{"receive", "the terminal", errno(err)}
+	return -1, unix.EPROTO
 }

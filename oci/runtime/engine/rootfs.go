@@ -33,18 +33,18 @@ func openRootfs(m *Mount, u *UserNamespace) (int, error) {
 		}
 		return fd, nil
 	}
-	fd, err := newRootfs(m, m.Options)
-	if errno(err) == unix.EINVAL && m.Type == "overlay" {
-		// Before Linux 6.5 there is no lowerdir+; the layers go into one string then.
-		fd, err = newRootfs(m, joinLower(m.Options))
+	mount := newRootfs
+	if m.Type == "overlay" && !appendsLayers() {
+		mount = mountLayers
 	}
+	fd, err := mount(m)
 	if err != nil {
 		return -1, &Error{"mount root " + m.Type, "", errno(err)}
 	}
 	return fd, nil
 }
 
-func newRootfs(m *Mount, options []string) (int, error) {
+func newRootfs(m *Mount) (int, error) {
 	fs, err := unix.Fsopen(m.Type, unix.FSOPEN_CLOEXEC)
 	if err != nil {
 		return -1, err
@@ -53,7 +53,7 @@ func newRootfs(m *Mount, options []string) (int, error) {
 	if err := unix.FsconfigSetString(fs, "source", m.Type); err != nil {
 		return -1, err
 	}
-	for _, o := range options {
+	for _, o := range m.Options {
 		key, value, found := strings.Cut(o, "=")
 		if !found {
 			err = unix.FsconfigSetFlag(fs, key)
@@ -87,16 +87,4 @@ func shorten(path string) (string, int, error) {
 		return "", -1, err
 	}
 	return "/proc/self/fd/" + strconv.Itoa(fd), fd, nil
-}
-
-func joinLower(options []string) []string {
-	var lower, rest []string
-	for _, o := range options {
-		if v, ok := strings.CutPrefix(o, "lowerdir+="); ok {
-			lower = append(lower, v)
-		} else {
-			rest = append(rest, o)
-		}
-	}
-	return append([]string{"lowerdir=" + strings.Join(lower, ":")}, rest...)
 }

@@ -12,9 +12,18 @@ export CGO_ENABLED = 0
 # Debian packages that the tests and the demonstration use besides Go; `make setup` installs those that are missing.
 PACKAGES := busybox-static gcc libc6-dev libseccomp-dev nftables iproute2 procps util-linux ca-certificates git
 
-UNIT = $(shell $(GO) list ./... | grep -v /test/integration)
+# For test-uml alone: a kernel that runs as a program, its modules' loader, and the loader of AppArmor profiles.
+UML_PACKAGES := user-mode-linux kmod apparmor
 
-.PHONY: help build test test-unit test-integration test-critest bench demo lint setup clean
+# What is run in User-Mode Linux besides its own tests: all that cgroup version 2, an old overlayfs and a full capability set may change.
+UML_SUITES := ./test/uml ./sandbox/cgroup ./oci/runtime/engine \
+	'./test/integration=^Test(LifeOfAPod|ExitCodes|StopSignalAndGrace|TheWholeTreeEnds|ExecSync|ExecTimeout|LowerOOMScore|DefaultCgroup|SmallLimits|$\
+	PidsLimitReached|OutOfMemory|TheMonitorIsOutside|UsersAndGroups|Capabilities|NoNewPrivileges|Privileged|Devices|Seccomp|NothingLeaks|$\
+	RestartKeepsEverything|MonitorKilled|BadRecords|RunFolderGone|SharedPIDNamespace|Sysctls|HostileMountTargets|MountPropagation|DefaultMounts)'
+
+UNIT = $(shell $(GO) list ./... | grep -v -E '/test/(integration|uml)$$')
+
+.PHONY: help build test test-unit test-integration test-uml test-critest bench demo lint setup clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -35,6 +44,10 @@ test-unit: ## unit tests of all packages (root for those that touch the kernel)
 
 test-integration: build ## berthd, berth-monitor and the kernel, driven over the CRI (root)
 	BERTH_BIN=$(BIN) $(GO) test -count=1 -v -timeout 30m ./test/integration
+
+test-uml: build ## cgroup v2, AppArmor, every capability and Linux 6.1, in User-Mode Linux (root)
+	@hack/setup busybox-static gcc libc6-dev $(UML_PACKAGES)
+	BERTH_BIN=$(BIN) $(GO) run ./hack/uml $(UML_SUITES)
 
 test-critest: build setup ## the CRI's conformance tests in five random orders; needs critest on PATH (root)
 	BERTH_BIN=$(BIN) $(GO) run ./hack/critest $(ARGS)

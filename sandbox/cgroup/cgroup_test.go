@@ -162,9 +162,17 @@ func TestDeviceRule(t *testing.T) {
 	}
 }
 
-func limits() *specs.LinuxResources {
+// firstCPU is a cpuset of one processor, or none where the kernel has no cpuset controller.
+func firstCPU(d *Driver) string {
+	if _, err := d.controller("cpuset"); err != nil {
+		return ""
+	}
+	return "0"
+}
+
+func limits(d *Driver) *specs.LinuxResources {
 	return &specs.LinuxResources{
-		CPU:            &specs.LinuxCPU{Shares: ptr(uint64(512)), Quota: ptr(int64(50000)), Period: ptr(uint64(100000)), Cpus: "0"},
+		CPU:            &specs.LinuxCPU{Shares: ptr(uint64(512)), Quota: ptr(int64(50000)), Period: ptr(uint64(100000)), Cpus: firstCPU(d)},
 		Memory:         &specs.LinuxMemory{Limit: ptr(int64(64 << 20)), Swap: ptr(int64(64 << 20))},
 		Pids:           &specs.LinuxPids{Limit: ptr(int64(100))},
 		HugepageLimits: []specs.LinuxHugepageLimit{{Pagesize: "2MB", Limit: 0}, {Pagesize: "7XB", Limit: 0}},
@@ -179,7 +187,7 @@ func limits() *specs.LinuxResources {
 func TestCreateSetsLimits(t *testing.T) {
 	d := open(t)
 	p := d.Tree() + "/pod/leaf"
-	create(t, d, p, limits())
+	create(t, d, p, limits(d))
 	want := map[string]string{"cpu.shares": "512", "cpu.cfs_quota_us": "50000", "cpu.cfs_period_us": "100000", "cpuset.cpus": "0", "cpuset.mems": "0",
 		"memory.limit_in_bytes": "67108864", "memory.memsw.limit_in_bytes": "67108864", "pids.max": "100", "devices.list": "c *:* m\nc 1:3 rwm"}
 	if d.V2() {
@@ -201,7 +209,7 @@ func TestCreateSetsLimits(t *testing.T) {
 func TestUpdateRaisesAndLowersMemory(t *testing.T) {
 	d := open(t)
 	p := d.Tree() + "/pod/leaf"
-	create(t, d, p, limits())
+	create(t, d, p, limits(d))
 	for _, mib := range []int64{16, 256, 32, 64} {
 		res := &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: ptr(mib << 20), Swap: ptr(mib << 20)}}
 		if err := d.Update(p, res); err != nil {
@@ -447,7 +455,7 @@ func TestParallelCreatesShareAMissingAncestor(t *testing.T) {
 		for i := range cap(errs) {
 			go func() {
 				p := fmt.Sprintf("%s/pod/%d/%d", d.Tree(), round, i)
-				g, err := d.Create(p, &specs.LinuxResources{CPU: &specs.LinuxCPU{Cpus: "0"}})
+				g, err := d.Create(p, &specs.LinuxResources{CPU: &specs.LinuxCPU{Cpus: firstCPU(d)}})
 				if err == nil {
 					g.Close()
 					err = d.Remove(t.Context(), p)
@@ -472,7 +480,7 @@ func BenchmarkCreate(b *testing.B) {
 	var removal time.Duration
 	for i := range b.N {
 		p := d.Tree() + "/" + strconv.Itoa(i)
-		g, err := d.Create(p, limits())
+		g, err := d.Create(p, limits(d))
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -496,7 +504,7 @@ func BenchmarkLibrary(b *testing.B) {
 	}
 	keep := create(b, d, d.Tree()+"/keep", nil)
 	defer keep.Close()
-	res := limits()
+	res := limits(d)
 	res.HugepageLimits = nil
 	for i := range b.N {
 		group, err := cgroup1.New(cgroup1.StaticPath(d.Tree()+"/"+strconv.Itoa(i)), res)

@@ -10,10 +10,6 @@ import (
 // Build puts the project's binaries into dir and returns the folder that holds them: dir, or BERTH_BIN.
 // More packages of the module may be named, to be built beside them.
 func Build(dir string, packages ...string) (string, error) {
-	top, err := Top()
-	if err != nil {
-		return "", err
-	}
 	bin := os.Getenv("BERTH_BIN")
 	if bin == "" {
 		bin = dir
@@ -21,6 +17,10 @@ func Build(dir string, packages ...string) (string, error) {
 	}
 	if len(packages) == 0 {
 		return bin, nil
+	}
+	top, err := Top()
+	if err != nil {
+		return "", err
 	}
 	cmd := exec.Command("go", append([]string{"build", "-trimpath", "-tags=grpcnotrace", "-ldflags", "-s -w", "-o", dir + "/"}, packages...)...)
 	cmd.Dir = top

@@ -1,8 +1,8 @@
 // Command uml boots a User-Mode Linux kernel on this machine's own root file system and runs tests there:
 //
-//	go run ./hack/uml [-timeout 6m] [-mem 2G] PACKAGE[=REGEXP]...
+//	go run ./hack/uml [-timeout 6m] [-mem 2G] [-skip REGEXP] PACKAGE[=REGEXP]...
 //
-// REGEXP chooses tests of the package, as go test's -run; all are run without.
+// REGEXP chooses tests of the package, as go test's -run; all are run without. That of -skip leaves tests out of every package.
 //
 // The kernel is Debian's package user-mode-linux, Linux 6.1 as a program: cgroup v2 alone, AppArmor, every capability, and none of what
 // came later. The root file system is mounted read-only, everything that tests write goes to memory: nothing of a run stays on the
@@ -49,9 +49,9 @@ const kernel = "linux.uml"
 const exitBroken = 2
 
 type options struct {
-	mem     string
-	timeout time.Duration
-	suites  []string // PACKAGE[=REGEXP]
+	mem, skip string
+	timeout   time.Duration
+	suites    []string // PACKAGE[=REGEXP]
 }
 
 // init keeps main on one thread: the kernel is told to end when the thread does that started it.
@@ -60,6 +60,7 @@ func init() { runtime.LockOSThread() }
 func main() {
 	var o options
 	flag.StringVar(&o.mem, "mem", "2G", "`memory` of the guest")
+	flag.StringVar(&o.skip, "skip", "", "`regexp` of tests to leave out")
 	flag.DurationVar(&o.timeout, "timeout", 6*time.Minute, "how `long` the guest may take")
 	flag.Parse()
 	if o.suites = flag.Args(); len(o.suites) == 0 {
@@ -121,7 +122,7 @@ func build(ctx context.Context, dir string, o options) error {
 		}
 	}
 	for i, suite := range o.suites {
-		if err := buildTests(ctx, filepath.Join(dir, "tests"+strconv.Itoa(i)), suite); err != nil {
+		if err := buildTests(ctx, filepath.Join(dir, "tests"+strconv.Itoa(i)), suite, o.skip); err != nil {
 			return err
 		}
 	}
@@ -129,7 +130,7 @@ func build(ctx context.Context, dir string, o options) error {
 }
 
 // buildTests puts a package's tests into dir: the program "run", and the arguments that it is to be started with.
-func buildTests(ctx context.Context, dir, suite string) error {
+func buildTests(ctx context.Context, dir, suite, skip string) error {
 	top, err := berthd.Top()
 	if err != nil {
 		return err
@@ -143,7 +144,7 @@ func buildTests(ctx context.Context, dir, suite string) error {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("build the tests of %s: %w\n%s", pkg, err, out)
 	}
-	args := "-test.v\n-test.run=" + pattern
+	args := "-test.v\n-test.run=" + pattern + "\n-test.skip=" + skip
 	return os.WriteFile(filepath.Join(dir, "args"), []byte(args), 0o644)
 }
 

@@ -33,8 +33,14 @@ func (s *runtimeService) Status(ctx context.Context, r *runtimeapi.StatusRequest
 			{Type: runtimeapi.RuntimeReady, Status: true},
 			s.networkCondition(ctx),
 		}},
-		RuntimeHandlers: s.handlers,
-		Features:        &runtimeapi.RuntimeFeatures{SupplementalGroupsPolicy: true},
+		Features: &runtimeapi.RuntimeFeatures{SupplementalGroupsPolicy: true},
+	}
+	for _, h := range s.handlers {
+		handler := &runtimeapi.RuntimeHandler{Name: h.Name}
+		if h.Features != nil {
+			handler.Features = h.Features(ctx)
+		}
+		answer.RuntimeHandlers = append(answer.RuntimeHandlers, handler)
 	}
 	for _, w := range s.network.Warnings(ctx) {
 		answer.Status.Conditions = append(answer.Status.Conditions, &runtimeapi.RuntimeCondition{

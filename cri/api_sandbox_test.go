@@ -39,7 +39,7 @@ func TestRunPodSandboxRefusals(t *testing.T) {
 	if len(w.sandboxes.calls) != 0 {
 		t.Errorf("calls went through: %q", w.sandboxes.calls)
 	}
-	for _, handler := range []string{"", "native"} {
+	for _, handler := range []string{"", "berth"} {
 		if _, err := w.runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: podConfig(), RuntimeHandler: handler}); err != nil {
 			t.Errorf("handler %q: %v", handler, err)
 		}

@@ -209,7 +209,7 @@ func newWorld(t *testing.T) *world {
 	}
 	w.server = NewServer(Config{
 		Pods: w.sandboxes, Containers: w.sandboxes, Images: w.images, Network: w.network, Stats: w.sandboxes, Layers: w.sandboxes,
-		Handlers: []*runtimeapi.RuntimeHandler{{Name: ""}, {Name: "native"}},
+		Handlers: []Handler{{Name: ""}, {Name: "berth"}},
 		Version:  "0.0.1-test", Facts: func() map[string]string { return map[string]string{"root": "/r"} }, Logger: klog.Background(),
 	})
 	served := make(chan error, 1)

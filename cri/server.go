@@ -85,6 +85,13 @@ type Warning struct {
 	Message string // a sentence
 }
 
+// Handler is a runtime handler that a pod may name.
+type Handler struct {
+	Name string
+	// Features are what it can do on this host; nil is none. They are cheap to ask for.
+	Features func(context.Context) *runtimeapi.RuntimeHandlerFeatures
+}
+
 // Config is what a Server is made of. Every field but Facts must be set.
 type Config struct {
 	Pods       Pods
@@ -94,7 +101,7 @@ type Config struct {
 	Stats      Stats
 	Layers     Layers
 	// Handlers that a pod may name, as Status lists them; "" is the one that is used when a pod names none.
-	Handlers []*runtimeapi.RuntimeHandler
+	Handlers []Handler
 	// Version of berthd, semantic.
 	Version string
 	// Facts go into the answer of Status when it is asked to be verbose. They must not contain secrets; nil is none.
@@ -125,7 +132,7 @@ func NewServer(c Config) *Server {
 	)
 	handlers := make(knownHandlers, len(c.Handlers))
 	for _, h := range c.Handlers {
-		handlers[h.GetName()] = true
+		handlers[h.Name] = true
 	}
 	runtimeapi.RegisterRuntimeServiceServer(g, &runtimeService{
 		pods: c.Pods, containers: c.Containers, images: c.Images, network: c.Network, stats: c.Stats, layers: c.Layers,
@@ -164,7 +171,7 @@ type runtimeService struct {
 	network    Network
 	stats      Stats
 	layers     Layers
-	handlers   []*runtimeapi.RuntimeHandler
+	handlers   []Handler
 	known      knownHandlers
 	version    string
 	facts      func() map[string]string

@@ -9,6 +9,7 @@ import (
 
 	"github.com/berthd/berth/cni"
 	"github.com/berthd/berth/oci/runtime"
+	"github.com/berthd/berth/oci/runtime/external"
 	"github.com/berthd/berth/oci/spec"
 	"github.com/berthd/berth/sandbox/cgroup"
 	"github.com/berthd/berth/sandbox/monitor"
@@ -57,6 +58,9 @@ type Config struct {
 	Host spec.Host
 	// UserNamespaces is why pods cannot have user namespaces; nil: they can.
 	UserNamespaces error
+	// Handlers are what sandboxes may name, and how their containers are made then; nil is the native engine, which also serves "" when nothing
+	// is said about it.
+	Handlers map[string]*external.Program
 	// NetNSFolder is where network namespaces are pinned; "" means netns.Folder.
 	NetNSFolder string
 }

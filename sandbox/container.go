@@ -29,6 +29,7 @@ type container struct {
 	removed bool       // the record is gone for good; guarded by write
 
 	rootfs []runtime.Mount // prepared again when nil; guarded by turn
+	ending sync.Mutex      // held by handler.end
 	exec   execState
 	gauge  gauge
 

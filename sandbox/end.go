@@ -111,7 +111,7 @@ func (m *Manager) awaitExit(ctx context.Context, c *container) (bool, error) {
 // goes on once the sandbox is not Ready.
 func (m *Manager) endContainer(ctx context.Context, c *container) error {
 	if m.containerRecord(c).State == store.Created { // perhaps with a start under way, which this cuts short
-		if err := m.cfg.Cgroups.Kill(m.containerRecord(c).Cgroup); err != nil {
+		if err := errors.Join(m.cfg.Cgroups.Kill(m.cfg.Cgroups.RuntimePath(c.id)), m.cfg.Cgroups.Kill(m.containerRecord(c).Cgroup)); err != nil {
 			return err
 		}
 	}
@@ -155,7 +155,7 @@ func (m *Manager) removeContainer(ctx context.Context, c *container) error {
 			return err
 		}
 	}
-	if err := m.removeCgroup(ctx, c); err != nil {
+	if err := errors.Join(m.handlerOf(c.pod).end(ctx, c), m.removeCgroup(ctx, c)); err != nil {
 		return err
 	}
 	if err := m.effect("release writable layer"); err != nil {

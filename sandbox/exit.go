@@ -71,8 +71,8 @@ func (m *Manager) finish(ctx context.Context, c *container, e exit) {
 		if m.effect("remove cgroup behind exit") != nil {
 			return
 		}
-		if err := m.cfg.Cgroups.Remove(ctx, rec.Cgroup); err != nil && m.ctx.Err() == nil {
-			logger.Info("Could not remove the cgroup of a container that exited", "containerID", c.id, "err", err)
+		if err := errors.Join(m.handlerOf(c.pod).end(ctx, c), m.cfg.Cgroups.Remove(ctx, rec.Cgroup)); err != nil && m.ctx.Err() == nil {
+			logger.Info("Could not clean up behind a container that exited", "containerID", c.id, "err", err)
 		}
 	})
 }
@@ -135,14 +135,18 @@ func (m *Manager) loseContainer(ctx context.Context, c *container, reason string
 	return err
 }
 
-// killContainer kills all of a container's processes and waits until they are gone.
+// killContainer kills all of a container's processes, and another runtime's that is about to make some, and waits until they are gone.
 func (m *Manager) killContainer(ctx context.Context, c *container) error {
 	if err := m.effect("kill container"); err != nil {
 		return err
 	}
-	cgroup := m.containerRecord(c).Cgroup
-	if err := m.cfg.Cgroups.Kill(cgroup); err != nil {
-		return err
+	for _, cgroup := range []string{m.cfg.Cgroups.RuntimePath(c.id), m.containerRecord(c).Cgroup} {
+		if err := m.cfg.Cgroups.Kill(cgroup); err != nil {
+			return err
+		}
+		if err := m.cfg.Cgroups.Wait(ctx, cgroup); err != nil {
+			return err
+		}
 	}
-	return m.cfg.Cgroups.Wait(ctx, cgroup)
+	return nil
 }

@@ -11,7 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/berthd/berth/oci/runtime/external"
 	"github.com/berthd/berth/oci/spec"
+	"github.com/berthd/berth/sandbox/store"
 )
 
 // shmBytes is the size of a pod's /dev/shm, as other runtimes have it.
@@ -176,6 +178,10 @@ func (m *Manager) removeStateDir(sandboxID string) error {
 	}
 	errs := []error{err}
 	for _, e := range entries {
+		if store.ValidID(e.Name()) { // a bundle that its container's end has not taken away
+			errs = append(errs, external.Remove(filepath.Join(dir, e.Name())))
+			continue
+		}
 		if err := os.Remove(filepath.Join(dir, e.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, err)
 		}

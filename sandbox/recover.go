@@ -32,7 +32,12 @@ func (m *Manager) recover() error {
 	if err != nil {
 		return err
 	}
-	strays, err := m.runningMonitors() // before any monitor of our own runs
+	// Before anything of our own runs.
+	strays, err := m.runningMonitors()
+	if err != nil {
+		return err
+	}
+	runtimes, err := m.cfg.Cgroups.Runtimes()
 	if err != nil {
 		return err
 	}
@@ -50,7 +55,7 @@ func (m *Manager) recover() error {
 			})
 		}
 		group.Wait()
-		m.sweep(strays)
+		m.sweep(strays, runtimes)
 	})
 	return nil
 }
@@ -238,7 +243,7 @@ func (m *Manager) adopt(ctx context.Context, c *container, state monitor.Contain
 	rec := m.containerRecord(c)
 	switch {
 	case rec.State == store.Exited:
-		return nil
+		return m.handlerOf(c.pod).end(ctx, c)
 	case len(rec.Config) == 0: // its record cannot be read
 		err := m.killContainer(ctx, c)
 		m.finish(ctx, c, exit{code: exitKilled, reason: ReasonUnknown, message: rec.Message})
@@ -269,13 +274,12 @@ func (m *Manager) fence(ctx context.Context, c *container) error {
 	case store.Running:
 		return m.loseContainer(ctx, c, ReasonUnknown)
 	case store.Exited:
-		return nil
+		return m.handlerOf(c.pod).end(ctx, c)
 	}
-	if !m.cfg.Cgroups.Exists(rec.Cgroup) {
-		return nil
+	if m.cfg.Cgroups.Exists(rec.Cgroup) || m.cfg.Cgroups.Exists(m.cfg.Cgroups.RuntimePath(c.id)) {
+		if err := errors.Join(m.killContainer(ctx, c), m.removeCgroup(ctx, c)); err != nil {
+			return err
+		}
 	}
-	if err := m.killContainer(ctx, c); err != nil {
-		return err
-	}
-	return m.removeCgroup(ctx, c)
+	return m.handlerOf(c.pod).end(ctx, c)
 }

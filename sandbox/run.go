@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"time"
 
@@ -37,7 +39,7 @@ func (m *Manager) RunPod(ctx context.Context, config *runtimeapi.PodSandboxConfi
 	if err != nil {
 		return "", err
 	}
-	rec := store.Pod{State: store.Creating, Handler: handler, ConfigHash: hash, Config: packed, BootID: m.bootID}
+	rec := store.Pod{State: store.Creating, Handler: handler, ConfigHash: hash, Config: packed, BootID: m.bootID, Runtime: m.runtimeOf(handler)}
 	for {
 		p, err := m.claimPod(ctx, config, rec)
 		if errors.Is(err, errAbandoned) {
@@ -66,15 +68,19 @@ func (m *Manager) RunPod(ctx context.Context, config *runtimeapi.PodSandboxConfi
 }
 
 func (m *Manager) checkPod(config *runtimeapi.PodSandboxConfig, handler string) error {
-	if handler != "" && handler != handlerNative {
-		return fmt.Errorf("runtime handler %q, known is %q: %w", handler, handlerNative, ErrUnknownHandler)
+	program, known := m.cfg.Handlers[handler]
+	if !known && handler != "" {
+		return fmt.Errorf("runtime handler %q, known are %q: %w", handler, slices.Sorted(maps.Keys(m.cfg.Handlers)), ErrUnknownHandler)
 	}
 	if err := spec.ValidatePod(config); err != nil {
 		return err
 	}
-	if users := spec.Users(config); len(users.UIDs) > 0 && m.cfg.UserNamespaces != nil {
-		return &spec.InvalidError{Field: "config.linux.security_context.namespace_options.userns_options.mode", Value: "POD",
-			Rule: "is not supported on this host: " + m.cfg.UserNamespaces.Error()}
+	if users := spec.Users(config); len(users.UIDs) > 0 && (m.cfg.UserNamespaces != nil || program != nil) {
+		rule := fmt.Sprintf("is not supported by handler %q", handler)
+		if program == nil {
+			rule = "is not supported on this host: " + m.cfg.UserNamespaces.Error()
+		}
+		return &spec.InvalidError{Field: "config.linux.security_context.namespace_options.userns_options.mode", Value: "POD", Rule: rule}
 	}
 	parent, err := spec.CgroupParent(config)
 	if err != nil || parent == "" {
@@ -82,9 +88,6 @@ func (m *Manager) checkPod(config *runtimeapi.PodSandboxConfig, handler string) 
 	}
 	return classify(m.cfg.Cgroups.Check(parent))
 }
-
-// handlerNative names the built-in engine, which also serves sandboxes that name no handler.
-const handlerNative = "native"
 
 // claimPod returns the sandbox that has the name, joined if it is being made, or a new one whose making has begun.
 // Errors: ErrNameInUse; errAbandoned, with the sandbox, when it is being undone; errNotRecovered, with it, before its recovery.

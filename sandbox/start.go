@@ -67,6 +67,9 @@ func (m *Manager) startContainer(ctx context.Context, c *container) error {
 		err = target.stillThere()
 	}
 	if err != nil {
+		if stopped := m.mustBeReady(c.pod); stopped != nil { // meanwhile: that ends whatever makes the container
+			err = fmt.Errorf("%w: %w", stopped, err)
+		}
 		return m.undoStart(ctx, c, err)
 	}
 	m.mu.RLock()
@@ -98,48 +101,47 @@ func (m *Manager) launch(ctx context.Context, c *container) (pid int, err error)
 		return 0, err
 	}
 	var group *cgroup.Group
-	var plan *engine.Plan
+	by := m.handlerOf(c.pod)
+	request := monitor.StartRequest{ContainerID: c.id, LogPath: rec.LogPath}
 	tasks := newTasks(ctx)
 	tasks.run(func(context.Context) (err error) {
 		group, err = m.makeCgroup(c, made.Linux.Resources)
 		return err
 	})
-	tasks.run(func(ctx context.Context) (err error) {
-		plan, err = m.compile(ctx, c, made)
-		return err
+	tasks.run(func(ctx context.Context) error {
+		if err := m.prepareRootfs(ctx, c); err != nil {
+			return err
+		}
+		return by.start(ctx, c, made, &request)
 	})
 	err = tasks.wait()
 	if group != nil {
 		defer group.Close()
 	}
 	if err != nil {
-		return 0, err
+		return 0, by.started(ctx, c, &request, err)
 	}
 	m.mu.Lock()
 	c.starting = now()
 	m.mu.Unlock()
-	if err := m.effect("start container"); err != nil {
-		return 0, err
+	request.Cgroups = group.Dirs
+	err = m.effect("start container")
+	if err == nil {
+		pid, err = client.Start(ctx, request)
 	}
-	return client.Start(ctx, monitor.StartRequest{ContainerID: c.id, Plan: plan, Cgroups: group.Dirs, LogPath: rec.LogPath})
+	return pid, by.started(ctx, c, &request, err)
 }
 
-// compile makes the engine's plan out of the spec.
-func (m *Manager) compile(ctx context.Context, c *container, made *specs.Spec) (*engine.Plan, error) {
+// prepareRootfs finds the mounts of the root filesystem anew when an earlier daemon made the container.
+func (m *Manager) prepareRootfs(ctx context.Context, c *container) (err error) {
+	if c.rootfs != nil {
+		return nil
+	}
 	rec := m.containerRecord(c)
-	if c.rootfs == nil {
-		mounts, err := m.cfg.RootFS.Prepare(ctx, rec.SnapshotKey, rec.ImageID)
-		if err != nil {
-			return nil, fmt.Errorf("prepare root filesystem: %w", err)
-		}
-		c.rootfs = mounts
+	if c.rootfs, err = m.cfg.RootFS.Prepare(ctx, rec.SnapshotKey, rec.ImageID); err != nil {
+		return fmt.Errorf("prepare root filesystem: %w", err)
 	}
-	plan, err := runtime.Compile(made, c.rootfs)
-	if err != nil {
-		return nil, fmt.Errorf("compile spec: %w", err)
-	}
-	plan.Directories = append(plan.Directories, rec.MakeDirs...)
-	return plan, nil
+	return nil
 }
 
 // specOf is the container's spec, read from disk when an earlier daemon made the container. It is for reading only once the container runs.
@@ -179,7 +181,7 @@ func (m *Manager) makeCgroup(c *container, resources *specs.LinuxResources) (*cg
 func (m *Manager) undoStart(ctx context.Context, c *container, cause error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 	defer cancel()
-	err := errors.Join(cause, m.killContainer(ctx, c), m.removeCgroup(ctx, c))
+	err := errors.Join(cause, m.killContainer(ctx, c), m.removeCgroup(ctx, c), m.handlerOf(c.pod).end(ctx, c))
 	failed := exit{code: exitStartError, reason: ReasonStartError, message: cause.Error()}
 	err = errors.Join(err, m.updateContainer(c, func(rec *store.Container) {
 		if rec.State == store.Created {

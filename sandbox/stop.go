@@ -45,6 +45,10 @@ func (m *Manager) stopPod(ctx context.Context, p *pod) error {
 	if err := each(m.containersOf(p), func(c *container) error { return m.endContainer(ctx, c) }); err != nil {
 		return err
 	}
+	by := m.handlerOf(p)
+	if err := each(m.containersOf(p), func(c *container) error { return by.end(ctx, c) }); err != nil {
+		return err
+	}
 	return m.tearDown(ctx, p)
 }
 

@@ -16,7 +16,7 @@ import (
 
 // sweep removes what carries the daemon's mark and no record names. IDs are never used twice and enter memory before anything of theirs exists, so what is
 // not in memory now belongs to nobody.
-func (m *Manager) sweep(monitors []store.Process) {
+func (m *Manager) sweep(monitors []store.Process, runtimes []string) {
 	ctx, cancel := context.WithTimeout(m.ctx, sweepTimeout)
 	defer cancel()
 	for _, part := range []struct {
@@ -24,10 +24,12 @@ func (m *Manager) sweep(monitors []store.Process) {
 		sweep func(context.Context) error
 	}{
 		{"monitors", func(context.Context) error { return m.sweepMonitors(monitors) }},
+		{"runtime cgroups", func(ctx context.Context) error { return m.sweepRuntimes(ctx, runtimes) }},
 		{"cgroups", m.sweepCgroups},
 		{"network attachments", m.sweepNetwork},
 		{"pins", m.sweepPins},
 		{"state folders", m.sweepStateDirs},
+		{"runtime states", m.sweepRuntimeStates},
 		{"writable layers", m.sweepLayers},
 	} {
 		if m.effect("sweep "+part.name) != nil || ctx.Err() != nil {
@@ -100,6 +102,30 @@ func (m *Manager) sweepMonitors(before []store.Process) error {
 			m.swept("monitor", fmt.Sprint(process.PID))
 		}
 		unix.Close(fd)
+	}
+	return errors.Join(errs...)
+}
+
+// sweepRuntimes ends what an earlier daemon had other runtimes do: execs, and starts of containers that are gone. Those of containers that are
+// known were ended with their recovery.
+func (m *Manager) sweepRuntimes(ctx context.Context, before []string) error {
+	var errs []error
+	for _, name := range slices.DeleteFunc(before, m.knowsContainer) {
+		path := m.cfg.Cgroups.RuntimePath(name)
+		errs = append(errs, m.cfg.Cgroups.Kill(path), m.cfg.Cgroups.Remove(ctx, path))
+	}
+	return errors.Join(errs...)
+}
+
+// sweepRuntimeStates removes what other runtimes keep about containers that are gone.
+func (m *Manager) sweepRuntimeStates(context.Context) error {
+	folders, err := filepath.Glob(filepath.Join(m.cfg.State, "runtimes", "*", "*"))
+	errs := []error{err}
+	for _, path := range folders {
+		if id := filepath.Base(path); store.ValidID(id) && !m.knowsContainer(id) {
+			m.swept("runtime state", path)
+			errs = append(errs, os.RemoveAll(path))
+		}
 	}
 	return errors.Join(errs...)
 }

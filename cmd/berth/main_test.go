@@ -43,7 +43,7 @@ func (d *daemon) Status(context.Context, *runtimeapi.StatusRequest) (*runtimeapi
 		Status: &runtimeapi.RuntimeStatus{Conditions: []*runtimeapi.RuntimeCondition{
 			{Type: "RuntimeReady", Status: true}, {Type: "NetworkReady", Status: d.ready, Reason: "NetworkPluginNotReady", Message: "no bridge"},
 		}},
-		RuntimeHandlers: []*runtimeapi.RuntimeHandler{{Name: ""}, {Name: "native"}},
+		RuntimeHandlers: []*runtimeapi.RuntimeHandler{{Name: ""}, {Name: "berth"}},
 		Info:            map[string]string{"config": `{"root":"/r","state":"/s"}`},
 	}, nil
 }

@@ -13,6 +13,8 @@ import (
 	"strings"
 
 	"github.com/pelletier/go-toml/v2"
+
+	"github.com/berthd/berth/oci/runtime/external"
 )
 
 // Defaults of flags and configuration.
@@ -50,10 +52,19 @@ type fileConfig struct {
 	} `toml:"network"`
 	Runtime struct {
 		Monitor string `toml:"monitor"`
+		Default string `toml:"default"`
 	} `toml:"runtime"`
-	Log struct {
+	Runtimes map[string]runtimeFile `toml:"runtimes"`
+	Log      struct {
 		Verbosity *int `toml:"verbosity"`
 	} `toml:"log"`
+}
+
+// runtimeFile is one table of runtimes.
+type runtimeFile struct {
+	Type    string   `toml:"type"`
+	Path    string   `toml:"path"`
+	Options []string `toml:"options"`
 }
 
 // config is what the daemon works with, parsed and complete.
@@ -66,6 +77,7 @@ type config struct {
 	subnets   []netip.Prefix
 	mtu       int
 	monitor   string
+	runtimes  map[string]*external.Program // by the handler's name; nil is the native engine
 	verbosity int
 }
 
@@ -166,7 +178,10 @@ func (f fileConfig) parse() (config, error) {
 		return config{}, err
 	}
 	var err error
-	c.subnets, err = parseSubnets(f.Network.Subnets)
+	if c.subnets, err = parseSubnets(f.Network.Subnets); err != nil {
+		return config{}, err
+	}
+	c.runtimes, err = parseRuntimes(f.Runtimes, f.Runtime.Default)
 	return c, err
 }
 

@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"strconv"
 
-	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
 
 	"github.com/berthd/berth/cni"
@@ -20,9 +19,6 @@ import (
 	"github.com/berthd/berth/sandbox/cgroup"
 	"github.com/berthd/berth/sandbox/monitor"
 )
-
-// handlerNative is the built-in engine, which also serves pods that name no handler.
-const handlerNative = "native"
 
 // parts are what the daemon is made of.
 type parts struct {
@@ -81,9 +77,10 @@ func openParts(ctx context.Context, f flags, c config, instance string) (p *part
 	if p.users = engine.ProbeUserNamespaces(filepath.Join(f.root, "images", "ingest"), f.state); p.users != nil {
 		klog.FromContext(ctx).Info("Pods cannot have user namespaces", "err", p.users)
 	}
+	placeRuntimes(c.runtimes, f.state)
 	p.manager, err = sandbox.Open(ctx, sandbox.Config{
 		Root: f.root, State: f.state, Instance: instance, Network: p.network, RootFS: rootFS{p.images},
-		Spawner: spawner, Cgroups: cgroups, Host: facts, UserNamespaces: p.users,
+		Spawner: spawner, Cgroups: cgroups, Host: facts, UserNamespaces: p.users, Handlers: c.runtimes,
 	})
 	if err != nil {
 		return p, fmt.Errorf("open sandboxes: %w", err)
@@ -107,11 +104,12 @@ func (p *parts) close(ctx context.Context) error {
 
 // server makes the CRI server of the parts.
 func (p *parts) server(f flags, c config, logger klog.Logger) *cri.Server {
-	features := &runtimeapi.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: true, UserNamespaces: p.users == nil}
+	native := runtime.NativeFeatures()
+	native.UserNamespaces = p.users == nil
 	return cri.NewServer(cri.Config{
 		Pods: p.manager, Containers: p.manager, Images: p.images, Network: network{p.network},
 		Stats: p.manager, Layers: p.images,
-		Handlers: []*runtimeapi.RuntimeHandler{{Name: "", Features: features}, {Name: handlerNative, Features: features}},
+		Handlers: c.handlers(klog.NewContext(context.Background(), logger), native),
 		Version:  semanticVersion(version), Logger: logger,
 		Facts: func() map[string]string {
 			engine, name := p.network.Engine()

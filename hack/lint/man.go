@@ -22,7 +22,7 @@ var (
 	helpFlag    = regexp.MustCompile(`--([a-z][a-z0-9-]*)`)
 	manFlag     = regexp.MustCompile(`\\-\\-([a-z][a-z0-9\\-]*)`)
 	configKey   = regexp.MustCompile("toml:\"([a-z_]+)\"")
-	manKey      = regexp.MustCompile(`(?m)^\.B [a-z]+\.([a-z_]+)$`)
+	manKey      = regexp.MustCompile(`(?m)^\.(?:B [a-z]+|BI [a-z]+\. NAME )\.([a-z_]+)$`)
 	notBuilt    = regexp.MustCompile(`(?m)^\t"([A-Z][A-Za-z]+)": `)
 	subcommands = regexp.MustCompile(`(?m)^  ([a-z]+)  `)
 )
@@ -72,7 +72,7 @@ func checkManuals(top, bin string) []finding {
 }
 
 // tables are the configuration's sections, which keys begin with.
-var tables = []string{"registry", "network", "runtime", "log"}
+var tables = []string{"registry", "network", "runtime", "runtimes", "log"}
 
 // compare looks for what source defines in a text: as a match of says, or anywhere if says is nil.
 func compare(top, source string, defines *regexp.Regexp, page string, says *regexp.Regexp) (found []finding) {

@@ -35,10 +35,7 @@ func Compile(s *specs.Spec, rootfs []Mount) (*engine.Plan, error) {
 	if s.Process == nil || s.Root == nil || s.Linux == nil {
 		return nil, &UnsupportedError{"process, root, linux", "absent"}
 	}
-	if len(rootfs) != 1 {
-		return nil, &UnsupportedError{"rootfs", fmt.Sprintf("%d mounts", len(rootfs))}
-	}
-	root, err := compileMount(specs.Mount{Destination: "/", Type: rootfs[0].Type, Source: rootfs[0].Source, Options: rootfs[0].Options})
+	root, err := CompileRootfs(rootfs)
 	if err != nil {
 		return nil, err
 	}
@@ -79,6 +76,14 @@ func Compile(s *specs.Spec, rootfs []Mount) (*engine.Plan, error) {
 	}
 	p.Process = *process
 	return p, nil
+}
+
+// CompileRootfs makes the mount of a root file system.
+func CompileRootfs(rootfs []Mount) (engine.Mount, error) {
+	if len(rootfs) != 1 {
+		return engine.Mount{}, &UnsupportedError{"rootfs", fmt.Sprintf("%d mounts", len(rootfs))}
+	}
+	return compileMount(specs.Mount{Destination: "/", Type: rootfs[0].Type, Source: rootfs[0].Source, Options: rootfs[0].Options})
 }
 
 // CompileExec makes the process of an exec in the container that s specifies.

@@ -12,7 +12,9 @@
 //	/sys/fs/cgroup/...              the mounted hierarchies, as /proc/self/mountinfo names them
 //	PATH in every hierarchy         one container; own tree: /berth[-INST]/SANDBOX/CONTAINER
 //	PATH/exec-ID, unified only      one exec, without controllers of its own, so that cgroup.kill ends all that it started
+//	                                (every hierarchy when an OCI runtime that is a program of its own joins it)
 //	/berth[-INST]/monitors          the monitors, with a small cpu weight and no limit
+//	/berth[-INST]/runtime-NAME      unified only: the processes of such a program while it works on a container or an exec
 //
 // The files are written here, not by a library: creating and limiting one container over ten hierarchies takes 0.36 ms this way, and
 // 0.55 ms through containerd/cgroups for the nine of version 1 (BenchmarkCreate, BenchmarkLibrary), which leaves out the unified

@@ -99,17 +99,20 @@ func (d *Driver) List(p string) ([]string, error) {
 	return names, nil
 }
 
-// RemoveChild removes what Child made, unless something runs in it: then gone is false, and Remove of the leaf takes it later.
+// RemoveChild removes what Child or Branch made, unless something runs in it: then gone is false, and Remove of the leaf takes it later.
 func (d *Driver) RemoveChild(p string) (gone bool, err error) {
-	if d.unified == nil {
-		return true, nil
+	gone = true
+	var errs []error
+	for _, h := range d.hierarchies {
+		err := h.removeOne(relative(p))
+		if errors.Is(err, unix.EBUSY) {
+			gone = false
+		} else if err != nil {
+			errs = append(errs, fmt.Errorf("remove cgroup %s from %s: %w", p, h.mount, err))
+		}
 	}
-	err = d.unified.removeOne(relative(p))
-	if errors.Is(err, unix.EBUSY) {
-		return false, nil
+	if err := errors.Join(errs...); err != nil {
+		return false, err
 	}
-	if err != nil {
-		return false, fmt.Errorf("remove cgroup %s: %w", p, err)
-	}
-	return true, nil
+	return gone, nil
 }

@@ -29,6 +29,9 @@ type Exit = wire.Exit
 // ContainerState is what a monitor knows of one container.
 type ContainerState = wire.Container
 
+// Command is how another OCI runtime makes a process.
+type Command = wire.Command
+
 // Hello is what a monitor tells of itself.
 type Hello = wire.Hello
 
@@ -41,6 +44,9 @@ type StartRequest struct {
 	Plan        *engine.Plan
 	Cgroups     []*os.File // one folder a hierarchy, named by its path
 	LogPath     string     // "" keeps no log
+	// Command has another runtime make the container; RuntimeGroup is the cgroup that its program runs in, or nil.
+	Command      Command
+	RuntimeGroup *os.File
 }
 
 // Client speaks to the monitor at one socket.
@@ -80,11 +86,15 @@ func (c *Client) need(ctx context.Context, version uint64, what string) error {
 
 // Start starts a container and returns its first process once it has executed. On an error no process is left.
 func (c *Client) Start(ctx context.Context, r StartRequest) (pid int, err error) {
-	body := wire.Start{ContainerID: r.ContainerID, Plan: *r.Plan, LogPath: r.LogPath}
+	body := wire.Start{ContainerID: r.ContainerID, Plan: *r.Plan, LogPath: r.LogPath, Command: r.Command}
 	m := wire.Message{Verb: wire.VerbStart}
 	for _, f := range r.Cgroups {
 		body.Cgroups = append(body.Cgroups, f.Name())
 		m.Descriptors = append(m.Descriptors, int(f.Fd()))
+	}
+	if r.RuntimeGroup != nil {
+		body.Command.InGroup = true
+		m.Descriptors = append(m.Descriptors, int(r.RuntimeGroup.Fd()))
 	}
 	m.Body = wire.Encode(&body)
 	var started wire.Exit // only its PID

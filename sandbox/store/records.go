@@ -39,6 +39,14 @@ type Pod struct {
 	Ancestors  []string        `json:"ancestors,omitempty"`  // cgroups, outermost first, that berth makes above the containers'
 	Monitor    Process         `json:"monitor"`
 	BootID     string          `json:"bootID"`
+	Runtime    *Runtime        `json:"runtime,omitempty"` // what its handler meant when it was made; absent: the native engine
+}
+
+// Runtime is another OCI runtime, as it is executed.
+type Runtime struct {
+	Path    string   `json:"path"`
+	Root    string   `json:"root"` // its own state
+	Options []string `json:"options,omitempty"`
 }
 
 // Container is the record of a container.

@@ -117,6 +117,9 @@ func Start(t testing.TB, options ...Option) *Daemon {
 			t.Fatal(err)
 		}
 	}
+	if Handler != "" {
+		d.config = append(d.config, runtimeConfig(t))
+	}
 	config := fmt.Sprintf("[registry]\nconfig_path = %q\n\n[network]\nconf_dir = %q\nbin_dirs = [%q]\nbridge = %q\nsubnets = [\"%s.0/24\", \"fd00:be27:%d::/64\"]\n%s\n",
 		d.Hosts, d.CNIConf, d.CNIBin, opts.Bridge, d.Subnet, n, strings.Join(d.config, "\n"))
 	d.Write(opts.Config, config)

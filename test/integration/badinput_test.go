@@ -247,6 +247,9 @@ func TestContainersThatCannotRun(t *testing.T) {
 		{"no format", "/opt/no-format", 126},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
+			if tc.name == "no format" {
+				harness.Native(t, "runc has answered before it executes the program")
+			}
 			c := pod.Create(d.Container("bad", []string{tc.program}, harness.Image(image.Ref)))
 			err := c.TryStart()
 			if err == nil || !strings.Contains(err.Error(), tc.program) {

@@ -266,6 +266,9 @@ func TestDefaultMounts(t *testing.T) {
 		}
 	}
 	for path, want := range map[string]string{"/dev/fd": "/proc/self/fd", "/dev/stdin": "/proc/self/fd/0", "/dev/ptmx": "pts/ptmx", "/dev/core": "/proc/kcore"} {
+		if _, err := os.Stat(want); err != nil && want == "/proc/kcore" && harness.Handler != "" {
+			continue // runc makes no link to what the host does not have
+		}
 		if got := c.Sh("readlink " + path); got != want {
 			t.Errorf("%s points at %q, want %q", path, got, want)
 		}

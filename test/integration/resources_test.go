@@ -98,6 +98,7 @@ func TestDefaultCgroup(t *testing.T) {
 
 // TestSmallLimits: nothing of berth's may run inside the limits of the container.
 func TestSmallLimits(t *testing.T) {
+	harness.Native(t, "runc's own stage runs inside the limits")
 	parent := newParent()
 	d := harness.Start(t, harness.WithCgroupParent(parent))
 	limitPids(t, parent, "2")

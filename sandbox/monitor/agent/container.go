@@ -46,10 +46,17 @@ func newContainer(id string) *container {
 	return &container{id: id, pidfd: -1, pidns: -1, unified: -1, memory: -1}
 }
 
-// start makes a container. The descriptors of m are its cgroups.
+// start makes a container.
 func (a *Agent) start(m wire.Message) (wire.Coder, error) {
 	var r wire.Start
-	if err := wire.Decode(m.Body, &r); err != nil || len(r.Cgroups) != len(m.Descriptors) {
+	if err := wire.Decode(m.Body, &r); err != nil {
+		return nil, wire.ErrMalformed
+	}
+	dirs, runtimeGroup := m.Descriptors, -1
+	if r.Command.InGroup && len(dirs) > 0 {
+		dirs, runtimeGroup = dirs[:len(dirs)-1], dirs[len(dirs)-1]
+	}
+	if len(r.Cgroups) != len(dirs) {
 		return nil, wire.ErrMalformed
 	}
 	c := newContainer(r.ContainerID)
@@ -62,7 +69,7 @@ func (a *Agent) start(m wire.Message) (wire.Coder, error) {
 	if taken {
 		return nil, &wire.Failure{Text: "container " + c.id + " was started before"}
 	}
-	if err := a.birth(c, &r, m.Descriptors); err != nil {
+	if err := a.birth(c, &r, dirs, a.maker(&r.Command, runtimeGroup)); err != nil {
 		a.mu.Lock()
 		delete(a.containers, c.id)
 		a.mu.Unlock()
@@ -72,7 +79,7 @@ func (a *Agent) start(m wire.Message) (wire.Coder, error) {
 	return &wire.Exit{ContainerID: c.id, PID: c.pid}, nil
 }
 
-func (a *Agent) birth(c *container, r *wire.Start, dirs []int) error {
+func (a *Agent) birth(c *container, r *wire.Start, dirs []int, by maker) error {
 	groups, err := c.joins(r.Plan.CgroupPath, r.Cgroups, dirs)
 	if err != nil {
 		return err
@@ -98,7 +105,7 @@ func (a *Agent) birth(c *container, r *wire.Start, dirs []int) error {
 		}
 		r.Plan.Users = a.users
 	}
-	child, err := engine.Start(&r.Plan, groups, io)
+	child, err := by.start(&r.Plan, groups, io)
 	if err != nil {
 		return err
 	}

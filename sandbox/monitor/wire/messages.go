@@ -117,12 +117,14 @@ func (h *Hello) Code(c *codec.Codec) {
 	})
 }
 
-// Start asks for a container. Descriptors: one a cgroup.
+// Start asks for a container. Descriptors: one a cgroup, and perhaps one of Command. With a Command the plan holds only what the monitor needs to know
+// of the container that another runtime makes.
 type Start struct {
 	ContainerID string
 	Plan        engine.Plan
 	LogPath     string   // "" keeps no log
 	Cgroups     []string // the paths of the descriptors
+	Command     Command
 }
 
 // Code writes or reads s.
@@ -132,6 +134,7 @@ func (s *Start) Code(c *codec.Codec) {
 		s.Plan.Code(c)
 		c.String(&s.LogPath)
 		c.Strings(&s.Cgroups)
+		s.Command.Code(c)
 	})
 }
 

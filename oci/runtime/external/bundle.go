@@ -1,0 +1,162 @@
+package external
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/berthd/berth/oci/runtime"
+	"github.com/berthd/berth/oci/runtime/engine"
+)
+
+// Names in a bundle's folder and in that of an exec.
+const (
+	configName  = "config.json"
+	processName = "process.json"
+	rootfsName  = "rootfs"
+	logName     = "log"
+	// ConsoleName is the socket for a terminal. It is named to the runtime relative to the folder, because an address holds no long path.
+	ConsoleName = "console"
+)
+
+// maxReason bounds what is quoted of a runtime's words, in bytes.
+const maxReason = 2 << 10
+
+// PIDFile is where a runtime writes the process that it made.
+func PIDFile(folder string) string { return filepath.Join(folder, "pid") }
+
+// Namespaces are paths of those that the pod has; an empty one is the runtime's own, which the monitor hands on.
+type Namespaces struct{ Network, IPC, UTS string }
+
+// Config is the specification as another runtime needs it. It shares memory with s.
+func Config(s *specs.Spec, ns Namespaces) *specs.Spec {
+	linux := *s.Linux
+	linux.Namespaces = append([]specs.LinuxNamespace(nil), s.Linux.Namespaces...)
+	for _, n := range []specs.LinuxNamespace{{Type: specs.NetworkNamespace, Path: ns.Network}, {Type: specs.IPCNamespace, Path: ns.IPC},
+		{Type: specs.UTSNamespace, Path: ns.UTS}} {
+		if n.Path != "" {
+			linux.Namespaces = append(linux.Namespaces, n)
+		}
+	}
+	linux.Resources = &specs.LinuxResources{}
+	if s.Linux.Resources != nil {
+		linux.Resources.Devices = s.Linux.Resources.Devices
+	}
+	out := *s
+	out.Linux = &linux
+	out.Root = &specs.Root{Path: rootfsName, Readonly: s.Root.Readonly}
+	return &out
+}
+
+// Bundle is a container as another runtime reads it.
+type Bundle struct {
+	Folder      string // mode 0700
+	Config      *specs.Spec
+	Rootfs      []runtime.Mount
+	Directories []string // made in the root when they are missing
+}
+
+// Write makes the bundle: its folder, the specification, and the root file system, mounted. What an earlier call left there must be gone.
+func (b *Bundle) Write() error {
+	root, err := runtime.CompileRootfs(b.Rootfs)
+	if err != nil {
+		return err
+	}
+	target := filepath.Join(b.Folder, rootfsName)
+	for _, folder := range []string{b.Folder, target} {
+		if err := os.Mkdir(folder, 0o700); err != nil {
+			return fmt.Errorf("write bundle: %w", err)
+		}
+	}
+	if err := writeJSON(filepath.Join(b.Folder, configName), b.Config); err != nil {
+		return err
+	}
+	if err := engine.MountRootfs(&root, target); err != nil {
+		return err
+	}
+	return engine.MakeDirectories(target, b.Directories)
+}
+
+// WriteExec makes the folder of an exec.
+func WriteExec(folder string, process *specs.Process) error {
+	if err := os.Mkdir(folder, 0o700); err != nil {
+		return fmt.Errorf("write exec: %w", err)
+	}
+	return writeJSON(filepath.Join(folder, processName), process)
+}
+
+func writeJSON(path string, v any) error {
+	text, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("encode %s: %w", filepath.Base(path), err)
+	}
+	if err := os.WriteFile(path, text, 0o600); err != nil {
+		return fmt.Errorf("write bundle: %w", err)
+	}
+	return nil
+}
+
+// Remove unmounts the root file system and removes a bundle's folder, or that of an exec. It is idempotent. Nothing is walked into but the
+// folders that are made here, and a root that cannot be unmounted is not either.
+func Remove(folder string) error {
+	root := filepath.Join(folder, rootfsName)
+	for {
+		err := unix.Unmount(root, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
+			break
+		}
+		if err != nil {
+			return fmt.Errorf("unmount %s: %w", root, err)
+		}
+	}
+	entries, err := os.ReadDir(folder)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	errs := []error{err}
+	for _, e := range entries {
+		path := filepath.Join(folder, e.Name())
+		if e.IsDir() && strings.HasPrefix(e.Name(), execPrefix) {
+			errs = append(errs, Remove(path))
+		} else if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	if err := os.Remove(folder); err != nil && !errors.Is(err, os.ErrNotExist) {
+		errs = append(errs, err)
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("remove bundle: %w", err)
+	}
+	return nil
+}
+
+const execPrefix = "exec-"
+
+// ExecFolder is the folder of an exec with this ID, in its container's.
+func ExecFolder(folder, execID string) string { return filepath.Join(folder, execPrefix+execID) }
+
+// Reason is the last error that a runtime has written into the log of a bundle's folder, or of an exec's; empty when there is none.
+func Reason(folder string) string {
+	f, err := os.Open(filepath.Join(folder, logName))
+	if err != nil {
+		return ""
+	}
+	defer f.Close() //nolint:errcheck // it was only read
+	reason := ""
+	lines := bufio.NewScanner(f)
+	for lines.Scan() {
+		var entry struct{ Level, Msg string }
+		if json.Unmarshal(lines.Bytes(), &entry) == nil && (entry.Level == "error" || entry.Level == "fatal") {
+			reason = entry.Msg
+		}
+	}
+	return strings.ToValidUTF8(reason[:min(len(reason), maxReason)], "")
+}

@@ -1,0 +1,205 @@
+package external
+
+import (
+	"context"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/berthd/berth/oci/runtime"
+)
+
+func TestConfigNamesThePodsNamespacesAndOnlyDevices(t *testing.T) {
+	limit := int64(5)
+	s := &specs.Spec{Root: &specs.Root{Path: "elsewhere", Readonly: true}, Process: &specs.Process{}, Linux: &specs.Linux{
+		Namespaces: []specs.LinuxNamespace{{Type: specs.MountNamespace}, {Type: specs.PIDNamespace}},
+		Resources:  &specs.LinuxResources{Pids: &specs.LinuxPids{Limit: &limit}, Devices: []specs.LinuxDeviceCgroup{{Access: "rwm"}}}}}
+	before, err := json.Marshal(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := Config(s, Namespaces{Network: "/proc/7/ns/net", UTS: "/proc/7/ns/uts"})
+	want := &specs.Linux{
+		Namespaces: []specs.LinuxNamespace{{Type: specs.MountNamespace}, {Type: specs.PIDNamespace},
+			{Type: specs.NetworkNamespace, Path: "/proc/7/ns/net"}, {Type: specs.UTSNamespace, Path: "/proc/7/ns/uts"}},
+		Resources: &specs.LinuxResources{Devices: []specs.LinuxDeviceCgroup{{Access: "rwm"}}}}
+	if diff := cmp.Diff(want, got.Linux); diff != "" {
+		t.Errorf("linux (-want +got):\n%s", diff)
+	}
+	if *got.Root != (specs.Root{Path: "rootfs", Readonly: true}) {
+		t.Errorf("root = %+v", got.Root)
+	}
+	if after, err := json.Marshal(s); err != nil || string(after) != string(before) {
+		t.Errorf("the native engine's specification was changed: %s, %v", after, err)
+	}
+}
+
+func TestCommandLines(t *testing.T) {
+	p := &Program{Path: "/r", Root: "/s", Options: []string{"--debug"}}
+	for want, line := range map[string][]string{
+		"create --bundle /b --pid-file /b/pid id":                          p.Create("/b", "id", ""),
+		"create --bundle /b --pid-file /b/pid --console-socket console id": p.Create("/b", "id", ConsoleName),
+		"start id": p.Start("/b", "id"),
+		"exec --detach --process /b/process.json --pid-file /b/pid --cgroup g --console-socket t id": p.Exec("/b", "id", "g", "t"),
+	} {
+		if got := strings.Join(line, " "); got != "/r --debug --root /s --log /b/log --log-format json "+want {
+			t.Errorf("line %q, want ... %q", got, want)
+		}
+	}
+}
+
+func TestReasonIsTheLastError(t *testing.T) {
+	dir := t.TempDir()
+	if got := Reason(dir); got != "" {
+		t.Errorf("without a log: %q", got)
+	}
+	log := `{"level":"error","msg":"first","time":"t"}` + "\nnoise\n" + `{"msg":"last \"word\"","level":"error"}` + "\n" + `{"level":"warning","msg":"w"}` + "\n"
+	if err := os.WriteFile(filepath.Join(dir, logName), []byte(log), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := Reason(dir); got != `last "word"` {
+		t.Errorf("Reason = %q", got)
+	}
+}
+
+// script makes a program of a shell script.
+func script(t *testing.T, text string) *Program {
+	t.Helper()
+	dir := t.TempDir()
+	p := &Program{Path: filepath.Join(dir, "runtime"), Root: filepath.Join(dir, "root")}
+	rewrite(t, p, text)
+	return p
+}
+
+func rewrite(t *testing.T, p *Program, text string) {
+	t.Helper()
+	if err := os.WriteFile(p.Path+".new", []byte("#!/bin/sh\n"+text), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(p.Path+".new", p.Path); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestFeaturesAreAskedForAgainWhenTheProgramChanges(t *testing.T) {
+	native := runtime.NativeFeatures().RecursiveReadOnlyMounts
+	asked := filepath.Join(t.TempDir(), "asked")
+	p := script(t, "echo x >>"+asked+"\n"+`echo '{"mountOptions":["ro","rro"],"linux":{"mountExtensions":{"idmap":{"enabled":true}}}}'`)
+	var prober Prober
+	for range 3 {
+		got, err := prober.Features(t.Context(), p)
+		if err != nil || got != (runtime.Features{RecursiveReadOnlyMounts: native}) {
+			t.Errorf("Features = %+v, %v", got, err)
+		}
+	}
+	if text, err := os.ReadFile(asked); err != nil || string(text) != "x\n" {
+		t.Errorf("asked %q times, %v", text, err)
+	}
+	rewrite(t, p, "echo 'no such command: features' >&2; exit 1")
+	for range 2 {
+		if got, err := prober.Features(t.Context(), p); err == nil || !strings.Contains(err.Error(), "no such command") || got != (runtime.Features{}) {
+			t.Errorf("Features of an old program = %+v, %v", got, err)
+		}
+	}
+	if err := os.Remove(p.Path); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := prober.Features(t.Context(), p); err == nil {
+		t.Error("a program that is gone has features")
+	}
+}
+
+func TestDelete(t *testing.T) {
+	p := script(t, `test -z "$SECRET" || exit 9; pwd >`+filepath.Join(t.TempDir(), "cwd")+`; echo "$@" >"$2/../called"; exit 3`)
+	t.Setenv("SECRET", "1")
+	if err := p.Delete(t.Context(), "/b", "id"); err != nil {
+		t.Errorf("without state: %v", err)
+	}
+	state := filepath.Join(p.Root, "id")
+	if err := os.MkdirAll(state, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	err := p.Delete(t.Context(), "/b", "id")
+	if err == nil || !strings.Contains(err.Error(), "exit status 3") {
+		t.Errorf("Delete = %v, want what the program said", err)
+	}
+	if _, err := os.Stat(state); !os.IsNotExist(err) {
+		t.Errorf("the state is still there: %v", err)
+	}
+	called, err := os.ReadFile(filepath.Join(p.Root, "../called"))
+	if want := "--root " + p.Root + " --log /b/log --log-format json delete --force id\n"; err != nil || string(called) != want {
+		t.Errorf("called with %q, %v, want %q", called, err, want)
+	}
+}
+
+func TestDeleteDoesNotWaitForEver(t *testing.T) {
+	p := script(t, "sleep 1000")
+	if err := os.MkdirAll(filepath.Join(p.Root, "id"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if err := p.Delete(ctx, "/b", "id"); err == nil {
+		t.Error("Delete = nil")
+	}
+}
+
+func TestBundle(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root for mounts")
+	}
+	dir := t.TempDir()
+	lower, victim := filepath.Join(dir, "lower"), filepath.Join(dir, "victim")
+	for _, d := range []string{lower, victim, filepath.Join(dir, "up"), filepath.Join(dir, "work")} {
+		if err := os.Mkdir(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, target := range map[string]string{"absolute": victim, "up": "../../../../../../.." + victim, "loop": "loop"} {
+		if err := os.Symlink(target, filepath.Join(lower, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b := Bundle{Folder: filepath.Join(dir, "bundle"), Config: &specs.Spec{Version: "1"}, Directories: []string{"/a/b", "/absolute/x", "/up/y", "/"},
+		Rootfs: []runtime.Mount{{Type: "overlay", Options: []string{"lowerdir+=" + lower, "upperdir=" + dir + "/up", "workdir=" + dir + "/work"}}}}
+	if err := b.Write(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Unmount(filepath.Join(b.Folder, rootfsName), unix.MNT_DETACH) })
+	for _, want := range []string{"a/b", victim[1:] + "/x", victim[1:] + "/y"} {
+		if st, err := os.Stat(filepath.Join(b.Folder, rootfsName, want)); err != nil || st.Mode().Perm() != 0o755 {
+			t.Errorf("%s: %v", want, err)
+		}
+	}
+	if entries, err := os.ReadDir(victim); err != nil || len(entries) > 0 {
+		t.Errorf("the image's links lead out of its root: %v, %v", entries, err)
+	}
+	if st, err := os.Stat(b.Folder); err != nil || st.Mode().Perm() != 0o700 {
+		t.Errorf("the bundle's folder: %v, %v", st.Mode(), err)
+	}
+	if err := WriteExec(ExecFolder(b.Folder, "1"), &specs.Process{Args: []string{"true"}}); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := Remove(b.Folder); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := os.Lstat(b.Folder); !os.IsNotExist(err) {
+		t.Errorf("the bundle is still there: %v", err)
+	}
+	b.Directories = []string{"/loop/x"}
+	if err := b.Write(); err == nil {
+		t.Error("a loop of links was followed")
+	}
+	if err := Remove(b.Folder); err != nil {
+		t.Error(err)
+	}
+}

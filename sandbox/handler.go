@@ -1,0 +1,181 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/berthd/berth/oci/runtime"
+	"github.com/berthd/berth/oci/runtime/engine"
+	"github.com/berthd/berth/oci/runtime/external"
+	"github.com/berthd/berth/sandbox/monitor"
+	"github.com/berthd/berth/sandbox/store"
+)
+
+// handler is how the containers of a sandbox are made. It is chosen when the sandbox is made and is in its record.
+type handler interface {
+	// start completes the request for c. What it makes on the host has c's name, so that c's record names it.
+	start(ctx context.Context, c *container, made *specs.Spec, r *monitor.StartRequest) error
+	// started takes the monitor's answer to that request.
+	started(ctx context.Context, c *container, r *monitor.StartRequest, answer error) error
+	// end takes away what start made, once no process of c is left. It is idempotent, and costs nothing when it has been done.
+	end(ctx context.Context, c *container) error
+}
+
+// runtimeOf is what a handler's name means now; nil is the engine.
+func (m *Manager) runtimeOf(handler string) *store.Runtime {
+	p := m.cfg.Handlers[handler]
+	if p == nil {
+		return nil
+	}
+	return &store.Runtime{Path: p.Path, Root: p.Root, Options: slices.Clone(p.Options)}
+}
+
+func (m *Manager) handlerOf(p *pod) handler {
+	rec := m.record(p)
+	if rec.Runtime == nil {
+		return nativeHandler{m}
+	}
+	return &externalHandler{m, external.Program{Path: rec.Runtime.Path, Root: rec.Runtime.Root, Options: rec.Runtime.Options}}
+}
+
+// nativeHandler is the engine inside the monitor. It puts nothing on the host.
+type nativeHandler struct{ m *Manager }
+
+func (h nativeHandler) start(_ context.Context, c *container, made *specs.Spec, r *monitor.StartRequest) (err error) {
+	if r.Plan, err = runtime.Compile(made, c.rootfs); err != nil {
+		return fmt.Errorf("compile spec: %w", err)
+	}
+	r.Plan.Directories = append(r.Plan.Directories, h.m.containerRecord(c).MakeDirs...)
+	return nil
+}
+
+func (nativeHandler) started(_ context.Context, _ *container, _ *monitor.StartRequest, answer error) error {
+	return answer
+}
+
+func (nativeHandler) end(context.Context, *container) error { return nil }
+
+// externalHandler is another OCI runtime. The monitor executes it and is the parent of what it makes.
+type externalHandler struct {
+	m       *Manager
+	program external.Program
+}
+
+// bundle is the folder of a container that another runtime makes.
+func (m *Manager) bundle(c *container) string { return filepath.Join(m.stateDir(c.pod.id), c.id) }
+
+func (h *externalHandler) start(_ context.Context, c *container, made *specs.Spec, r *monitor.StartRequest) error {
+	m := h.m
+	link := m.linkOf(c.pod)
+	if link == nil {
+		return fmt.Errorf("its monitor has ended: %w", ErrState)
+	}
+	if err := os.MkdirAll(h.program.Root, 0o700); err != nil {
+		return fmt.Errorf("make the runtime's folder: %w", err)
+	}
+	if err := m.effect("write bundle"); err != nil {
+		return err
+	}
+	bundle := external.Bundle{Folder: m.bundle(c), Rootfs: c.rootfs, Directories: m.containerRecord(c).MakeDirs,
+		Config: external.Config(made, podNamespaces(c.pod, link.process.PID))}
+	if err := bundle.Write(); err != nil {
+		return err
+	}
+	if err := m.effect("create runtime cgroup"); err != nil {
+		return err
+	}
+	group, err := m.cfg.Cgroups.Runtime(c.id)
+	if err != nil {
+		return err
+	}
+	if len(group.Dirs) > 0 {
+		r.RuntimeGroup = group.Dirs[0] // closed by started
+	}
+	r.Plan = outline(made)
+	console := ""
+	if made.Process.Terminal {
+		console = external.ConsoleName
+	}
+	r.Command = monitor.Command{Args: h.program.Create(bundle.Folder, c.id, console), Folder: bundle.Folder, PIDFile: external.PIDFile(bundle.Folder),
+		Console: filepath.Join(bundle.Folder, external.ConsoleName), Then: h.program.Start(bundle.Folder, c.id)}
+	return nil
+}
+
+// podNamespaces are the sandbox's own, which its monitor is in.
+func podNamespaces(p *pod, monitor int) external.Namespaces {
+	path := func(name string) string { return fmt.Sprintf("/proc/%d/ns/%s", monitor, name) }
+	var ns external.Namespaces
+	if !hostNetwork(p.config) {
+		ns.Network, ns.UTS = path("net"), path("uts")
+	}
+	if !hostIPC(p.config) {
+		ns.IPC = path("ipc")
+	}
+	return ns
+}
+
+// outline is what the monitor needs to know of a container that it does not make itself.
+func outline(s *specs.Spec) *engine.Plan {
+	plan := &engine.Plan{CgroupPath: s.Linux.CgroupsPath, Process: *outlineProcess(s.Process)}
+	for _, n := range s.Linux.Namespaces {
+		if n.Type == specs.PIDNamespace {
+			plan.NewPID, plan.PIDNamespace = n.Path == "", n.Path
+		}
+	}
+	return plan
+}
+
+func outlineProcess(p *specs.Process) *engine.Process {
+	return &engine.Process{User: engine.User{UID: p.User.UID, GID: p.User.GID}, Console: engine.Console{Terminal: p.Terminal}}
+}
+
+func (h *externalHandler) started(ctx context.Context, c *container, r *monitor.StartRequest, answer error) error {
+	if r.RuntimeGroup != nil {
+		answer = errors.Join(answer, r.RuntimeGroup.Close())
+	}
+	if answer != nil { // undone as a whole by end
+		return h.explain(answer, h.m.bundle(c))
+	}
+	return h.m.cfg.Cgroups.Remove(ctx, h.m.cfg.Cgroups.RuntimePath(c.id))
+}
+
+// explain adds to an error what the runtime itself has said about it.
+func (h *externalHandler) explain(err error, folder string) error {
+	if reason := external.Reason(folder); reason != "" {
+		return fmt.Errorf("%w: %s", err, reason)
+	}
+	return err
+}
+
+func (h *externalHandler) end(ctx context.Context, c *container) error {
+	c.ending.Lock()
+	defer c.ending.Unlock()
+	m := h.m
+	folder := m.bundle(c)
+	if _, err := os.Lstat(folder); errors.Is(err, os.ErrNotExist) { // it is made first and goes last
+		return nil
+	}
+	if err := m.effect("end runtime"); err != nil {
+		return err
+	}
+	group := m.cfg.Cgroups.RuntimePath(c.id)
+	if err := errors.Join(m.cfg.Cgroups.Kill(group), m.cfg.Cgroups.Remove(ctx, group)); err != nil {
+		return err
+	}
+	if err := m.effect("delete from runtime"); err != nil {
+		return err
+	}
+	if err := h.program.Delete(ctx, folder, c.id); err != nil {
+		m.logger(ctx).Info("Runtime did not delete a container", "containerID", c.id, "err", err)
+	}
+	if err := m.effect("remove bundle"); err != nil {
+		return err
+	}
+	return external.Remove(folder)
+}

@@ -1,0 +1,164 @@
+package integration_test
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berthd/berth/test/harness"
+)
+
+// otherHandler is the configuration of a handler "other" that is runc.
+func otherHandler(t *testing.T) string {
+	t.Helper()
+	program, err := exec.LookPath("runc")
+	if err != nil {
+		t.Fatal("runc is needed:", err)
+	}
+	return fmt.Sprintf("[runtimes.other]\ntype = \"oci\"\npath = %q\n\n[runtimes.mine]\ntype = \"native\"\n", program)
+}
+
+// runWith runs a pod with a handler.
+func runWith(d *harness.Daemon, name, handler string) *harness.Pod {
+	d.T.Helper()
+	config := d.Pod(name)
+	r, err := d.Runtime.RunPodSandbox(d.Context(), &runtimeapi.RunPodSandboxRequest{Config: config, RuntimeHandler: handler})
+	if err != nil {
+		d.T.Fatalf("RunPodSandbox with handler %q: %v", handler, err)
+	}
+	return &harness.Pod{Daemon: d, ID: r.PodSandboxId, Config: config}
+}
+
+// stateOf is where runc keeps the container; it is there only if runc made it.
+func stateOf(d *harness.Daemon, c *harness.Container, handler string) string {
+	return filepath.Join(d.Options().State, "runtimes", handler, c.ID)
+}
+
+func TestHandlers(t *testing.T) {
+	d := harness.Start(t, harness.WithConfig(otherHandler(t)))
+	status, err := d.Runtime.Status(d.Context(), &runtimeapi.StatusRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	listed := map[string]*runtimeapi.RuntimeHandlerFeatures{}
+	for _, h := range status.RuntimeHandlers {
+		listed[h.Name] = h.Features
+	}
+	for _, name := range []string{"", "berth", "mine", "other"} {
+		if !listed[name].GetRecursiveReadOnlyMounts() {
+			t.Errorf("handler %q has features %v, want recursive read-only mounts", name, listed[name])
+		}
+	}
+	if listed["other"].GetUserNamespaces() {
+		t.Error("runc is said to have user namespaces")
+	}
+	_, err = d.Runtime.RunPodSandbox(d.Context(), &runtimeapi.RunPodSandboxRequest{Config: d.Pod("bad"), RuntimeHandler: "gvisor"})
+	refused(t, "unknown handler", err, codes.InvalidArgument, "gvisor", "other")
+
+	for handler, external := range map[string]bool{"berth": false, "mine": false, "other": true} {
+		pod := runWith(d, "pod-"+handler, handler)
+		c := pod.Run(d.Shell("c", "trap 'exit 7' TERM; echo to stdout; echo to stderr >&2; sleep 1000 & wait"))
+		if _, err := os.Stat(stateOf(d, c, handler)); (err == nil) != external {
+			t.Errorf("handler %q: state of runc: %v", handler, err)
+		}
+		if got := c.Sh("cat /proc/1/comm"); got != "sh" {
+			t.Errorf("handler %q: first process is %q", handler, got)
+		}
+		list, err := d.Runtime.ListPodSandbox(d.Context(), &runtimeapi.ListPodSandboxRequest{Filter: &runtimeapi.PodSandboxFilter{Id: pod.ID}})
+		if err != nil || len(list.Items) != 1 || list.Items[0].RuntimeHandler != handler {
+			t.Errorf("handler %q: listed as %v, %v", handler, list.GetItems(), err)
+		}
+		d.Eventually(10*time.Second, "both lines are logged", func() bool { return len(c.Lines()) == 2 })
+		c.Stop(10 * time.Second)
+		if s := c.Wait(10 * time.Second); s.ExitCode != 7 {
+			t.Errorf("handler %q: exit code %d, want 7", handler, s.ExitCode)
+		}
+		for _, line := range c.Lines() {
+			if line.Text != "to "+line.Stream || !line.Full {
+				t.Errorf("handler %q: log line %+v", handler, line)
+			}
+		}
+		d.Eventually(10*time.Second, "runc has forgotten the container", func() bool {
+			_, err := os.Stat(stateOf(d, c, handler))
+			return os.IsNotExist(err)
+		})
+		pod.Remove()
+	}
+	d.AsBefore()
+}
+
+// TestHandlerLeavesTheConfiguration: a pod keeps what its handler meant when it was made.
+func TestHandlerLeavesTheConfiguration(t *testing.T) {
+	d := harness.Start(t, harness.WithConfig(otherHandler(t)))
+	pod := runWith(d, "pod", "other")
+	c := pod.Run(d.Sleeper("c"))
+	path := d.Options().Config
+	text := readRaw(t, path)
+	d.Write(path, text[:strings.Index(text, "[runtimes.other]")])
+	d.Restart()
+	_, err := d.Runtime.RunPodSandbox(d.Context(), &runtimeapi.RunPodSandboxRequest{Config: d.Pod("new"), RuntimeHandler: "other"})
+	refused(t, "handler that was taken away", err, codes.InvalidArgument, "other")
+	if got := c.Sh("echo still here"); got != "still here" {
+		t.Errorf("exec = %q", got)
+	}
+	again := pod.Run(d.Sleeper("again"))
+	if _, err := os.Stat(stateOf(d, again, "other")); err != nil {
+		t.Errorf("a second container of the pod has another handler: %v", err)
+	}
+	d.Check()
+	c.Stop(5 * time.Second)
+	pod.Remove()
+	d.AsBefore()
+}
+
+// TestRuntimeIsMissing: what the program cannot do is said with its path, and nothing is left of it.
+func TestRuntimeIsMissing(t *testing.T) {
+	d := harness.Start(t, harness.WithConfig("[runtimes.none]\ntype = \"oci\"\npath = \"/opt/no-such-runtime\"\n[runtimes.broken]\ntype = \"oci\"\npath = \"/bin/false\"\n"))
+	for handler, says := range map[string]string{"none": "/opt/no-such-runtime", "broken": "/bin/false"} {
+		pod := runWith(d, "pod-"+handler, handler)
+		c := pod.Create(d.Sleeper("c"))
+		err := c.TryStart()
+		if err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("StartContainer = %v, want an error that names %s", err, says)
+		}
+		if s := c.Status(); s.State != exited || !strings.Contains(s.Message, says) {
+			t.Errorf("status = %s, %q", s.State, s.Message)
+		}
+		d.Check()
+		pod.Remove()
+	}
+	d.AsBefore()
+}
+
+// TestAnnotationsStayOutside: what is a runtime's special key in config.json is a text like any other in a pod (CVE-2024-3154).
+func TestAnnotationsStayOutside(t *testing.T) {
+	d := harness.Start(t, harness.WithConfig(otherHandler(t)))
+	special := map[string]string{"org.systemd.property.CollectMode": "'inactive-or-failed'", "run.oci.keep_original_groups": "1",
+		"org.criu.config": "/etc/shadow", "bundle": "/", "io.kubernetes.cri-o.cgroup2-mount-hierarchy-rw": "true"}
+	config := d.Pod("pod", func(p *runtimeapi.PodSandboxConfig) { p.Annotations = special })
+	r, err := d.Runtime.RunPodSandbox(d.Context(), &runtimeapi.RunPodSandboxRequest{Config: config, RuntimeHandler: "other"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pod := &harness.Pod{Daemon: d, ID: r.PodSandboxId, Config: config}
+	c := pod.Run(d.Sleeper("c", func(c *runtimeapi.ContainerConfig) { c.Annotations = special }))
+	text := readRaw(t, filepath.Join(d.Options().State, "pods", pod.ID, c.ID, "config.json"))
+	for key, value := range special {
+		if strings.Contains(text, key+`"`) && key != "bundle" {
+			t.Errorf("%s is in config.json", key)
+		}
+		if pod.Status().Annotations[key] != value || c.Status().Annotations[key] != value {
+			t.Errorf("%s is not in the status as it was given", key)
+		}
+	}
+	if strings.Contains(text, "annotations") {
+		t.Error("config.json has annotations")
+	}
+}

@@ -28,15 +28,20 @@ type container struct {
 	write   sync.Mutex // held while the record is replaced, or removed
 	removed bool       // the record is gone for good; guarded by write
 
-	rootfs []runtime.Mount // prepared again when nil; guarded by turn
-	ending sync.Mutex      // held by handler.end
-	exec   execState
-	gauge  gauge
+	root  rootState
+	exec  execState
+	gauge gauge
 
 	// Guarded by Manager.mu:
 	rec      store.Container
 	starting int64         // when the start began, nanoseconds since 1970
 	exited   chan struct{} // closed when rec.State becomes Exited
+}
+
+// rootState is the root filesystem of a container.
+type rootState struct {
+	mounts []runtime.Mount // prepared again when nil; guarded by turn
+	ending sync.Mutex      // held by handler.end
 }
 
 // execState is what execs need of a container.

@@ -48,7 +48,7 @@ func (m *Manager) handlerOf(p *pod) handler {
 type nativeHandler struct{ m *Manager }
 
 func (h nativeHandler) start(_ context.Context, c *container, made *specs.Spec, r *monitor.StartRequest) (err error) {
-	if r.Plan, err = runtime.Compile(made, c.rootfs); err != nil {
+	if r.Plan, err = runtime.Compile(made, c.root.mounts); err != nil {
 		return fmt.Errorf("compile spec: %w", err)
 	}
 	r.Plan.Directories = append(r.Plan.Directories, h.m.containerRecord(c).MakeDirs...)
@@ -82,7 +82,7 @@ func (h *externalHandler) start(_ context.Context, c *container, made *specs.Spe
 	if err := m.effect("write bundle"); err != nil {
 		return err
 	}
-	bundle := external.Bundle{Folder: m.bundle(c), Rootfs: c.rootfs, Directories: m.containerRecord(c).MakeDirs,
+	bundle := external.Bundle{Folder: m.bundle(c), Rootfs: c.root.mounts, Directories: m.containerRecord(c).MakeDirs,
 		Config: external.Config(made, podNamespaces(c.pod, link.process.PID))}
 	if err := bundle.Write(); err != nil {
 		return err
@@ -154,8 +154,8 @@ func (h *externalHandler) explain(err error, folder string) error {
 }
 
 func (h *externalHandler) end(ctx context.Context, c *container) error {
-	c.ending.Lock()
-	defer c.ending.Unlock()
+	c.root.ending.Lock()
+	defer c.root.ending.Unlock()
 	m := h.m
 	folder := m.bundle(c)
 	if _, err := os.Lstat(folder); errors.Is(err, os.ErrNotExist) { // it is made first and goes last

@@ -86,6 +86,11 @@ func (c *Client) need(ctx context.Context, version uint64, what string) error {
 
 // Start starts a container and returns its first process once it has executed. On an error no process is left.
 func (c *Client) Start(ctx context.Context, r StartRequest) (pid int, err error) {
+	if len(r.Command.Args) > 0 {
+		if err := c.need(ctx, 3, "start a container by another runtime"); err != nil {
+			return 0, err
+		}
+	}
 	body := wire.Start{ContainerID: r.ContainerID, Plan: *r.Plan, LogPath: r.LogPath, Command: r.Command}
 	m := wire.Message{Verb: wire.VerbStart}
 	for _, f := range r.Cgroups {

@@ -16,7 +16,8 @@ import (
 //
 //	1  the first
 //	2  AnswerStarted: terminals of execs
-const Version = 2
+//	3  Command: other runtimes
+const Version = 3
 
 // Verb is what a message asks for.
 type Verb uint8

@@ -142,6 +142,7 @@ func TestRunPodTwiceGivesOnePod(t *testing.T) {
 
 func TestRunPodRefusesBadInputAndLeavesNothing(t *testing.T) {
 	w := newWorld(t)
+	w.cfg.UserNamespaces = errors.New("the kernel is too old")
 	m := w.open(nil)
 	if _, err := m.RunPod(t.Context(), podConfig("a"), "kata"); !errors.Is(err, ErrUnknownHandler) {
 		t.Errorf("unknown handler: %v", err)
@@ -153,6 +154,11 @@ func TestRunPodRefusesBadInputAndLeavesNothing(t *testing.T) {
 		},
 		"cgroup parent is a file": func(c *runtimeapi.PodSandboxConfig) {
 			c.Linux = &runtimeapi.LinuxPodSandboxConfig{CgroupParent: "/cgroup.procs"}
+		},
+		"user namespace that the host lacks": func(c *runtimeapi.PodSandboxConfig) {
+			ids := []*runtimeapi.IDMapping{{HostId: 65536, Length: 65536}}
+			c.Linux = &runtimeapi.LinuxPodSandboxConfig{SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{NamespaceOptions: &runtimeapi.NamespaceOption{
+				UsernsOptions: &runtimeapi.UserNamespace{Uids: ids, Gids: ids}}}}
 		},
 		"uid climbs": func(c *runtimeapi.PodSandboxConfig) { c.Metadata.Uid = "../../x" },
 	} {

@@ -59,7 +59,11 @@ func TestCompileRefusesWhatTheEngineLacks(t *testing.T) {
 	}{
 		{"AppArmor", func(s *specs.Spec) { s.Process.ApparmorProfile = "p" }},
 		{"SELinux", func(s *specs.Spec) { s.Process.SelinuxLabel = "l" }},
-		{"user namespace", func(s *specs.Spec) { s.Linux.Namespaces = []specs.LinuxNamespace{{Type: specs.UserNamespace}} }},
+		{"user namespace without mappings", func(s *specs.Spec) { s.Linux.Namespaces = []specs.LinuxNamespace{{Type: specs.UserNamespace}} }},
+		{"mappings without a user namespace", func(s *specs.Spec) { s.Linux.UIDMappings = []specs.LinuxIDMapping{{Size: 1}} }},
+		{"another pod's user namespace", func(s *specs.Spec) {
+			s.Linux.Namespaces = []specs.LinuxNamespace{{Type: specs.UserNamespace, Path: "/proc/1/ns/user"}}
+		}},
 		{"idmapped mount", func(s *specs.Spec) {
 			s.Mounts = []specs.Mount{{Destination: "/d", Type: "bind", UIDMappings: []specs.LinuxIDMapping{{Size: 1}}}}
 		}},
@@ -85,6 +89,10 @@ func TestCompileRefusesWhatTheEngineLacks(t *testing.T) {
 func TestPlanSurvivesTheCodec(t *testing.T) {
 	s := minimal()
 	s.Mounts = []specs.Mount{{Destination: "/proc", Type: "proc", Source: "proc"}}
+	ids := []specs.LinuxIDMapping{{HostID: 1000, Size: 10}, {ContainerID: 20, HostID: 5000, Size: 1}}
+	s.Linux.Namespaces = []specs.LinuxNamespace{{Type: specs.MountNamespace}, {Type: specs.UserNamespace}}
+	s.Linux.UIDMappings, s.Linux.GIDMappings = ids, ids[:1]
+	s.Mounts = append(s.Mounts, specs.Mount{Destination: "/d", Type: "bind", Source: "/s", UIDMappings: ids[1:], GIDMappings: ids})
 	s.Process.User = specs.User{UID: 1, GID: 2, AdditionalGids: []uint32{3, 4}}
 	s.Process.Env = []string{"A=b", "C="}
 	score := -5
@@ -102,6 +110,9 @@ func TestPlanSurvivesTheCodec(t *testing.T) {
 	got.Code(d)
 	if err := d.Err(); err != nil {
 		t.Fatal(err)
+	}
+	if u := plan.Users; u == nil || len(u.UIDs) != 2 || len(u.GIDs) != 1 || len(plan.Devices) == 0 || plan.Devices[0].UID != 1000 {
+		t.Errorf("user namespace %+v, devices %+v", u, plan.Devices)
 	}
 	if diff := cmp.Diff(*plan, got); diff != "" {
 		t.Errorf("after the codec (-want +got):\n%s", diff)

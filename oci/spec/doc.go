@@ -27,6 +27,9 @@
 // oom_score_adj below the daemon's own and a resource limit above the hard one are clamped, a limit whose controller is
 // missing is dropped.
 //
+// A pod with a user namespace shares no other namespace with the host, and mounts nothing there. All capabilities can be had in it; IDs
+// that it does not map are refused.
+//
 // # Errors
 //
 // *InvalidError names the field, its value and the rule. It never holds the value of an environment variable.

@@ -115,6 +115,18 @@ var goldens = []struct {
 		in.Host.SELinux = true
 		s.SelinuxOptions = &runtimeapi.SELinuxOption{Level: "s0:c1,c2"}
 	}},
+	{"user-namespace", func(in *Input) {
+		ids := []*runtimeapi.IDMapping{{HostId: 131072, Length: 65536}}
+		o := in.Pod.Config.Linux.SecurityContext.NamespaceOptions
+		o.UsernsOptions = &runtimeapi.UserNamespace{Uids: ids, Gids: ids}
+		in.securityContext().NamespaceOptions = o
+		in.Host.Capabilities = []string{"CAP_CHOWN"} // a user namespace has all
+		in.securityContext().Capabilities = &runtimeapi.Capability{AddCapabilities: []string{"SYS_ADMIN"}}
+		in.Container.Mounts = []*runtimeapi.Mount{
+			{ContainerPath: "/mapped", HostPath: "/data/mapped", UidMappings: ids, GidMappings: ids},
+			{ContainerPath: "/unmapped", HostPath: "/data/unmapped"},
+		}
+	}},
 	{"weak-daemon", func(in *Input) {
 		in.Host.Capabilities = strings.Fields(strings.ReplaceAll(strings.ReplaceAll(strings.Join(knownCapabilities, " "), "CAP_SYS_RESOURCE", ""), "CAP_AUDIT_WRITE", ""))
 		in.Host.OOMScoreAdj = -100

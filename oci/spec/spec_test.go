@@ -26,6 +26,12 @@ func mount(container, host string) *runtimeapi.Mount {
 	return &runtimeapi.Mount{ContainerPath: container, HostPath: host}
 }
 
+// usersOption asks for a user namespace that maps n IDs.
+func usersOption(n uint32) *runtimeapi.NamespaceOption {
+	ids := []*runtimeapi.IDMapping{{HostId: 65536, Length: n}}
+	return &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER, UsernsOptions: &runtimeapi.UserNamespace{Uids: ids, Gids: ids}}
+}
+
 func int64Value(n int64) *runtimeapi.Int64Value { return &runtimeapi.Int64Value{Value: n} }
 
 // wantInvalid checks that err is an InvalidError for a field with a rule.
@@ -125,6 +131,28 @@ func TestContainerRefuses(t *testing.T) {
 		}},
 		{"mapped owners", "config.mounts[0].uidMappings", "gidMappings", func(in *Input, _ *runtimeapi.LinuxContainerSecurityContext) {
 			in.Container.Mounts = []*runtimeapi.Mount{{ContainerPath: "/data", HostPath: "/data", UidMappings: []*runtimeapi.IDMapping{{}}}}
+		}},
+		{"owners mapped to nobody", "config.mounts[0].uidMappings[0].length", "not be 0", func(in *Input, _ *runtimeapi.LinuxContainerSecurityContext) {
+			in.Container.Mounts = []*runtimeapi.Mount{{ContainerPath: "/data", HostPath: "/data", UidMappings: []*runtimeapi.IDMapping{{}}, GidMappings: []*runtimeapi.IDMapping{{}}}}
+		}},
+		{"owners mapped in the host's user namespace", "config.mounts.uidMappings", "without a user namespace", func(in *Input, _ *runtimeapi.LinuxContainerSecurityContext) {
+			ids := []*runtimeapi.IDMapping{{Length: 1}}
+			in.Container.Mounts = []*runtimeapi.Mount{{ContainerPath: "/data", HostPath: "/data", UidMappings: ids, GidMappings: ids}}
+		}},
+		{"a user namespace that the pod has not", sc + "namespace_options.userns_options", "the pod's", func(_ *Input, s *runtimeapi.LinuxContainerSecurityContext) {
+			s.NamespaceOptions = usersOption(100)
+		}},
+		{"a user that the user namespace has not", "user", "which has 100 users", func(in *Input, s *runtimeapi.LinuxContainerSecurityContext) {
+			in.Pod.Config.Linux.SecurityContext.NamespaceOptions = usersOption(100)
+			s.RunAsUser = int64Value(100)
+		}},
+		{"a group that the user namespace has not", "group", "which has 100 groups", func(in *Input, s *runtimeapi.LinuxContainerSecurityContext) {
+			in.Pod.Config.Linux.SecurityContext.NamespaceOptions = usersOption(100)
+			s.SupplementalGroups = []int64{100}
+		}},
+		{"mounts that go out of a user namespace", "config.mounts.propagation", "user namespace", func(in *Input, _ *runtimeapi.LinuxContainerSecurityContext) {
+			in.Pod.Config.Linux.SecurityContext.NamespaceOptions = usersOption(100)
+			in.Container.Mounts = []*runtimeapi.Mount{{ContainerPath: "/data", HostPath: "/data", Propagation: runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL}}
 		}},
 		{"an unknown propagation", "config.mounts[0].propagation", "not a propagation", func(in *Input, _ *runtimeapi.LinuxContainerSecurityContext) {
 			in.Container.Mounts = []*runtimeapi.Mount{{ContainerPath: "/data", HostPath: "/data", Propagation: 7}}

@@ -62,6 +62,9 @@ func checkUsers(field string, o *runtimeapi.NamespaceOption) error {
 		if id := l.list[0].GetContainerId(); id != 0 {
 			return invalid(field+l.field+"[0].container_id", i64toa(int64(id)), "must be 0: root of the container has to be mapped")
 		}
+		if l.list[0].GetHostId() == 0 {
+			return invalid(field+l.field+"[0].host_id", "0", "must not be 0: root of the container would be the host's")
+		}
 		if err := checkMapping(field+l.field+"[0].", l.list[0]); err != nil {
 			return err
 		}

@@ -5,6 +5,9 @@
 // monitors from a sealed copy of the binary, so that neither a container nor an upgrade changes one that runs; Client
 // speaks the protocol of package wire.
 //
+// A pod's user namespace owns its net, ipc and uts namespaces. A child of the Spawner's makes all four and ends; the monitor starts in
+// three of them and holds the fourth by a descriptor.
+//
 // Files. STATE/pods/SANDBOX/monitor.sock is the socket, made by Spawn before the process. RecordDir/CONTAINER/exit is
 // written by the monitor only; ReadExit reads it.
 //

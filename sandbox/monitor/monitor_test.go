@@ -472,3 +472,51 @@ func TestOlderMonitorsAreNotAskedForMore(t *testing.T) {
 		t.Errorf("need of what the monitor speaks = %v", err)
 	}
 }
+
+func TestPodWithUserNamespace(t *testing.T) {
+	ids := []engine.IDMap{{Outside: 200000, Length: 65536}}
+	p := newPod(t, func(r *Pod) {
+		r.Hostname, r.SharedPID, r.UIDs, r.GIDs = "harbour", true, ids, ids
+		r.Sysctls = [][2]string{{"kernel.shm_rmid_forced", "1"}, {"net.ipv4.ip_unprivileged_port_start", "81"}, {"kernel.domainname", "sea"}}
+	})
+	hello, err := p.Hello(p.context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	mine := func(pid int, name string) bool {
+		a, errA := os.Readlink(fmt.Sprintf("/proc/%d/ns/%s", pid, name))
+		b, errB := os.Readlink("/proc/self/ns/" + name)
+		if err := errors.Join(errA, errB); err != nil {
+			t.Fatal(err)
+		}
+		return a == b
+	}
+	for name, want := range map[string]bool{"user": true, "mnt": true, "pid": true, "net": false, "ipc": false, "uts": false} {
+		if mine(hello.PID, name) != want {
+			t.Errorf("%s: the monitor is in the host's: %t, want %t", name, !want, want)
+		}
+		if !mine(os.Getpid(), name) {
+			t.Errorf("%s: the spawner's process is elsewhere", name)
+		}
+	}
+	if mine(hello.PIDNSInit, "user") {
+		t.Error("the pod's init is in the host's user namespace")
+	}
+	plan := p.plan("sh", "-c", "hostname; cat /proc/sys/kernel/shm_rmid_forced /proc/sys/net/ipv4/ip_unprivileged_port_start /proc/sys/kernel/domainname; sleep 1000")
+	plan.Users = &engine.UserNamespace{UIDs: ids, GIDs: ids}
+	if _, err := p.Start(p.context(), StartRequest{ContainerID: "c1", Plan: plan, LogPath: p.log()}); err != nil {
+		t.Fatal(err)
+	}
+	deadline := time.Now().Add(10 * time.Second)
+	for len(entries(t, p.log())) < 4 && time.Now().Before(deadline) {
+		time.Sleep(5 * time.Millisecond)
+	}
+	if got := strings.Join(entries(t, p.log()), "|"); got != "stdout F harbour|stdout F 1|stdout F 81|stdout F sea" {
+		t.Errorf("log: %s", got)
+	}
+	// A monitor without the namespace says so, and does not run the container as the host's root.
+	without := newPod(t, nil)
+	if _, err := without.Start(without.context(), StartRequest{ContainerID: "c1", Plan: plan}); err == nil || !strings.Contains(err.Error(), "no user namespace") {
+		t.Errorf("a container with a user namespace in a pod without: %v", err)
+	}
+}

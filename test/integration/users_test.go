@@ -1,14 +1,17 @@
 package integration_test
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
 
+	"google.golang.org/grpc/codes"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berthd/berth/test/harness"
@@ -120,5 +123,157 @@ func TestVolumesOfUserNamespace(t *testing.T) {
 	}
 	if r := c.Exec("sh", "-c", "cat /plain/f || echo x > /plain/new"); r.Code == 0 {
 		t.Errorf("a volume without mappings is open to the container's root: %+v", r)
+	}
+
+	// As the kubelet mounts it: a single file, which root of the container writes.
+	message := d.Write(filepath.Join(d.Dir, "message"), "")
+	pod.Run(d.Shell("message", "echo bye > /dev/termination-log", likePod(pod), harness.Mounts(
+		mapped(pod, &runtimeapi.Mount{HostPath: message, ContainerPath: "/dev/termination-log"})))).Wait(10 * time.Second)
+	if got := readFile(t, message); got != "bye" {
+		t.Errorf("termination message = %q", got)
+	}
+
+	// A volume with the pod's fsGroup: it is of that group on disk, with mode 2770, and the container has the group beside its own.
+	group := filepath.Join(d.Dir, "group")
+	if err := errors.Join(os.Mkdir(group, 0o770), os.Chown(group, 0, 1234), os.Chmod(group, 0o770|os.ModeSetgid)); err != nil {
+		t.Fatal(err)
+	}
+	member := pod.Run(d.Sleeper("member", likePod(pod), with(func(s *security) { s.RunAsUser, s.SupplementalGroups = value(1000), []int64{1234} }),
+		harness.Mounts(mapped(pod, &runtimeapi.Mount{HostPath: group, ContainerPath: "/group"}))))
+	if got := member.Sh("echo x > /group/f; stat -c %u:%g /group/f; id -G"); got != "1000:1234\n0 1234" {
+		t.Errorf("a file in a volume with fsGroup, and the container's groups: %q", got)
+	}
+
+	// Another mapping than the pod's is what the request says.
+	other := &runtimeapi.Mount{HostPath: own, ContainerPath: "/own", UidMappings: []*runtimeapi.IDMapping{{HostId: first + 100, Length: 1}, {ContainerId: 7, HostId: first + 50, Length: 1}},
+		GidMappings: []*runtimeapi.IDMapping{{HostId: first, Length: 10}}}
+	shifted := pod.Run(d.Sleeper("shifted", likePod(pod), harness.Mounts(other)))
+	if got := shifted.Sh("stat -c %u:%g /own /own/new /own/f"); got != "100:0\n50:7\n65534:65534" {
+		t.Errorf("owners with a mapping of the mount's own: %q", got)
+	}
+
+	// A file system that cannot map owners.
+	bad := pod.Create(d.Sleeper("bad", likePod(pod), harness.Mounts(mapped(pod, &runtimeapi.Mount{HostPath: "/proc/sys", ContainerPath: "/x"}))))
+	if err := bad.TryStart(); !contains(err, `map owners of mount source "/proc/sys": operation not supported`) {
+		t.Errorf("a mount of a file system without mapped owners: %v", err)
+	}
+}
+
+func TestUserNamespacesOfOneImage(t *testing.T) {
+	d := harness.Start(t)
+	layers := filepath.Join(d.Options().Root, "images", "layers")
+	d.RunPod(d.Pod("plain")).Run(d.Sleeper("c"))
+	before := tree(t, layers)
+	if len(before) < 10 {
+		t.Fatalf("%d files in the image's layers", len(before))
+	}
+	var all sync.WaitGroup
+	for i := range 4 {
+		all.Go(func() {
+			pod := d.RunPod(d.Pod(fmt.Sprintf("mapped-%d", i), users(uint32(500000+i*usersLength))))
+			c := pod.Run(d.Sleeper("c", likePod(pod)))
+			if got := c.Sh(fmt.Sprintf("echo %d > /etc/passwd; chown 5 /bin/busybox; chmod 700 /etc; rm /etc/group; mkdir -p /a/b; stat -c %%u /etc/passwd /bin/busybox /etc /a/b /tmp", i)); got != "0\n5\n0\n0\n0" {
+				t.Errorf("pod %d sees owners %q", i, got)
+			}
+			if got := c.Sh("cat /etc/passwd"); got != fmt.Sprint(i) {
+				t.Errorf("pod %d sees what another wrote: %q", i, got)
+			}
+			if got := owner(t, fmt.Sprintf("/proc/%d", c.PID())); got != uint32(500000+i*usersLength) {
+				t.Errorf("pod %d runs as the host's user %d", i, got)
+			}
+			upper := filepath.Join(d.Options().Root, "images", "containers", c.ID, "upper")
+			if got := owner(t, filepath.Join(upper, "etc/passwd")); got != 0 {
+				t.Errorf("pod %d: on disk /etc/passwd belongs to %d", i, got)
+			}
+		})
+	}
+	all.Wait()
+	after := tree(t, layers)
+	for path, want := range before {
+		if after[path] != want {
+			t.Errorf("%s was %s, is %s", path, want, after[path])
+		}
+	}
+	if len(after) != len(before) {
+		t.Errorf("the image had %d files, has %d", len(before), len(after))
+	}
+}
+
+// tree tells what is below a folder: owner, mode and time of change of each file.
+func tree(t testing.TB, folder string) map[string]string {
+	t.Helper()
+	files := map[string]string{}
+	err := filepath.Walk(folder, func(path string, info os.FileInfo, err error) error {
+		if err == nil {
+			st := info.Sys().(*syscall.Stat_t)
+			files[path] = fmt.Sprintf("%d:%d %o, changed %d.%d", st.Uid, st.Gid, st.Mode, st.Ctim.Sec, st.Ctim.Nsec)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return files
+}
+
+func TestUserNamespaceRefusals(t *testing.T) {
+	d := harness.Start(t)
+	for name, change := range map[string]func(*runtimeapi.NamespaceOption){
+		"the host's network": func(o *runtimeapi.NamespaceOption) { o.Network = modeNode },
+		"the host's pids":    func(o *runtimeapi.NamespaceOption) { o.Pid = modeNode },
+		"the host's ipc":     func(o *runtimeapi.NamespaceOption) { o.Ipc = modeNode },
+		"the host's root":    func(o *runtimeapi.NamespaceOption) { o.UsernsOptions.Uids[0].HostId = 0 },
+		"no groups":          func(o *runtimeapi.NamespaceOption) { o.UsernsOptions.Gids = nil },
+		"no users":           func(o *runtimeapi.NamespaceOption) { o.UsernsOptions.Uids = nil },
+		"a target's users":   func(o *runtimeapi.NamespaceOption) { o.UsernsOptions.Mode = modeTarget },
+		"too many IDs":       func(o *runtimeapi.NamespaceOption) { o.UsernsOptions.Uids[0].Length = 1<<32 - 1 },
+	} {
+		config := d.Pod("bad", users(600000))
+		config.Hostname = ""
+		ids := func() []*runtimeapi.IDMapping { return []*runtimeapi.IDMapping{{HostId: 600000, Length: 65536}} }
+		config.Linux.SecurityContext.NamespaceOptions.UsernsOptions = &runtimeapi.UserNamespace{Uids: ids(), Gids: ids()}
+		change(config.Linux.SecurityContext.NamespaceOptions)
+		_, err := d.TryRunPod(config)
+		wantCode(t, name, err, codes.InvalidArgument)
+	}
+	plain, pod := d.RunPod(d.Pod("plain")), d.RunPod(d.Pod("users", users(600000)))
+	for _, tc := range []struct {
+		name, rule string
+		pod        *harness.Pod
+		option     harness.ContainerOption
+	}{
+		{"a user that is not mapped", `user "70000": is not mapped in the pod's user namespace, which has 65536 users`, pod,
+			with(func(s *security) { s.RunAsUser = value(70000) })},
+		{"a group that is not mapped", `group "70001": is not mapped`, pod, with(func(s *security) { s.RunAsUser, s.RunAsGroup = value(1), value(70001) })},
+		{"a supplemental group that is not mapped", `group "65536": is not mapped`, pod, with(func(s *security) { s.SupplementalGroups = []int64{65536} })},
+		{"an image's user that is not mapped", `user "80000": is not mapped`, pod, func(c *runtimeapi.ContainerConfig) {
+			ref := accounts(t, "80000")
+			d.Pull(ref)
+			harness.Image(ref)(c)
+		}},
+		{"the user namespace of another pod", "must be the pod's", pod, with(func(s *security) {
+			s.NamespaceOptions = d.Pod("other", users(700000)).Linux.SecurityContext.NamespaceOptions
+		})},
+		{"the host's users", "must be the pod's", pod, with(func(s *security) {
+			s.NamespaceOptions.UsernsOptions = &runtimeapi.UserNamespace{Mode: modeNode}
+		})},
+		{"a user namespace in a pod without", "must be the pod's", plain, likePod(pod)},
+		{"mapped owners in a pod without", "without a user namespace", plain, harness.Mounts(mapped(pod, &runtimeapi.Mount{HostPath: d.Dir, ContainerPath: "/x"}))},
+		{"mounting on the host", "user namespace", pod, func(c *runtimeapi.ContainerConfig) {
+			likePod(pod)(c)
+			harness.Mounts(&runtimeapi.Mount{HostPath: shared(t, d, "shared"), ContainerPath: "/x", Propagation: runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL})(c)
+		}},
+	} {
+		config := d.Sleeper("bad", func(c *runtimeapi.ContainerConfig) {
+			c.Linux.SecurityContext.NamespaceOptions = &runtimeapi.NamespaceOption{Pid: modeContainer}
+		}, tc.option)
+		_, err := tc.pod.TryCreate(config)
+		wantCode(t, tc.name, err, codes.InvalidArgument)
+		if !contains(err, tc.rule) {
+			t.Errorf("%s: %v, want %q", tc.name, err, tc.rule)
+		}
+	}
+	if s := pod.Run(d.Sleeper("last", with(func(s *security) { s.RunAsUser = value(65535) }))).Status(); s.State != running {
+		t.Errorf("the last user that is mapped: %s", s.Message)
 	}
 }

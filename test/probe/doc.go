@@ -11,6 +11,7 @@
 //	probe signals                  print the name of the first signal that comes, then exit with 0
 //	probe exit CODE [AFTER]        exit with CODE, after a duration
 //	probe call NAME                do one system call and print "ok" or the errno's name
+//	probe reach NAME               print what reading and tracing the process with that name gives, with "new" the next one to come
 //	probe orphan                   leave a child behind that holds standard output for a minute, and exit
 //	probe euid                     print the effective user
 //	probe stdin                    print what comes from standard input until its end

@@ -12,7 +12,6 @@ import (
 	"runtime/debug"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -38,6 +37,7 @@ var commands = map[string]struct {
 	"exit":    {1, exit},
 	"call":    {1, call},
 	"orphan":  {0, orphan},
+	"reach":   {1, reach},
 	"euid":    {0, func([]string) error { fmt.Printf("Effective uid: %d\n", os.Geteuid()); return nil }},
 	"stdin":   {0, func([]string) error { _, err := io.Copy(os.Stdout, os.Stdin); return err }},
 }
@@ -264,6 +264,11 @@ var calls = map[string]func() error{
 	"write-sys":       func() error { return open("/sys/kernel/mm/transparent_hugepage/enabled", unix.O_WRONLY) },
 	"write-cgroup":    func() error { return unix.Mkdir("/sys/fs/cgroup/pids/probe", 0o755) },
 	"read-kcore":      func() error { return open("/proc/kcore", unix.O_RDONLY) },
+	"write-core":      func() error { return open("/proc/sys/kernel/core_pattern", unix.O_WRONLY) },
+	"write-sysrq":     func() error { return open("/proc/sysrq-trigger", unix.O_WRONLY) },
+	"write-release":   func() error { return open("/sys/fs/cgroup/memory/release_agent", unix.O_WRONLY) },
+	"mount-proc":      mountProc,
+	"set-caps":        setCaps,
 	"open-zero":       func() error { return open("/dev/zero", unix.O_RDWR) },
 	"open-kmsg":       func() error { return open("/dev/kmsg", unix.O_RDONLY) },
 	"open-null-twice": func() error { return errors.Join(open("/dev/null", unix.O_RDWR), open("/dev/full", unix.O_RDONLY)) },
@@ -274,16 +279,7 @@ func call(args []string) error {
 	if !ok {
 		return errUsage
 	}
-	err := f()
-	var errno syscall.Errno
-	switch {
-	case err == nil:
-		fmt.Println("ok")
-	case errors.As(err, &errno):
-		fmt.Println(unix.ErrnoName(errno))
-	default:
-		return err
-	}
+	fmt.Println(outcome(f()))
 	return nil
 }
 

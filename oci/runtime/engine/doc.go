@@ -8,6 +8,10 @@
 // Terms. A program is the list; an operation is one system call with its arguments, some of which are results of
 // earlier ones; a step is the sentence that an operation's error is reported with.
 //
+// User namespaces. A plan with one has the owners of its layers and volumes mapped by mounts, and its /dev made by the caller's
+// process. The child joins the namespace before it makes others, and for a pid namespace clones a second time; from then on it
+// is root there and nobody on the host. All that root of the host must do is done before: scores, limits, sources, devices.
+//
 // Concurrency. Start and Exec may be called from many goroutines. The clone itself holds syscall.ForkLock.
 //
 // Errors. An Error names the step, the object and the errno. After an error no process is left.

@@ -13,7 +13,11 @@ import (
 // idmap makes the owners of what is in the detached mount fd those of the user namespace: what belongs to ID 5 on disk
 // belongs to the namespace's 5, and what that one makes belongs to 5 on disk (mount_setattr(2), ID-mapped mounts).
 func idmap(fd, userns int) error {
-	return unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(userns)})
+	err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(userns)})
+	if err == unix.EINVAL { // there is nothing else that could be wrong: the file system has no mapped mounts
+		return unix.EOPNOTSUPP
+	}
+	return err
 }
 
 // mapOwners applies the mappings that m asks for to the detached mount fd, and to nothing that is mounted below it. u is

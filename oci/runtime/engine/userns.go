@@ -139,6 +139,7 @@ func (p *program) becomeRoot() {
 	p.sys(unix.SYS_SETGROUPS, num(0), num(0))
 	p.sys(unix.SYS_SETRESGID, num(0), num(0), num(0))
 	p.sys(unix.SYS_SETRESUID, num(0), num(0), num(0))
+	p.sys(unix.SYS_PRCTL, num(unix.PR_SET_DUMPABLE), num(0)) // a change of user sets it to fs.suid_dumpable
 }
 
 // raiseLimits raises hard limits that are above the monitor's own: the host's root may, root of a user namespace may not.

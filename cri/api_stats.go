@@ -15,13 +15,23 @@ import (
 // Stats measures containers and sandboxes. Its errors are those of package sandbox.
 type Stats interface {
 	ContainerStats(containerID string) (sandbox.Stats, error)
+	// ContainerDetails take longer. One that does not run is sandbox.ErrNotFound.
+	ContainerDetails(containerID string) (sandbox.Details, error)
 	PodStats(sandboxID string) (sandbox.PodStats, error)
+}
+
+// Limits knows and changes what containers may use. Its errors are those of package sandbox.
+type Limits interface {
+	// Resources are the limits as they are; nil is none. They are shared.
+	Resources(containerID string) (*runtimeapi.LinuxContainerResources, error)
 }
 
 // Layers knows what containers have written.
 type Layers interface {
 	// LayerUsage answers from memory; one that has never been measured is waited for until ctx ends. False: it is not known.
 	LayerUsage(ctx context.Context, containerID string) (imageservice.LayerUsage, bool)
+	// Filesystem is the one that they write to.
+	Filesystem() (imageservice.Filesystem, error)
 }
 
 // layerPatience is how long a call, not a container, waits for writable layers that have never been measured.

@@ -34,6 +34,7 @@ type fakeSandboxes struct {
 	timeout    time.Duration
 	exec       sandbox.ExecResult
 	interfaces []netns.Interface
+	resources  *runtimeapi.LinuxContainerResources
 }
 
 func (f *fakeSandboxes) call(method, id string) error {
@@ -208,7 +209,7 @@ func newWorld(t *testing.T) *world {
 		t.Fatal(err)
 	}
 	w.server = NewServer(Config{
-		Pods: w.sandboxes, Containers: w.sandboxes, Images: w.images, Network: w.network, Stats: w.sandboxes, Layers: w.sandboxes,
+		Pods: w.sandboxes, Containers: w.sandboxes, Images: w.images, Network: w.network, Stats: w.sandboxes, Limits: w.sandboxes, Layers: w.sandboxes,
 		Handlers: []Handler{{Name: ""}, {Name: "berth"}},
 		Version:  "0.0.1-test", Facts: func() map[string]string { return map[string]string{"root": "/r"} }, Logger: klog.Background(),
 	})
@@ -280,9 +281,31 @@ func (f *fakeSandboxes) PodStats(id string) (sandbox.PodStats, error) {
 	if err != nil || p.State != sandbox.PodReady {
 		return sandbox.PodStats{}, err
 	}
-	s, err := sandbox.Stats{Stats: cgroup.Stats{At: time.Unix(9, 0), CPU: 50, Memory: cgroup.Memory{Usage: 200, Limit: sandbox.Unlimited}}}, nil
+	s := sandbox.Stats{Stats: cgroup.Stats{At: time.Unix(9, 0), CPU: 50, Memory: cgroup.Memory{Usage: 200, Limit: sandbox.Unlimited}}}
 	s.Pressure.IO = &cgroup.PSI{}
-	return sandbox.PodStats{Stats: s, Measured: true, Processes: 4, Interfaces: f.interfaces}, err
+	return sandbox.PodStats{Stats: s, Measured: true, Cgroup: "/pod", Processes: 4, Interfaces: f.interfaces}, nil
+}
+
+func (f *fakeSandboxes) ContainerDetails(id string) (sandbox.Details, error) {
+	if err := f.call("ContainerDetails", id); err != nil {
+		return sandbox.Details{}, err
+	}
+	d := sandbox.Details{Cgroup: "/kubepods/" + id, Descriptors: 12, Sockets: 3, OpenFiles: 1024}
+	d.User, d.System, d.MaxThreads, d.Processes = 2*time.Second, time.Second, sandbox.Unlimited, 2
+	d.Devices = []sandbox.DeviceIO{{DeviceIO: cgroup.DeviceIO{Major: 254, ReadBytes: 100, Writes: 7}, Name: "/dev/vda"}}
+	d.Hugepages = []sandbox.HugepageUsage{{Size: "2MB", Usage: 4}}
+	return d, nil
+}
+
+func (f *fakeSandboxes) Resources(id string) (*runtimeapi.LinuxContainerResources, error) {
+	if err := f.call("Resources", id); err != nil {
+		return nil, err
+	}
+	return f.resources, nil
+}
+
+func (f *fakeSandboxes) Filesystem() (imageservice.Filesystem, error) {
+	return imageservice.Filesystem{Device: "/dev/vda", Bytes: 1 << 40, Inodes: 100, InodesFree: 50}, f.call("Filesystem", "")
 }
 
 func (f *fakeSandboxes) LayerUsage(_ context.Context, id string) (imageservice.LayerUsage, bool) {

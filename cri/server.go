@@ -99,6 +99,7 @@ type Config struct {
 	Images     Images
 	Network    Network
 	Stats      Stats
+	Limits     Limits
 	Layers     Layers
 	// Handlers that a pod may name, as Status lists them; "" is the one that is used when a pod names none.
 	Handlers []Handler
@@ -135,7 +136,7 @@ func NewServer(c Config) *Server {
 		handlers[h.Name] = true
 	}
 	runtimeapi.RegisterRuntimeServiceServer(g, &runtimeService{
-		pods: c.Pods, containers: c.Containers, images: c.Images, network: c.Network, stats: c.Stats, layers: c.Layers,
+		pods: c.Pods, containers: c.Containers, images: c.Images, network: c.Network, stats: c.Stats, limits: c.Limits, layers: c.Layers,
 		handlers: c.Handlers, known: handlers, version: c.Version, facts: c.Facts,
 	})
 	runtimeapi.RegisterImageServiceServer(g, &imageServer{images: c.Images, known: handlers})
@@ -170,6 +171,7 @@ type runtimeService struct {
 	images     Images
 	network    Network
 	stats      Stats
+	limits     Limits
 	layers     Layers
 	handlers   []Handler
 	known      knownHandlers

@@ -23,7 +23,7 @@ func (s *runtimeService) containerStatus(c sandbox.Container) *runtimeapi.Contai
 		ExitCode: c.ExitCode, Reason: c.Reason, Message: validText(c.Message),
 		Image: s.imageSpec(c), ImageRef: c.ImageRef, ImageId: c.ImageID,
 		Labels: c.Config.GetLabels(), Annotations: c.Config.GetAnnotations(),
-		Mounts: c.Mounts, LogPath: c.LogPath, Resources: c.Resources, User: c.User, StopSignal: c.StopSignal,
+		Mounts: c.Mounts, LogPath: c.LogPath, Resources: s.resources(c), User: c.User, StopSignal: c.StopSignal,
 	}
 	if status.State == runtimeapi.ContainerState_CONTAINER_EXITED && status.Reason == "" {
 		status.Reason = reasonCompleted
@@ -32,6 +32,18 @@ func (s *runtimeService) containerStatus(c sandbox.Container) *runtimeapi.Contai
 		}
 	}
 	return status
+}
+
+// resources are a container's limits: those that the kernel keeps while it runs.
+func (s *runtimeService) resources(c sandbox.Container) *runtimeapi.ContainerResources {
+	if c.State != sandbox.ContainerRunning {
+		return c.Resources
+	}
+	linux, err := s.limits.Resources(c.ID)
+	if err != nil || linux == nil { // it is being removed
+		return c.Resources
+	}
+	return &runtimeapi.ContainerResources{Linux: linux}
 }
 
 // imageSpec is a container's image by the name that people know it by: the kubelet writes it into the pod's status, and what it asked

@@ -9,9 +9,7 @@ var unimplemented = map[string]string{
 
 	"StreamContainerStats":     "berth does not stream lists yet: use ListContainerStats",
 	"StreamPodSandboxStats":    "berth does not stream lists yet: use ListPodSandboxStats",
-	"ListMetricDescriptors":    "berth has no metrics yet",
-	"ListPodSandboxMetrics":    "berth has no metrics yet",
-	"StreamPodSandboxMetrics":  "berth has no metrics yet",
+	"StreamPodSandboxMetrics":  "berth does not stream lists yet: use ListPodSandboxMetrics",
 	"GetContainerEvents":       "berth does not send events yet: list containers",
 	"UpdateContainerResources": "berth does not change the resources of a running container yet: create it anew",
 

@@ -4,8 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"strings"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/berthd/berth/imageservice/snapshot"
 )
@@ -15,6 +19,33 @@ type FsUsage struct {
 	Bytes      uint64 // of blocks
 	Inodes     uint64
 	Mountpoint string // ROOT/images: a folder on that file system
+}
+
+// Filesystem is the one that images and writable layers lie on.
+type Filesystem struct {
+	Device             string // /dev/vda, or MAJOR:MINOR where it has none
+	Bytes              uint64 // all that it holds
+	Inodes, InodesFree uint64
+}
+
+// Filesystem asks the kernel.
+func (s *Service) Filesystem() (Filesystem, error) {
+	var fs unix.Statfs_t
+	var st unix.Stat_t
+	if err := errors.Join(unix.Statfs(s.config.Root, &fs), unix.Stat(s.config.Root, &st)); err != nil {
+		return Filesystem{}, fmt.Errorf("ask for the file system of %s: %w", s.config.Root, err)
+	}
+	out := Filesystem{Device: fmt.Sprintf("%d:%d", unix.Major(st.Dev), unix.Minor(st.Dev)), Bytes: fs.Blocks * uint64(fs.Bsize), Inodes: fs.Files, InodesFree: fs.Ffree}
+	text, err := os.ReadFile("/sys/dev/block/" + out.Device + "/uevent")
+	if err != nil {
+		return out, nil //nolint:nilerr // it is on no block device
+	}
+	for line := range strings.Lines(string(text)) {
+		if name, ok := strings.CutPrefix(strings.TrimSpace(line), "DEVNAME="); ok {
+			out.Device = "/dev/" + name
+		}
+	}
+	return out, nil
 }
 
 // usageCache remembers the writable layers' usage for a while: it is a walk over their files.

@@ -25,12 +25,12 @@ type container struct {
 	turn   turn
 	create *operation // nil when it was loaded from its record
 
-	write   sync.Mutex // held while the record is replaced, or removed
-	removed bool       // the record is gone for good; guarded by write
+	write recordLock
 
-	root  rootState
-	exec  execState
-	gauge gauge
+	root   rootState
+	exec   execState
+	gauge  gauge
+	limits limits
 
 	// Guarded by Manager.mu:
 	rec      store.Container
@@ -42,6 +42,12 @@ type container struct {
 type rootState struct {
 	mounts []runtime.Mount // prepared again when nil; guarded by turn
 	ending sync.Mutex      // held by handler.end
+}
+
+// recordLock is held while a record is replaced, or removed.
+type recordLock struct {
+	sync.Mutex
+	removed bool // the record is gone for good
 }
 
 // execState is what execs need of a container.
@@ -66,7 +72,7 @@ func (m *Manager) updateContainer(c *container, change func(*store.Container)) e
 	before := rec.State
 	change(&rec)
 	var err error
-	if !c.removed {
+	if !c.write.removed {
 		if err = m.effect("write container record"); err == nil {
 			err = m.store.PutContainer(&rec)
 		}

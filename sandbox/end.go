@@ -175,7 +175,7 @@ func (m *Manager) removeContainer(ctx context.Context, c *container) error {
 	if err := m.store.RemoveContainer(c.pod.id, c.id); err != nil {
 		return err
 	}
-	c.removed = true
+	c.write.removed = true
 	m.forgetContainer(c)
 	return nil
 }

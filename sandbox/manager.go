@@ -36,7 +36,8 @@ type Manager struct {
 	adding sync.RWMutex
 	hooks  hooks
 	// meters are those that are open.
-	meters meters
+	meters  meters
+	devices deviceNames
 
 	mu         sync.RWMutex // guards what follows, and the fields of pod and container that say so
 	pods       map[string]*pod

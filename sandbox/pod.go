@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
-	"sync"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -24,9 +23,8 @@ type pod struct {
 	recovered chan struct{} // closed once recovery has dealt with it, or at once
 	create    *operation    // nil when it was loaded from its record
 
-	write   sync.Mutex // held while the record is replaced, or removed
-	removed bool       // the record is gone for good; guarded by write
-	gauge   gauge
+	write recordLock
+	gauge gauge
 
 	// Guarded by Manager.mu:
 	rec        store.Pod
@@ -57,7 +55,7 @@ func (m *Manager) updatePod(p *pod, change func(*store.Pod)) error {
 	m.mu.RUnlock()
 	change(&rec)
 	var err error
-	if !p.removed {
+	if !p.write.removed {
 		if err = m.effect("write pod record"); err == nil {
 			err = m.store.PutPod(&rec)
 		}

@@ -25,7 +25,8 @@ type Stats struct {
 // PodStats are what a sandbox uses.
 type PodStats struct {
 	Stats
-	Measured  bool // false: it is not ready, and uses nothing
+	Measured  bool   // false: it is not ready, and uses nothing
+	Cgroup    string // above its containers'
 	Processes uint64
 	// Interfaces are those of its own network namespace but the loopback, the default one first; nil with the host's network.
 	Interfaces []netns.Interface
@@ -221,7 +222,7 @@ func (m *Manager) PodStats(id string) (PodStats, error) {
 	if rec.State != store.Ready {
 		return PodStats{}, nil
 	}
-	out := PodStats{Measured: true}
+	out := PodStats{Measured: true, Cgroup: rec.Cgroup}
 	running := m.runningOf(p)
 	if m.sharesCgroup(p, rec.Cgroup) {
 		out.Stats, err = m.sum(p, running)

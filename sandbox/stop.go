@@ -258,7 +258,7 @@ func (m *Manager) dropPod(p *pod) error {
 	if err := m.store.RemovePod(p.id); err != nil {
 		return err
 	}
-	p.removed = true
+	p.write.removed = true
 	m.forgetPod(p)
 	return nil
 }

@@ -123,7 +123,7 @@ func describeContainer(c *container) Container {
 	if r.State == store.Running {
 		out.PID = r.PID
 	}
-	if res := c.config.GetLinux().GetResources(); res != nil {
+	if res := c.asked(); res != nil {
 		out.Resources = &runtimeapi.ContainerResources{Linux: res}
 	}
 	return out

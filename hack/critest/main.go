@@ -24,10 +24,9 @@ import (
 // What is run: the specs of these names.
 const defaultFocus = `\[k8s\.io\] (Container|Multiple Containers|Image|Idempotence|PodSandbox|Networking|Runtime info|Security Context)`
 
-// What is not: a digest of a public image that nobody else can make, metrics, and streaming.
+// What is not: a digest of a public image that nobody else can make, and streaming.
 var defaultSkip = strings.Join([]string{
 	`public image with digest`,
-	`metrics`,
 	`Streaming`, `attach`, `portforward`,
 }, "|")
 

@@ -28,6 +28,7 @@ type Driver struct {
 	unified     *hierarchy // nil on a host with version 1 alone
 	pure        bool       // unified is the only hierarchy
 	swapFiles   bool       // version 1: memory.memsw.* exist
+	hugepages   []string   // sizes: 2MB
 
 	// ancestors is held for writing while one may go, for reading while a leaf is made below it.
 	ancestors sync.RWMutex
@@ -57,7 +58,7 @@ func Open(instance string) (*Driver, error) {
 	if err != nil {
 		return nil, fmt.Errorf("find cgroup hierarchies: %w", err)
 	}
-	d := &Driver{tree: "/berth", hierarchies: parseMountinfo(string(mountinfo))}
+	d := &Driver{tree: "/berth", hierarchies: parseMountinfo(string(mountinfo)), hugepages: hugepageSizes()}
 	if instance != "" {
 		d.tree += "-" + instance
 	}

@@ -61,8 +61,6 @@ const (
 
 func TestMeterReadsEveryKindOfHost(t *testing.T) {
 	memory := Memory{Usage: 100, WorkingSet: 75, RSS: 30, Limit: 1000, Cache: 40, Mapped: 4, ActiveFile: 15, Inactive: 25, Faults: 11, MajorFaults: 2}
-	kernel := memory
-	kernel.Kernel = 5
 	free := memory
 	free.Limit = Unlimited
 	psi := &PSI{Some: Stall{Total: 1234 * time.Microsecond, Avg10: 1.5, Avg60: 0.25, Avg300: 0.05}, Full: Stall{Total: 7 * time.Microsecond}}
@@ -94,10 +92,10 @@ func TestMeterReadsEveryKindOfHost(t *testing.T) {
 			"unified/leaf/cpu.stat": "usage_usec 5\nuser_usec 3\n", "unified/leaf/memory.stat": memoryStatV2, "unified/leaf/memory.current": "100\n",
 			"unified/leaf/memory.max": "1000\n", "unified/leaf/memory.swap.current": "8\n", "unified/leaf/memory.swap.max": "max\n",
 			"unified/leaf/cpu.pressure": pressure, "unified/leaf/memory.pressure": pressure, "unified/leaf/io.pressure": pressure,
-		}, Stats{CPU: 5 * time.Microsecond, Memory: kernel, Swap: Swap{Counted: true, Usage: 8, Limit: Unlimited}, Pressure: all}},
+		}, Stats{CPU: 5 * time.Microsecond, Memory: memory, Swap: Swap{Counted: true, Usage: 8, Limit: Unlimited}, Pressure: all}},
 		{"version 2 without swap and pressure", map[string][]string{"unified": {"cpu", "memory"}}, map[string]string{
 			"unified/leaf/cpu.stat": "usage_usec 5\n", "unified/leaf/memory.stat": memoryStatV2, "unified/leaf/memory.current": "100\n", "unified/leaf/memory.max": "1000\n",
-		}, Stats{CPU: 5 * time.Microsecond, Memory: kernel}},
+		}, Stats{CPU: 5 * time.Microsecond, Memory: memory}},
 		{"nothing counted", map[string][]string{"unified": nil}, map[string]string{"unified/leaf/cgroup.procs": ""}, Stats{Memory: Memory{Limit: Unlimited}}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -163,10 +161,10 @@ func TestMeterAgainstKnownLoads(t *testing.T) {
 	if before.Swap.Counted && before.Swap.Limit != 16<<20 {
 		t.Errorf("swap: %+v, want a limit of 16 MiB", before.Swap)
 	}
-	// About 20 MiB in a variable, and half a second of one processor.
+	// About 20 MiB in a variable, and a second of one processor.
 	file := filepath.Join(t.TempDir(), "file")
 	cmd := run(t, g, `x=$(head -c 20971520 /dev/zero | tr '\0' x); dd if=/dev/zero of=`+file+` bs=1M count=10 2>/dev/null
-timeout 0.5 sh -c 'while :; do :; done'; echo; sleep 1000; echo "$x" >/dev/null`)
+(ulimit -t 1; while :; do :; done) 2>/dev/null; echo; sleep 1000; echo "$x" >/dev/null`)
 	defer func() { cmd.Process.Kill(); cmd.Wait() }()
 	path := func(controller, v1, v2 string) string {
 		h, err := d.controller(controller)
@@ -178,7 +176,7 @@ timeout 0.5 sh -c 'while :; do :; done'; echo; sleep 1000; echo "$x" >/dev/null`
 		}
 		return v1
 	}
-	deadline := time.Now().Add(30 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	var s Stats
 	for {
 		if s, err = m.Read(); err != nil {
@@ -190,7 +188,7 @@ timeout 0.5 sh -c 'while :; do :; done'; echo; sleep 1000; echo "$x" >/dev/null`
 			break
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("after 30 s: %+v, processes %v", s, pids)
+			t.Fatalf("after a minute: %+v, processes %v", s, pids)
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
@@ -285,6 +283,12 @@ func TestProcessesCountsWhatIsBelow(t *testing.T) {
 	}
 	count(p+"/below", 1)
 	count(d.Tree()+"/pod", 4)
+	if all, err := d.AllPIDs(p, 100); err != nil || len(all) != 4 {
+		t.Errorf("AllPIDs = %v, %v", all, err)
+	}
+	if some, err := d.AllPIDs(p, 2); err != nil || len(some) != 2 {
+		t.Errorf("AllPIDs of at most two = %v, %v", some, err)
+	}
 }
 
 func BenchmarkMeter(b *testing.B) {

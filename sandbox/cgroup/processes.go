@@ -4,60 +4,97 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"os"
 	"path"
+	"path/filepath"
 
 	"golang.org/x/sys/unix"
 )
 
-// maxDepth bounds how deep below a container's cgroup, which it may fill itself, is counted.
-const maxDepth = 32
+// maxWalked bounds how many cgroups below a container's, which it may make itself, are looked at.
+const maxWalked = 4096
 
 // Processes counts the processes of p and below. Of a cgroup of threads it counts those. What is not there has none.
-func (d *Driver) Processes(p string) (uint64, error) {
-	h, err := d.controller("pids")
-	if err != nil {
-		h = d.hierarchies[0]
-	}
+func (d *Driver) Processes(p string) (count uint64, err error) {
 	buf := make([]byte, 4096)
-	n, err := h.processes(relative(p), buf, maxDepth)
+	err = d.walkProcesses(p, func(dir *os.File) error {
+		n, err := countLines(int(dir.Fd()), "cgroup.procs", buf)
+		if errors.Is(err, unix.EOPNOTSUPP) { // a threaded cgroup
+			n, err = countLines(int(dir.Fd()), "cgroup.threads", buf)
+		}
+		count += n
+		return err
+	})
 	if err != nil {
 		return 0, fmt.Errorf("count processes of cgroup %s: %w", p, err)
 	}
-	return n, nil
+	return count, nil
 }
 
-func (h *hierarchy) processes(rel string, buf []byte, depth int) (uint64, error) {
+// AllPIDs lists the processes of p and below, most at most. What is not there has none.
+func (d *Driver) AllPIDs(p string, most int) (pids []int, err error) {
+	h := d.processHierarchy()
+	err = d.walkProcesses(p, func(dir *os.File) error {
+		rel, err := filepath.Rel(h.mount, dir.Name())
+		if err != nil {
+			return err
+		}
+		some, err := h.pids(rel)
+		if errors.Is(err, unix.EOPNOTSUPP) {
+			return nil // its threads are of processes that are listed above
+		}
+		pids = append(pids, some[:min(len(some), most-len(pids))]...)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list processes of cgroup %s: %w", p, err)
+	}
+	return pids, nil
+}
+
+// processHierarchy is the one in which all of a container's processes are.
+func (d *Driver) processHierarchy() *hierarchy {
+	if h, err := d.controller("pids"); err == nil {
+		return h
+	}
+	return d.hierarchies[0]
+}
+
+// walkProcesses visits p and what is below it.
+func (d *Driver) walkProcesses(p string, visit func(*os.File) error) error {
+	left := maxWalked
+	return d.processHierarchy().walk(relative(p), &left, visit)
+}
+
+func (h *hierarchy) walk(rel string, left *int, visit func(*os.File) error) error {
+	if *left--; *left < 0 {
+		return nil
+	}
 	dir, err := h.open(rel, unix.O_RDONLY|unix.O_DIRECTORY)
 	if gone(err) {
-		return 0, nil
+		return nil
 	}
 	if err != nil {
-		return 0, err
+		return err
 	}
 	defer dir.Close()
-	count, err := countLines(int(dir.Fd()), "cgroup.procs", buf)
-	if errors.Is(err, unix.EOPNOTSUPP) { // a threaded cgroup
-		count, err = countLines(int(dir.Fd()), "cgroup.threads", buf)
-	}
-	if err != nil {
-		return 0, err
+	if err := visit(dir); err != nil {
+		return err
 	}
 	var st unix.Stat_t
-	if err := unix.Fstat(int(dir.Fd()), &st); err != nil || st.Nlink <= 2 || depth == 0 { // nothing below it
-		return count, err
+	if err := unix.Fstat(int(dir.Fd()), &st); err != nil || st.Nlink <= 2 { // nothing is below it
+		return err
 	}
 	children, err := h.children(rel)
 	if err != nil {
-		return 0, err
+		return err
 	}
 	for _, child := range children {
-		below, err := h.processes(path.Join(rel, child), buf, depth-1)
-		if err != nil {
-			return 0, err
+		if err := h.walk(path.Join(rel, child), left, visit); err != nil {
+			return err
 		}
-		count += below
 	}
-	return count, nil
+	return nil
 }
 
 func countLines(dir int, file string, buf []byte) (uint64, error) {

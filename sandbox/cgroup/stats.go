@@ -22,14 +22,14 @@ type Stats struct {
 
 // Memory is in bytes.
 type Memory struct {
-	Usage                 uint64 // page cache included
-	WorkingSet            uint64 // what cannot be dropped: Usage without inactive file pages
-	RSS                   uint64 // anonymous
-	Limit                 uint64 // Unlimited: none
-	Cache, Mapped, Kernel uint64
-	ActiveFile, Inactive  uint64 // file pages
-	Faults, MajorFaults   uint64 // since the cgroup was made
-	swapUsage             uint64 // version 1 has it among the memory's
+	Usage                uint64 // page cache included
+	WorkingSet           uint64 // what cannot be dropped: Usage without inactive file pages
+	RSS                  uint64 // anonymous
+	Limit                uint64 // Unlimited: none
+	Cache, Mapped        uint64
+	ActiveFile, Inactive uint64 // file pages
+	Faults, MajorFaults  uint64 // since the cgroup was made
+	swapUsage            uint64 // version 1 has it among the memory's
 }
 
 // Swap is in bytes, of swap alone.
@@ -124,8 +124,6 @@ func (m *Memory) parseMemoryV2(text []byte) error {
 			m.Faults = n
 		case "pgmajfault":
 			m.MajorFaults = n
-		case "kernel": // since Linux 5.18
-			m.Kernel = n
 		}
 	})
 }

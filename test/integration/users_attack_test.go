@@ -19,7 +19,7 @@ import (
 func nothingHidden(s *security) { s.MaskedPaths, s.ReadonlyPaths, s.Seccomp = nil, nil, nil }
 
 func TestUnmaskedProc(t *testing.T) {
-	d := harness.Start(t)
+	d := startWithUsers(t)
 	pod := d.RunPod(d.Pod("unmasked", users(300000)))
 	c := pod.Run(d.Sleeper("c", likePod(pod), with(nothingHidden)))
 	if got := c.Sh("grep -c ' /proc/' /proc/mounts; true"); got != "0" {
@@ -48,7 +48,7 @@ func TestUnmaskedProc(t *testing.T) {
 
 // TestRootOfUserNamespace: with every capability that can be asked for, and nothing hidden, the container's root has no power over the host.
 func TestRootOfUserNamespace(t *testing.T) {
-	d := harness.Start(t)
+	d := startWithUsers(t)
 	pod := d.RunPod(d.Pod("mighty", users(300000), harness.Privileged))
 	victim := d.Write(filepath.Join(d.Dir, "victim"), "untouched")
 	public := filepath.Join(d.Dir, "public")
@@ -119,7 +119,7 @@ func TestExecOutOfReach(t *testing.T) {
 	if isUnified() {
 		t.Skip("holds the exec with the freezer of cgroup v1")
 	}
-	d := harness.Start(t)
+	d := startWithUsers(t)
 	pod := d.RunPod(d.Pod("reach", harness.Namespaces(modePod, modePod, modePod), users(300000)))
 	target := pod.Run(d.Sleeper("target", likePod(pod)))
 	freezer := cgroupFile(t, cgroupOf(target, "freezer"), "freezer", "freezer.state", "")

@@ -13,7 +13,7 @@ import (
 )
 
 func TestSharedPIDInUserNamespace(t *testing.T) {
-	d := harness.Start(t)
+	d := startWithUsers(t)
 	pod := d.RunPod(d.Pod("shared", harness.Namespaces(modePod, modePod, modePod), users(300000)))
 	a, b := pod.Run(d.Sleeper("a", likePod(pod))), pod.Run(d.Sleeper("b", likePod(pod)))
 	for _, name := range []string{"pid", "user"} {
@@ -48,7 +48,7 @@ func TestSharedPIDInUserNamespace(t *testing.T) {
 }
 
 func TestTerminalInUserNamespace(t *testing.T) {
-	d := harness.Start(t)
+	d := startWithUsers(t)
 	pod := d.RunPod(d.Pod("terminal", users(300000)))
 	c := pod.Run(d.Shell("c", "stat -c '%u %g %a' $(tty); tty; test -c /dev/console && echo console > /dev/console; echo to stdout > /dev/stdout; sleep 1000",
 		likePod(pod), with(func(s *security) { s.RunAsUser = value(1000) }), func(c *runtimeapi.ContainerConfig) { c.Tty = true }))
@@ -59,7 +59,7 @@ func TestTerminalInUserNamespace(t *testing.T) {
 }
 
 func TestProcessInUserNamespace(t *testing.T) {
-	d := harness.Start(t)
+	d := startWithUsers(t)
 	pod := d.RunPod(d.Pod("process", users(300000)))
 	user := pod.Run(d.Sleeper("user", likePod(pod), with(func(s *security) { s.RunAsUser, s.NoNewPrivs = value(1000), true })))
 	if got := user.Sh("id -u; id -G; echo x > /dev/stderr; grep -E '^(NoNewPrivs|Seccomp|CapEff):' /proc/self/status | tr -d '\\t' | tr '\\n' ' '"); got != "1000\n0\nCapEff:0000000000000000 NoNewPrivs:1 Seccomp:2 " {
@@ -86,7 +86,7 @@ func TestProcessInUserNamespace(t *testing.T) {
 }
 
 func TestSysctlsOfUserNamespace(t *testing.T) {
-	d := harness.Start(t)
+	d := startWithUsers(t)
 	host := readFile(t, "/proc/sys/kernel/shm_rmid_forced")
 	config := d.Pod("sysctls", users(300000))
 	config.Linux.Sysctls = map[string]string{"kernel.shm_rmid_forced": "1", "net.ipv4.ip_unprivileged_port_start": "80", "fs.mqueue.msg_max": "17",
@@ -108,7 +108,7 @@ func TestSysctlsOfUserNamespace(t *testing.T) {
 // TestSmallLimitsInUserNamespace: not even for a moment is there a process more than the container's own.
 func TestSmallLimitsInUserNamespace(t *testing.T) {
 	parent := newParent()
-	d := harness.Start(t, harness.WithCgroupParent(parent))
+	d := startWithUsers(t, harness.WithCgroupParent(parent))
 	limitPids(t, parent, "1")
 	pod := d.RunPod(d.Pod("small", harness.CgroupParent(parent), users(300000)))
 	for i := range 5 {
@@ -126,7 +126,7 @@ func TestSmallLimitsInUserNamespace(t *testing.T) {
 }
 
 func TestNetworkOfUserNamespace(t *testing.T) {
-	d := harness.Start(t)
+	d := startWithUsers(t)
 	port := freePort(t)
 	pod := d.RunPod(d.Pod("net", users(300000), harness.HostPort(runtimeapi.Protocol_TCP, port, 80, "")))
 	pod.Run(server(d, "net"))

@@ -28,6 +28,23 @@ func users(first uint32) harness.PodOption {
 	}
 }
 
+// startWithUsers starts a daemon for tests of user namespaces.
+func startWithUsers(t *testing.T, options ...harness.Option) *harness.Daemon {
+	t.Helper()
+	d := harness.Start(t, options...)
+	r, err := d.Runtime.Status(d.Context(), &runtimeapi.StatusRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, h := range r.RuntimeHandlers {
+		if h.Name == "" && h.Features.GetUserNamespaces() {
+			return d
+		}
+	}
+	t.Skip("this kernel, or the file system of the test's folder, has no ID-mapped mounts")
+	return nil
+}
+
 // mapped gives a mount of a pod the pod's mappings, as the kubelet does.
 func mapped(pod *harness.Pod, m *runtimeapi.Mount) *runtimeapi.Mount {
 	u := pod.Config.Linux.SecurityContext.NamespaceOptions.UsernsOptions
@@ -46,7 +63,7 @@ func owner(t testing.TB, path string) uint32 {
 }
 
 func TestUserNamespaceOfThePod(t *testing.T) {
-	d := harness.Start(t)
+	d := startWithUsers(t)
 	const first = 300000
 	pod := d.RunPod(d.Pod("users", users(first)))
 	a, b := pod.Run(d.Sleeper("a", likePod(pod))), pod.Run(d.Sleeper("b", likePod(pod)))
@@ -98,7 +115,7 @@ func TestUserNamespaceOfThePod(t *testing.T) {
 }
 
 func TestVolumesOfUserNamespace(t *testing.T) {
-	d := harness.Start(t)
+	d := startWithUsers(t)
 	const first = 400000
 	pod := d.RunPod(d.Pod("volumes", users(first)))
 	own, plain := filepath.Join(d.Dir, "own"), filepath.Join(d.Dir, "plain")
@@ -160,7 +177,7 @@ func TestVolumesOfUserNamespace(t *testing.T) {
 }
 
 func TestUserNamespacesOfOneImage(t *testing.T) {
-	d := harness.Start(t)
+	d := startWithUsers(t)
 	layers := filepath.Join(d.Options().Root, "images", "layers")
 	d.RunPod(d.Pod("plain")).Run(d.Sleeper("c"))
 	before := tree(t, layers)
@@ -217,7 +234,7 @@ func tree(t testing.TB, folder string) map[string]string {
 }
 
 func TestUserNamespaceRefusals(t *testing.T) {
-	d := harness.Start(t)
+	d := startWithUsers(t)
 	for name, change := range map[string]func(*runtimeapi.NamespaceOption){
 		"the host's network": func(o *runtimeapi.NamespaceOption) { o.Network = modeNode },
 		"the host's pids":    func(o *runtimeapi.NamespaceOption) { o.Pid = modeNode },

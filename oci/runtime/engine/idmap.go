@@ -1,7 +1,6 @@
 package engine
 
 import (
-	"path"
 	"runtime"
 	"slices"
 	"strconv"
@@ -35,92 +34,6 @@ func mapOwners(fd int, m *Mount, u *UserNamespace) error {
 	}
 	defer unix.Close(made[0])
 	return idmap(fd, made[0])
-}
-
-// mapRootfs makes the root of a container in a user namespace. Each layer is mounted with its owners mapped, and the overlay
-// of those is made by a thread that is root of the namespace to the file system, so that overlayfs, which works with the
-// credentials of whoever made it, can make files in the mapped upper layer. On disk all files keep the owners of the image.
-func mapRootfs(m *Mount, u *UserNamespace) (int, error) {
-	var d descriptors
-	defer d.close()
-	fs, err := unix.Fsopen(m.Type, unix.FSOPEN_CLOEXEC)
-	if err != nil {
-		return -1, err
-	}
-	d.add(fs)
-	if err := unix.FsconfigSetString(fs, "source", m.Type); err != nil {
-		return -1, err
-	}
-	folders := map[string]int{} // what holds the upper layer and overlayfs's own folder, which must be in one mount
-	for _, o := range m.Options {
-		key, value, found := strings.Cut(o, "=")
-		switch {
-		case !found:
-			err = unix.FsconfigSetFlag(fs, key)
-		case key == "lowerdir+":
-			var fd int
-			if fd, err = u.clone(value, &d); err == nil {
-				err = unix.FsconfigSetFd(fs, key, fd)
-			}
-		case key == "upperdir" || key == "workdir":
-			parent, name := path.Split(value)
-			folder, ok := folders[parent]
-			if !ok {
-				if folder, err = u.clone(parent, &d); err != nil {
-					return -1, err
-				}
-				folders[parent] = folder
-			}
-			var fd int
-			if fd, err = unix.Openat(folder, name, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0); err == nil {
-				err = unix.FsconfigSetFd(fs, key, d.add(fd))
-			}
-		default:
-			err = unix.FsconfigSetString(fs, key, value)
-		}
-		if err != nil {
-			return -1, err
-		}
-	}
-	if err := u.create(fs); err != nil {
-		return -1, err
-	}
-	return unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, int(m.Set))
-}
-
-// clone opens a folder as a detached mount with mapped owners.
-func (u *UserNamespace) clone(folder string, d *descriptors) (int, error) {
-	fd, err := unix.OpenTree(unix.AT_FDCWD, folder, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
-	if err != nil {
-		return -1, err
-	}
-	d.add(fd)
-	return fd, idmap(fd, u.Descriptor)
-}
-
-// create makes the file system that fs configures, as root of the namespace as far as files are concerned, with all
-// capabilities of the caller.
-func (u *UserNamespace) create(fs int) error {
-	uid, gid := u.Root()
-	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var own [2]unix.CapUserData
-	runtime.LockOSThread()
-	if err := unix.Capget(&header, &own[0]); err != nil {
-		runtime.UnlockOSThread()
-		return err
-	}
-	unix.SetfsgidRetGid(int(gid))
-	unix.SetfsuidRetUid(int(uid)) // takes the capabilities about files out of the effective set; they are put back
-	err := unix.Capset(&header, &own[0])
-	if err == nil {
-		err = unix.FsconfigCreate(fs)
-	}
-	unix.SetfsuidRetUid(0)
-	unix.SetfsgidRetGid(0)
-	if now, e := unix.SetfsuidRetUid(-1); e == nil && now == 0 {
-		runtime.UnlockOSThread() // else the thread ends with the goroutine, as it is no longer like the others
-	}
-	return err
 }
 
 // devFolder makes /dev of a container in a user namespace, a tmpfs with its devices, as a detached mount. Nobody makes

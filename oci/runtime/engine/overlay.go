@@ -36,6 +36,16 @@ const (
 // fsconfig(2) has 256 bytes. So the layers get short names: a child with a mount namespace of its own makes links in a tmpfs
 // and the overlay upon them, and sends back a detached clone. Nothing is left of the namespace but that.
 func mountLayers(m *Mount) (int, error) {
+	links, options := nameLayers(m.Options)
+	return mountScratch(m, options, func(p *program) {
+		for _, l := range links {
+			p.sys(unix.SYS_SYMLINKAT, p.text(l.Target), atFDCWD, p.text(l.Path))
+		}
+	})
+}
+
+// mountScratch mounts m by mount(2) in a folder of a child's own, whose other content is fill's, and returns a detached clone.
+func mountScratch(m *Mount, options string, fill func(*program)) (int, error) {
 	var d descriptors
 	defer d.close()
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
@@ -44,7 +54,6 @@ func mountLayers(m *Mount) (int, error) {
 	}
 	d.add(pair[0])
 	d.add(pair[1])
-	links, options := nameLayers(m.Options)
 	if len(options) >= mountOptionsMax {
 		return -1, unix.E2BIG
 	}
@@ -56,10 +65,8 @@ func mountLayers(m *Mount) (int, error) {
 		p.newFilesystem(&Mount{Type: "tmpfs", Source: "tmpfs", Options: []string{"mode=700"}}, place)
 		p.sys(unix.SYS_MOVE_MOUNT, place.arg(), p.text(""), atFDCWD, p.text("/proc"), num(unix.MOVE_MOUNT_F_EMPTY_PATH))
 		p.sys(unix.SYS_FCHDIR, place.arg())
-		for _, l := range links {
-			p.sys(unix.SYS_SYMLINKAT, p.text(l.Target), atFDCWD, p.text(l.Path))
-		}
 		p.sys(unix.SYS_MKDIRAT, atFDCWD, p.text(scratchTree), num(0o700))
+		fill(p)
 		p.sys(unix.SYS_MOUNT, p.text(m.Type), p.text(scratchTree), p.text(m.Type), num(0), p.text(options))
 		p.sys(unix.SYS_OPEN_TREE, atFDCWD, p.text(scratchTree), num(unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)).to(tree)
 		p.send(tree, pair[1])

@@ -13,7 +13,7 @@ import (
 var ErrNotSupported = errors.New("not supported by this kernel or file system")
 
 // ProbeUserNamespaces tells whether containers can be in user namespaces: an overlay with mapped owners in the folder layers, and
-// mounts with mapped owners of the other folders. It leaves nothing. The error wraps ErrNotSupported.
+// mounts with mapped owners of tmpfs (Linux 6.3) and of the other folders. It leaves nothing. The error wraps ErrNotSupported.
 func ProbeUserNamespaces(layers string, others ...string) (err error) {
 	missing := func(what string, err error) error { return fmt.Errorf("%s: %w: %w", what, ErrNotSupported, err) }
 	const first, length = 1 << 20, 1 << 16 // any would do
@@ -46,6 +46,9 @@ func ProbeUserNamespaces(layers string, others ...string) (err error) {
 	if err := unix.Fstat(root, &st); err != nil || st.Uid != first {
 		return missing("overlay with mapped owners in "+layers, fmt.Errorf("its root belongs to %d, not to %d: %w", st.Uid, first, err))
 	}
+	if err := probeTmpfs(made[0]); err != nil { // a pod's /dev/shm
+		return missing("tmpfs with mapped owners", err)
+	}
 	var d descriptors
 	defer d.close()
 	for _, folder := range others {
@@ -54,4 +57,21 @@ func ProbeUserNamespaces(layers string, others ...string) (err error) {
 		}
 	}
 	return nil
+}
+
+func probeTmpfs(userns int) error {
+	fs, err := unix.Fsopen("tmpfs", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fs)
+	if err := unix.FsconfigCreate(fs); err != nil {
+		return err
+	}
+	fd, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return idmap(fd, userns)
 }

@@ -29,7 +29,7 @@ func openRootfs(m *Mount, u *UserNamespace) (int, error) {
 	if u != nil {
 		fd, err := mapRootfs(m, u)
 		if err != nil {
-			return -1, stepError(err, "mount root "+m.Type+" with mapped owners", "")
+			return -1, &Error{"mount root " + m.Type + " with mapped owners", "", errno(err)}
 		}
 		return fd, nil
 	}

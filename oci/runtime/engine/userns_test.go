@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -15,6 +16,11 @@ func newUsers(t *testing.T, first, n uint32) *UserNamespace {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: namespaces and mounts")
+	}
+	if err := ProbeUserNamespaces(t.TempDir(), t.TempDir()); errors.Is(err, ErrNotSupported) {
+		t.Skipf("this kernel lacks what user namespaces need: %v", err)
+	} else if err != nil {
+		t.Fatal(err)
 	}
 	ids := []IDMap{{Outside: first, Length: n}}
 	fds, err := NewNamespaces(ids, ids)
@@ -88,5 +94,83 @@ func TestExecInUserNamespace(t *testing.T) {
 	out, ws := finish(t, e, r)
 	if ws.ExitStatus() != 5 || !strings.HasPrefix(out, "1000\n         0     200000      65536\n") {
 		t.Errorf("exec: status %v, output:\n%s", ws, out)
+	}
+}
+
+// What a kernel does that takes layers by their names only.
+func TestMappedLayersByNames(t *testing.T) {
+	u := newUsers(t, 200000, 65536)
+	before := namesLayers.Swap(true)
+	t.Cleanup(func() { namesLayers.Store(before) })
+	plan := usersPlan(t, u, "sh", "-c", "stat -c %u / /every /layers; set -- /layers/*; echo $#; echo changed >/every; cat /every; stat -c %u /every")
+	manyLayers(t, plan, 40)
+	plan.Rootfs.Options = append(plan.Rootfs.Options, "index=off", "volatile")
+	if out, ws := output(t, plan); out != "0\n0\n0\n40\nchanged\n0\n" || ws.ExitStatus() != 0 {
+		t.Errorf("status %v, output %q", ws, out)
+	}
+	if list := mountsOf(t, t.Name()); len(list) > 0 {
+		t.Errorf("the host has mounts: %q", list)
+	}
+}
+
+func TestProbeUserNamespaces(t *testing.T) {
+	newUsers(t, 200000, 65536)
+	for _, byName := range []bool{false, true} {
+		before := namesLayers.Swap(byName)
+		dir := t.TempDir()
+		err := ProbeUserNamespaces(dir, dir)
+		namesLayers.Store(before)
+		if left, _ := os.ReadDir(dir); err != nil || len(left) != 0 {
+			t.Errorf("by names %t: %v, left %v", byName, err, left)
+		}
+	}
+	if err := ProbeUserNamespaces(t.TempDir(), "/proc/sys"); !errors.Is(err, ErrNotSupported) || !strings.Contains(err.Error(), "/proc/sys") {
+		t.Errorf("a folder whose file system does not map owners: %v", err)
+	}
+	if err := ProbeUserNamespaces("/proc/sys"); !errors.Is(err, ErrNotSupported) {
+		t.Errorf("layers on a file system that does not map owners: %v", err)
+	}
+}
+
+func TestExecTerminalInUserNamespace(t *testing.T) {
+	u := newUsers(t, 200000, 65536)
+	plan := usersPlan(t, u, "sleep", "1000")
+	plan.Devices = append(plan.Devices, Device{Path: "/dev/tty", Mode: unix.S_IFCHR | 0o666, Major: 5})
+	plan.Mounts[2].Options = append(plan.Mounts[2].Options, "gid=5")
+	c, err := Start(plan, Cgroups{Unified: -1}, Stdio{-1, -1, -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		unix.PidfdSendSignal(c.PIDFD, unix.SIGKILL, nil, 0)
+		unix.Wait4(c.PID, nil, 0, nil)
+		unix.Close(c.PIDFD)
+	}()
+	pidns, err := os.Open("/proc/" + strconv.Itoa(c.PID) + "/ns/pid")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pidns.Close()
+	pr := &Process{Args: []string{"sh", "-c", "stat -c '%u %g' /dev/pts/0; echo x > /dev/tty; test -t 0 && echo is a terminal"}, Env: []string{"PATH=/bin"}, Cwd: "/", User: User{UID: 1000, GID: 1000}}
+	pr.Terminal = true
+	e, err := Exec(pr, Target{PIDFD: c.PIDFD, PIDNamespace: int(pidns.Fd()), Namespaces: unix.CLONE_NEWUSER, Users: u}, Cgroups{Unified: -1}, Stdio{-1, -1, -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(e.PIDFD)
+	master := os.NewFile(uintptr(e.Master), "master")
+	defer master.Close()
+	var got strings.Builder
+	b := make([]byte, 100)
+	for {
+		n, err := master.Read(b)
+		got.Write(b[:n])
+		if err != nil { // EIO: the last one who had it open is gone
+			break
+		}
+	}
+	unix.Wait4(e.PID, nil, 0, nil)
+	if got.String() != "1000 5\r\nx\r\nis a terminal\r\n" {
+		t.Errorf("the terminal shows %q", got.String())
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/status"
 	crierrors "k8s.io/cri-api/pkg/errors"
 
+	"github.com/berthd/berth/cri/streaming"
 	"github.com/berthd/berth/imageservice"
 	"github.com/berthd/berth/oci/spec"
 	"github.com/berthd/berth/sandbox"
@@ -46,6 +47,7 @@ var rules = []rule{
 	{is: unix.ENFILE, code: codes.ResourceExhausted},
 	{is: unix.ENOMEM, code: codes.ResourceExhausted},
 	{is: sandbox.ErrExhausted, code: codes.ResourceExhausted},
+	{is: streaming.ErrTooMany, code: codes.ResourceExhausted},
 
 	{is: sandbox.ErrNameInUse, code: codes.AlreadyExists},
 	{is: sandbox.ErrUnknownHandler, code: codes.InvalidArgument},

@@ -16,6 +16,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
 
+	"github.com/berthd/berth/cri/streaming"
 	"github.com/berthd/berth/imageservice"
 	"github.com/berthd/berth/sandbox"
 	"github.com/berthd/berth/sandbox/cgroup"
@@ -190,6 +191,7 @@ type world struct {
 	sandboxes *fakeSandboxes
 	images    *fakeImages
 	network   *fakeNetwork
+	streaming *fakeStreaming
 	server    *Server
 	socket    string
 	conn      *grpc.ClientConn
@@ -202,7 +204,7 @@ func newWorld(t *testing.T) *world {
 	w := &world{
 		sandboxes: &fakeSandboxes{fail: map[string]error{}, panics: map[string]bool{}},
 		images:    &fakeImages{fail: map[string]error{}, files: map[string]string{}},
-		network:   &fakeNetwork{}, socket: filepath.Join(t.TempDir(), "s"),
+		network:   &fakeNetwork{}, streaming: &fakeStreaming{}, socket: filepath.Join(t.TempDir(), "s"),
 	}
 	l, err := Listen(t.Context(), w.socket)
 	if err != nil {
@@ -210,8 +212,9 @@ func newWorld(t *testing.T) *world {
 	}
 	w.server = NewServer(Config{
 		Pods: w.sandboxes, Containers: w.sandboxes, Images: w.images, Network: w.network, Stats: w.sandboxes, Limits: w.sandboxes, Layers: w.sandboxes,
-		Handlers: []Handler{{Name: ""}, {Name: "berth"}},
-		Version:  "0.0.1-test", Facts: func() map[string]string { return map[string]string{"root": "/r"} }, Logger: klog.Background(),
+		Streaming: w.streaming,
+		Handlers:  []Handler{{Name: ""}, {Name: "berth"}},
+		Version:   "0.0.1-test", Facts: func() map[string]string { return map[string]string{"root": "/r"} }, Logger: klog.Background(),
 	})
 	served := make(chan error, 1)
 	go func() { served <- w.server.Serve(l) }()
@@ -310,4 +313,26 @@ func (f *fakeSandboxes) Filesystem() (imageservice.Filesystem, error) {
 
 func (f *fakeSandboxes) LayerUsage(_ context.Context, id string) (imageservice.LayerUsage, bool) {
 	return imageservice.LayerUsage{FsUsage: imageservice.FsUsage{Bytes: 4096, Inodes: 1, Mountpoint: "/images"}, At: time.Unix(8, 0)}, id != "c3"
+}
+
+// fakeStreaming hands out URLs that say what they are for.
+type fakeStreaming struct {
+	err     error
+	process streaming.Process
+	ports   []uint16
+}
+
+func (f *fakeStreaming) Exec(p streaming.Process) (string, error) {
+	f.process = p
+	return "http://exec/" + p.ContainerID, f.err
+}
+
+func (f *fakeStreaming) Attach(p streaming.Process) (string, error) {
+	f.process = p
+	return "http://attach/" + p.ContainerID, f.err
+}
+
+func (f *fakeStreaming) PortForward(sandboxID string, ports []uint16) (string, error) {
+	f.ports = ports
+	return "http://forward/" + sandboxID, f.err
 }

@@ -101,6 +101,7 @@ type Config struct {
 	Stats      Stats
 	Limits     Limits
 	Layers     Layers
+	Streaming  Streaming
 	// Handlers that a pod may name, as Status lists them; "" is the one that is used when a pod names none.
 	Handlers []Handler
 	// Version of berthd, semantic.
@@ -137,7 +138,8 @@ func NewServer(c Config) *Server {
 	}
 	runtimeapi.RegisterRuntimeServiceServer(g, &runtimeService{
 		pods: c.Pods, containers: c.Containers, images: c.Images, network: c.Network, stats: c.Stats, limits: c.Limits, layers: c.Layers,
-		handlers: c.Handlers, known: handlers, version: c.Version, facts: c.Facts,
+		streaming: c.Streaming,
+		handlers:  c.Handlers, known: handlers, version: c.Version, facts: c.Facts,
 	})
 	runtimeapi.RegisterImageServiceServer(g, &imageServer{images: c.Images, known: handlers})
 	return &Server{grpc: g}
@@ -173,6 +175,7 @@ type runtimeService struct {
 	stats      Stats
 	limits     Limits
 	layers     Layers
+	streaming  Streaming
 	handlers   []Handler
 	known      knownHandlers
 	version    string

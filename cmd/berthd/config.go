@@ -54,8 +54,9 @@ type fileConfig struct {
 		Monitor string `toml:"monitor"`
 		Default string `toml:"default"`
 	} `toml:"runtime"`
-	Runtimes map[string]runtimeFile `toml:"runtimes"`
-	Log      struct {
+	Runtimes  map[string]runtimeFile `toml:"runtimes"`
+	Streaming streamingFile          `toml:"streaming"`
+	Log       struct {
 		Verbosity *int `toml:"verbosity"`
 	} `toml:"log"`
 }
@@ -65,6 +66,15 @@ type runtimeFile struct {
 	Type    string   `toml:"type"`
 	Path    string   `toml:"path"`
 	Options []string `toml:"options"`
+}
+
+// streamingFile is the table streaming.
+type streamingFile struct {
+	Address     string `toml:"address"`
+	Port        int    `toml:"port"`
+	TLSCert     string `toml:"tls_cert"`
+	TLSKey      string `toml:"tls_key"`
+	IdleTimeout string `toml:"idle_timeout"`
 }
 
 // config is what the daemon works with, parsed and complete.
@@ -78,6 +88,7 @@ type config struct {
 	mtu       int
 	monitor   string
 	runtimes  map[string]*external.Program // by the handler's name; nil is the native engine
+	streaming streamingConfig
 	verbosity int
 }
 
@@ -181,7 +192,10 @@ func (f fileConfig) parse() (config, error) {
 	if c.subnets, err = parseSubnets(f.Network.Subnets); err != nil {
 		return config{}, err
 	}
-	c.runtimes, err = parseRuntimes(f.Runtimes, f.Runtime.Default)
+	if c.runtimes, err = parseRuntimes(f.Runtimes, f.Runtime.Default); err != nil {
+		return config{}, err
+	}
+	c.streaming, err = f.Streaming.parse()
 	return c, err
 }
 

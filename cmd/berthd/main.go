@@ -176,7 +176,9 @@ func run(ctx context.Context, f flags) error {
 	if err != nil {
 		return err
 	}
-	err = serve(ctx, parts.server(f, c, logger), listener, logger)
+	streaming := make(chan error, 1)
+	go func() { streaming <- parts.streams.Serve() }()
+	err = serve(ctx, parts.server(f, c, logger), listener, streaming)
 	closing, stopClosing := context.WithTimeout(context.WithoutCancel(ctx), shutdownManager)
 	defer stopClosing()
 	return errors.Join(err, parts.close(closing))
@@ -219,25 +221,28 @@ func ignoreHangup(ctx context.Context, hangup <-chan os.Signal, logger klog.Logg
 	}
 }
 
-// serve answers calls until ctx ends.
-func serve(ctx context.Context, server *cri.Server, l net.Listener, logger klog.Logger) error {
+// serve answers calls until ctx ends, or streaming clients are not served any more.
+func serve(ctx context.Context, server *cri.Server, l net.Listener, streaming <-chan error) error {
+	logger := klog.FromContext(ctx)
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(l) }()
 	if err := notify("READY=1"); err != nil {
 		logger.Info("Left the service manager waiting", "err", err)
 	}
 	logger.Info("Served the CRI", "version", version, "path", l.Addr().String())
+	var failed error
 	select {
 	case err := <-served:
 		return fmt.Errorf("serve: %w", err)
+	case failed = <-streaming:
 	case <-ctx.Done():
+		logger.Info("Took a signal to end; pods run on")
 	}
-	logger.Info("Took a signal to end; pods run on")
 	if err := notify("STOPPING=1"); err != nil {
 		logger.Info("Left the service manager waiting", "err", err)
 	}
 	deadline, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownCalls)
 	defer cancel()
 	server.Shutdown(deadline)
-	return <-served
+	return errors.Join(failed, <-served)
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/berthd/berth/cni"
 	"github.com/berthd/berth/cri"
+	"github.com/berthd/berth/cri/streaming"
 	"github.com/berthd/berth/imageservice"
 	"github.com/berthd/berth/oci/runtime"
 	"github.com/berthd/berth/oci/runtime/engine"
@@ -25,6 +26,7 @@ type parts struct {
 	images   *imageservice.Service
 	network  *cni.Dispatcher
 	manager  *sandbox.Manager
+	streams  *streaming.Server
 	closers  []func(context.Context) error
 	instance string
 	users    error // why pods cannot have user namespaces
@@ -86,6 +88,10 @@ func openParts(ctx context.Context, f flags, c config, instance string) (p *part
 		return p, fmt.Errorf("open sandboxes: %w", err)
 	}
 	p.closeWith(p.manager.Close)
+	if p.streams, err = c.streaming.listen(ctx, p.manager); err != nil {
+		return p, err
+	}
+	p.closeWith(p.streams.Shutdown)
 	return p, nil
 }
 
@@ -108,14 +114,14 @@ func (p *parts) server(f flags, c config, logger klog.Logger) *cri.Server {
 	native.UserNamespaces = p.users == nil
 	return cri.NewServer(cri.Config{
 		Pods: p.manager, Containers: p.manager, Images: p.images, Network: network{p.network},
-		Stats: p.manager, Limits: p.manager, Layers: p.images,
+		Stats: p.manager, Limits: p.manager, Layers: p.images, Streaming: p.streams,
 		Handlers: c.handlers(klog.NewContext(context.Background(), logger), native),
 		Version:  semanticVersion(version), Logger: logger,
 		Facts: func() map[string]string {
 			engine, name := p.network.Engine()
 			return map[string]string{
 				"root": f.root, "state": f.state, "socket": f.socket, "instance": p.instance, "network": engine + " " + name,
-				"cniConfDir": c.confDir, "registryConfigPath": c.hostsDir, "monitor": c.monitor, "verbosity": strconv.Itoa(c.verbosity),
+				"cniConfDir": c.confDir, "streaming": p.streams.URL(), "registryConfigPath": c.hostsDir, "monitor": c.monitor, "verbosity": strconv.Itoa(c.verbosity),
 			}
 		},
 	})

@@ -72,7 +72,7 @@ func checkManuals(top, bin string) []finding {
 }
 
 // tables are the configuration's sections, which keys begin with.
-var tables = []string{"registry", "network", "runtime", "runtimes", "log"}
+var tables = []string{"registry", "network", "runtime", "runtimes", "streaming", "log"}
 
 // compare looks for what source defines in a text: as a match of says, or anywhere if says is nil.
 func compare(top, source string, defines *regexp.Regexp, page string, says *regexp.Regexp) (found []finding) {

@@ -19,6 +19,7 @@ const (
 	agedPods  = 20
 	agedBytes = 50 << 20
 	agedExecs = 100
+	agedRest  = 5 * time.Second
 )
 
 // agedScript writes lines of a hundred bytes, so many that their text alone is agedBytes, and stays.
@@ -55,6 +56,11 @@ func (s *side) age(ctx context.Context, b *bench) error {
 	}
 	if err := g.Wait(); err != nil {
 		return err
+	}
+	select { // a monitor gives memory back a moment after its work
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(agedRest):
 	}
 	if s.oldMonitors, err = s.monitors(); err != nil {
 		return err

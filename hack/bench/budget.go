@@ -25,6 +25,9 @@ func (b *bench) checkBudgets(ctx context.Context) (breaches []string, err error)
 		if err := b.turns.Run(ctx, b.pods, b.execs); err != nil {
 			return nil, err
 		}
+		if err := b.sides[0].weighNew(ctx, b); err != nil {
+			return nil, err
+		}
 		if err := b.sides[0].age(ctx, b); err != nil {
 			return nil, err
 		}

@@ -78,6 +78,19 @@ func (s *side) crowds(ctx context.Context, b *bench) error {
 	return err
 }
 
+// weighNew weighs the monitors of pods that were just started.
+func (s *side) weighNew(ctx context.Context, b *bench) error {
+	lives, _, err := s.Client.Burst(ctx, loadedPods, callers, b.spec(s, "new"))
+	if err != nil {
+		return err
+	}
+	if s.newMonitors, err = s.monitors(); err != nil {
+		return err
+	}
+	_, err = berthd.Sink(ctx, lives, callers)
+	return err
+}
+
 // many is what a crowd of 200 pods of berth's took.
 type many struct{ up, list, gone time.Duration }
 

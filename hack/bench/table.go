@@ -112,5 +112,6 @@ func (b *bench) printCheck(w io.Writer) {
 	row("pod ready", floor.Ready, berth.Ready, readyBudget)
 	row("ExecSync", floor.Exec, berth.Exec, execBudget)
 	row("pod gone", floor.Gone, berth.Gone, goneBudget)
-	fmt.Fprintf(w, "\nMedian monitor after %d MiB of log and %d execs: %d KiB, may be %d.\n", agedBytes>>20, agedExecs, median(berth.oldMonitors), monitorBudget)
+	fmt.Fprintf(w, "\nMedian monitor: %d KiB when it is new, %d KiB after %d MiB of log and %d execs, may be %d.\n",
+		median(berth.newMonitors), median(berth.oldMonitors), agedBytes>>20, agedExecs, monitorBudget)
 }

@@ -38,16 +38,24 @@ type op struct {
 	dst    uint8 // register plus one that takes the result
 	kind   uint8
 	ignore bool // an error is no error
-	on     [3]branch
-	then   int32 // where a success goes on; 0 is the next operation
-	store  *int32
+	// counted is the number plus one of an argument that counts up: the operation runs for each value up to last.
+	counted, last uint8
+	step          uint16 // of program.steps
+	then          int32  // where a success goes on; 0 is the next operation
+	on            [3]branch
+	store         *int32
 }
 
 // branch is taken when an operation fails with errno.
 type branch struct {
-	errno syscall.Errno
+	errno uint32
 	to    int32
 }
+
+// chunk is a piece of a program. Operations stay where they are while the program grows.
+type chunk [chunkOps]op
+
+const chunkOps = 32
 
 const registers = 16
 
@@ -71,24 +79,27 @@ type cloneArgs struct {
 
 const cloneArgsSize = unsafe.Sizeof(cloneArgs{})
 
-// fork clones a child that runs ops and reports a failure to the descriptor report. With pidns >= 0 the child
-// is born in that pid namespace. It returns the child's process ID in the caller's namespace.
-func fork(args *cloneArgs, ops []op, report, pidns, ownPIDNS int) (int, error) {
+// childNamespace is the pid namespace that a child is born in, and the caller's own; -1 is none, and not needed.
+type childNamespace struct{ pidns, own int }
+
+// fork clones a child that runs p and reports a failure to the descriptor report. It returns the child's process ID in the
+// caller's namespace.
+func fork(args *cloneArgs, p *program, report int, ns childNamespace) (int, error) {
 	state := new(childState)
 	syscall.ForkLock.Lock()
 	defer syscall.ForkLock.Unlock()
-	if pidns >= 0 {
+	if ns.pidns >= 0 {
 		// setns of a pid namespace changes where this thread's children are born and nothing else, so the
 		// thread is locked for that long and then looks like any other again.
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
-		if err := unix.Setns(pidns, unix.CLONE_NEWPID); err != nil {
+		if err := unix.Setns(ns.pidns, unix.CLONE_NEWPID); err != nil {
 			return 0, err
 		}
-		defer unix.Setns(ownPIDNS, unix.CLONE_NEWPID) // cannot fail: the namespace is the thread's own
+		defer unix.Setns(ns.own, unix.CLONE_NEWPID) // cannot fail: the namespace is the thread's own
 	}
-	pid, errno := cloneAndRun(args, &ops[0], uintptr(len(ops)), uintptr(report), state)
-	runtime.KeepAlive(ops)
+	pid, errno := cloneAndRun(args, &p.ops[0], uintptr(p.len), uintptr(report), state)
+	runtime.KeepAlive(p)
 	if errno != 0 {
 		return 0, errno
 	}
@@ -97,7 +108,7 @@ func fork(args *cloneArgs, ops []op, report, pidns, ownPIDNS int) (int, error) {
 
 //go:noinline
 //go:norace
-func cloneAndRun(args *cloneArgs, ops *op, n, report uintptr, state *childState) (uintptr, syscall.Errno) {
+func cloneAndRun(args *cloneArgs, ops **chunk, n, report uintptr, state *childState) (uintptr, syscall.Errno) {
 	runtimeBeforeFork()
 	pid, _, errno := syscall.RawSyscall(unix.SYS_CLONE3, uintptr(unsafe.Pointer(args)), cloneArgsSize, 0)
 	if errno != 0 || pid != 0 {
@@ -114,11 +125,11 @@ func cloneAndRun(args *cloneArgs, ops *op, n, report uintptr, state *childState)
 //go:nosplit
 //go:norace
 //go:noinline
-func run(ops *op, n, report uintptr, state *childState) {
-	var pc, again uintptr
+func run(ops **chunk, n, report uintptr, state *childState) {
+	var pc, next, again uintptr
 	var kept syscall.Errno
 	for pc < n {
-		o := (*op)(unsafe.Add(unsafe.Pointer(ops), pc*unsafe.Sizeof(op{})))
+		o := &(*(**chunk)(unsafe.Add(unsafe.Pointer(ops), pc/chunkOps*unsafe.Sizeof(ops))))[pc%chunkOps]
 		for i := range o.regs {
 			if o.regs[i] != 0 {
 				o.args[i] = state.regs[(o.regs[i]-1)&(registers-1)]
@@ -141,14 +152,18 @@ func run(ops *op, n, report uintptr, state *childState) {
 				syscall.RawSyscall(unix.SYS_EXIT_GROUP, 0, 0, 0)
 			}
 		}
+		next = pc + 1
+		if counted := &o.args[(o.counted-1)&7%6]; o.counted != 0 && *counted < uintptr(o.last) {
+			*counted++ // the child's own copy
+			next = pc
+		}
 		if errno == 0 {
 			if o.dst != 0 {
 				state.regs[(o.dst-1)&(registers-1)] = r
 			}
+			pc = next
 			if o.then != 0 {
 				pc = uintptr(o.then)
-			} else {
-				pc++
 			}
 			continue
 		}
@@ -165,7 +180,7 @@ func run(ops *op, n, report uintptr, state *childState) {
 		}
 		to := int32(0)
 		for i := range o.on {
-			if o.on[i].to != 0 && o.on[i].errno == errno {
+			if o.on[i].to != 0 && o.on[i].errno == uint32(errno) {
 				to = o.on[i].to
 			}
 		}
@@ -173,7 +188,7 @@ func run(ops *op, n, report uintptr, state *childState) {
 		case to != 0:
 			pc = uintptr(to)
 		case o.ignore:
-			pc++
+			pc = next
 		default:
 			state.report[0], state.report[1] = uint32(pc), uint32(errno)
 			syscall.RawSyscall(unix.SYS_WRITE, report, uintptr(unsafe.Pointer(&state.report)), unsafe.Sizeof(state.report))

@@ -54,10 +54,8 @@ func (p *program) keyring() {
 // signals gives every signal its default action and blocks none: execve keeps what is ignored and what is blocked.
 func (p *program) signals() {
 	const last = 64
-	action := memory(p, &[4]uintptr{}) // SIG_DFL
-	for n := 1; n <= last; n++ {
-		p.sys(unix.SYS_RT_SIGACTION, num(n), action, num(0), num(8)).any() // SIGKILL and SIGSTOP have no other
-	}
+	action := memory(p, &[4]uintptr{})                                               // SIG_DFL
+	p.sys(unix.SYS_RT_SIGACTION, num(1), action, num(0), num(8)).upTo(0, last).any() // SIGKILL and SIGSTOP have no other
 	p.sys(unix.SYS_RT_SIGPROCMASK, num(unix.SIG_SETMASK), action, num(0), num(8))
 }
 
@@ -114,10 +112,14 @@ func (p *program) become(pr *Process, root arg) {
 	}
 	p.at("drop", "capabilities")
 	caps := &pr.Capabilities
-	for c := range lastCapability + 1 {
-		if caps.Bounding&(1<<c) == 0 {
+	for c := 0; c <= lastCapability; c++ {
+		first := c
+		for c <= lastCapability && caps.Bounding&(1<<c) == 0 {
+			c++
+		}
+		if first < c {
 			// EINVAL: this kernel ends its list before.
-			p.sys(unix.SYS_PRCTL, num(unix.PR_CAPBSET_DROP), num(c)).onErrorNext(p, unix.EINVAL)
+			p.sys(unix.SYS_PRCTL, num(unix.PR_CAPBSET_DROP), num(first)).upTo(1, uint8(c-1)).onErrorNext(p, unix.EINVAL)
 		}
 	}
 	p.sys(unix.SYS_PRCTL, num(unix.PR_SET_KEEPCAPS), num(1))

@@ -52,11 +52,14 @@ func (r reg) arg() arg { return arg{reg: r} }
 // label is a place in a program that operations before it jump to.
 type label struct{ from []*int32 }
 
-// program is a list of operations under construction. All memory that the operations point to is kept alive by keep.
+// program is a list of operations under construction. All memory that the operations point to is kept alive by keep. A monitor makes
+// one for every exec for months: it is frugal with memory.
 type program struct {
-	ops   []*op
+	ops   []*chunk
+	len   int // operations
 	steps []step
 	keep  []any
+	texts []byte // what is left of a piece of keep
 	step  step
 	next  reg
 	users *UserNamespace // the process's, or nil when it is the host's
@@ -87,9 +90,14 @@ func (p *program) scope(f func()) {
 
 // text returns a pointer to s as a C string.
 func (p *program) text(s string) arg {
-	b := make([]byte, len(s)+1)
+	const piece = 1 << 10
+	if len(p.texts) <= len(s) {
+		p.texts = make([]byte, max(piece, len(s)+1))
+		p.keep = append(p.keep, p.texts)
+	}
+	b := p.texts[:len(s)+1]
+	p.texts = p.texts[len(s)+1:]
 	copy(b, s)
-	p.keep = append(p.keep, b)
 	return arg{value: uintptr(unsafe.Pointer(&b[0]))}
 }
 
@@ -110,16 +118,32 @@ func slice[T any](p *program, v []T) arg {
 
 // sys appends a system call.
 func (p *program) sys(nr uintptr, args ...arg) *op {
-	o := &op{nr: nr}
+	if p.len == len(p.ops)*chunkOps {
+		p.ops = append(p.ops, new(chunk))
+	}
+	if len(p.steps) == 0 || p.steps[len(p.steps)-1] != p.step {
+		p.steps = append(p.steps, p.step)
+	}
+	o := p.op(p.len)
+	p.len++
+	o.nr, o.step = nr, uint16(len(p.steps)-1)
 	for i, a := range args {
 		o.args[i], o.regs[i] = a.value, uint8(a.reg)
 	}
-	p.ops, p.steps = append(p.ops, o), append(p.steps, p.step)
 	return o
 }
 
+// op is an operation that there is, or the place of the next one.
+func (p *program) op(n int) *op { return &p.ops[n/chunkOps][n%chunkOps] }
+
 // to keeps the result in r.
 func (o *op) to(r reg) *op { o.dst = uint8(r); return o }
+
+// upTo makes the call again with argument i, a number, one larger each time, until it was last.
+func (o *op) upTo(i int, last uint8) *op {
+	o.counted, o.last = uint8(i)+1, last
+	return o
+}
 
 // any lets the program go on after an error.
 func (o *op) any() *op { o.ignore = true; return o }
@@ -128,7 +152,7 @@ func (o *op) any() *op { o.ignore = true; return o }
 func (o *op) onError(l *label, errnos ...syscall.Errno) *op {
 	for i := range o.on {
 		if len(errnos) > 0 && o.on[i].errno == 0 {
-			o.on[i].errno = errnos[0]
+			o.on[i].errno = uint32(errnos[0])
 			l.from = append(l.from, &o.on[i].to)
 			errnos = errnos[1:]
 		}
@@ -145,7 +169,7 @@ func (o *op) onSuccess(l *label) *op {
 // here puts l in front of the next operation.
 func (p *program) here(l *label) {
 	for _, to := range l.from {
-		*to = int32(len(p.ops))
+		*to = int32(p.len)
 	}
 }
 
@@ -159,10 +183,6 @@ func (p *program) store(r reg, v *int32) {
 
 // start clones a child that runs the program and waits until it has executed or failed.
 func (p *program) start(flags uint64, cgroup, pidns int) (Child, error) {
-	ops := make([]op, len(p.ops))
-	for i, o := range p.ops {
-		ops[i] = *o
-	}
 	var pipe [2]int
 	if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC); err != nil {
 		return Child{}, &Error{"make", "the start pipe", errno(err)}
@@ -184,7 +204,7 @@ func (p *program) start(flags uint64, cgroup, pidns int) (Child, error) {
 		}
 		defer unix.Close(own)
 	}
-	pid, err := fork(args, ops, pipe[1], pidns, own)
+	pid, err := fork(args, p, pipe[1], childNamespace{pidns, own})
 	runtime.KeepAlive(p.keep)
 	unix.Close(pipe[1])
 	if err != nil {
@@ -222,7 +242,7 @@ func (p *program) reports(pipe int, c *Child) (failed *Error, err error) {
 		}
 		first, second := *(*uint32)(unsafe.Pointer(&report[0])), *(*uint32)(unsafe.Pointer(&report[4]))
 		if first != born {
-			s := p.steps[min(int(first), len(p.steps)-1)]
+			s := p.steps[p.op(min(int(first), p.len-1)).step]
 			failed = &Error{s.verb, s.object, syscall.Errno(second)}
 			continue
 		}

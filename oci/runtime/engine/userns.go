@@ -172,7 +172,7 @@ func (p *program) birth(flags uint64, cgroup int) {
 func (p *program) wait() {
 	var again label
 	p.sys(unix.SYS_GETPID)
-	loop := len(p.ops)
+	loop := p.len
 	p.sys(unix.SYS_PPOLL, num(0), num(0), num(0), num(0), num(0)).any().onSuccess(&again)
 	p.sys(unix.SYS_GETPID).onSuccess(&again)
 	for _, to := range again.from {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -24,7 +25,6 @@ type logFile struct {
 	mu     sync.Mutex
 	fd     int
 	closed bool
-	out    []byte
 	lost   uint64 // entries that could not be written since the last that could
 }
 
@@ -111,17 +111,9 @@ func readNow(from *os.File, b []byte) (n int) {
 
 // lines writes the whole lines of b, and what is too long to wait for its end, and returns the rest.
 func (l *logFile) lines(prefix string, b []byte) []byte {
-	var whole [][]byte
-	for {
-		i := bytes.IndexByte(b, '\n')
-		if i < 0 {
-			break
-		}
-		whole = append(whole, b[:i])
-		b = b[i+1:]
-	}
-	if len(whole) > 0 {
-		l.write(prefix, whole, "F ")
+	if end := bytes.LastIndexByte(b, '\n') + 1; end > 0 {
+		l.entries(prefix, b[:end])
+		b = b[end:]
 	}
 	if len(b) > lineMax {
 		l.write(prefix, [][]byte{b[:lineMax]}, "P ")
@@ -130,32 +122,73 @@ func (l *logFile) lines(prefix string, b []byte) []byte {
 	return b
 }
 
-// write appends one entry a line.
-func (l *logFile) write(prefix string, lines [][]byte, tag string) {
-	now := time.Now().UTC()
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.fd < 0 {
-		return
-	}
-	out := l.out[:0]
-	for _, line := range lines {
-		out = now.AppendFormat(out, "2006-01-02T15:04:05.000000000Z")
-		out = append(out, prefix...)
-		out = append(out, tag...)
-		out = append(out, line...)
-		out = append(out, '\n')
-	}
-	l.flush(out, uint64(len(lines)))
-	if cap(out) <= 4*lineMax {
-		l.out = out
-	} else {
-		l.out = nil
-	}
+// batch is entries that are written at once. One is kept for all logs: a monitor logs for months, and must not grow by it.
+type batch struct {
+	stamp   [30]byte // the time of all entries
+	entries uint64
+	len     int
+	text    [2*lineMax - 64]byte // the whole is a size that nothing is wasted by
 }
 
-// flush appends b whole or not at all: on a full disk a part of it would tear the entry that follows.
-func (l *logFile) flush(b []byte, entries uint64) {
+var spareBatch atomic.Pointer[batch]
+
+// newBatch takes the spare batch, unless another log has it. Its user gives it back.
+func newBatch() *batch {
+	w := spareBatch.Swap(nil)
+	if w == nil {
+		w = new(batch)
+	}
+	w.entries, w.len = 0, 0
+	time.Now().UTC().AppendFormat(w.stamp[:0], "2006-01-02T15:04:05.000000000Z")
+	return w
+}
+
+// entries appends one entry a line of b, which ends with the last one's end.
+func (l *logFile) entries(prefix string, b []byte) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	w := newBatch()
+	defer spareBatch.Store(w)
+	for len(b) > 0 {
+		end := bytes.IndexByte(b, '\n')
+		l.add(w, prefix, "F ", b[:end])
+		b = b[end+1:]
+	}
+	l.flush(w)
+}
+
+// write appends one entry a line.
+func (l *logFile) write(prefix string, lines [][]byte, tag string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	w := newBatch()
+	defer spareBatch.Store(w)
+	for _, line := range lines {
+		l.add(w, prefix, tag, line)
+	}
+	l.flush(w)
+}
+
+// add puts an entry of at most lineMax bytes into the batch, which is written first if it is full. The caller holds mu.
+func (l *logFile) add(w *batch, prefix, tag string, line []byte) {
+	if w.len+len(w.stamp)+len(prefix)+len(tag)+len(line)+1 > len(w.text) {
+		l.flush(w)
+	}
+	b := append(w.text[:w.len], w.stamp[:]...)
+	b = append(b, prefix...)
+	b = append(b, tag...)
+	b = append(b, line...)
+	b = append(b, '\n')
+	w.len, w.entries = len(b), w.entries+1
+}
+
+// flush appends the batch whole or not at all: on a full disk a part of it would tear the entry that follows. The caller holds mu.
+func (l *logFile) flush(w *batch) {
+	b, entries := w.text[:w.len], w.entries
+	w.len, w.entries = 0, 0
+	if l.fd < 0 || len(b) == 0 {
+		return
+	}
 	if l.lost > 0 {
 		note := fmt.Appendf(nil, "%s stderr F berth: %d log entries were lost: the log could not be written\n",
 			time.Now().UTC().Format("2006-01-02T15:04:05.000000000Z"), l.lost)

@@ -21,9 +21,9 @@ UML_SUITES := ./test/uml ./sandbox/cgroup ./oci/runtime/engine \
 	PidsLimitReached|OutOfMemory|TheMonitorIsOutside|UsersAndGroups|Capabilities|NoNewPrivileges|Privileged|Devices|Seccomp|NothingLeaks|$\
 	RestartKeepsEverything|MonitorKilled|BadRecords|RunFolderGone|SharedPIDNamespace|Sysctls|HostileMountTargets|MountPropagation|DefaultMounts)'
 
-UNIT = $(shell $(GO) list ./... | grep -v -E '/test/(integration|uml)$$')
+UNIT = $(shell $(GO) list ./... | grep -v -E '/test/(integration|kubelet|uml)$$')
 
-.PHONY: help build test test-unit test-integration test-uml test-critest bench demo lint setup clean
+.PHONY: help build test test-unit test-integration test-uml test-kubelet test-critest bench demo lint setup clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -37,7 +37,7 @@ demo: build ## run a pod from a registry to a served page, on berthd's defaults 
 	@hack/setup gcc libc6-dev || true # for the kernel's floor alone
 	@BERTH_BIN=$(BIN) $(GO) run ./hack/demo
 
-test: setup lint test-unit test-integration ## everything below but critest and bench (root)
+test: setup lint test-unit test-integration ## setup, lint, unit and integration tests (root)
 
 test-unit: ## unit tests of all packages (root for those that touch the kernel)
 	$(GO) test -count=1 -v -timeout 15m $(UNIT)
@@ -48,6 +48,9 @@ test-integration: build ## berthd, berth-monitor and the kernel, driven over the
 test-uml: build ## cgroup v2, AppArmor, every capability and Linux 6.1, in User-Mode Linux (root)
 	@hack/setup busybox-static gcc libc6-dev $(UML_PACKAGES)
 	BERTH_BIN=$(BIN) $(GO) run ./hack/uml -skip '^TestMeterAgainstKnownLoads$$' $(UML_SUITES)
+
+test-kubelet: build setup ## a real kubelet, compiled once for this machine, with pods of all kinds on berth (root)
+	BERTH_BIN=$(BIN) $(GO) test -count=1 -v -timeout 14m ./test/kubelet
 
 test-critest: build setup ## the CRI's conformance tests in five random orders; needs critest on PATH (root)
 	BERTH_BIN=$(BIN) $(GO) run ./hack/critest $(ARGS)

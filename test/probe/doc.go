@@ -1,6 +1,7 @@
 // Command probe is what the tests run inside containers: it shows what a process there sees and does what a bad one does.
 //
 //	probe serve ADDR TEXT          answer every HTTP request with TEXT and the client's address; sctp is not served
+//	probe health ADDR FILE         answer HTTP requests and gRPC health checks: well while FILE is there, ill while it is not
 //	probe udp ADDR                 send every datagram back
 //	probe get URL                  print what an HTTP server says
 //	probe lines RATE PREFIX        write "PREFIX N" RATE times a second, N from 0, to standard output

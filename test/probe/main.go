@@ -25,6 +25,7 @@ var commands = map[string]struct {
 	run  func(args []string) error
 }{
 	"serve":   {2, serve},
+	"health":  {2, health},
 	"udp":     {1, udp},
 	"get":     {1, get},
 	"lines":   {2, lines},
@@ -68,6 +69,32 @@ func serve(args []string) error {
 		host, _, _ := net.SplitHostPort(r.RemoteAddr)
 		fmt.Fprintf(w, "%s\nfrom %s\n", args[1], host)
 	}))
+}
+
+// health speaks HTTP/1 and HTTP/2 without TLS. A gRPC answer is one message (gRPC's PROTOCOL-HTTP2.md) whose field 1 is a
+// grpc.health.v1 ServingStatus.
+func health(args []string) error {
+	const serving, notServing = 1, 2
+	server := http.Server{Addr: args[0], Protocols: new(http.Protocols)}
+	server.Protocols.SetHTTP1(true)
+	server.Protocols.SetUnencryptedHTTP2(true)
+	server.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, err := os.Stat(args[1])
+		switch isRPC := r.Header.Get("Content-Type") == "application/grpc"; {
+		case isRPC:
+			status := byte(serving)
+			if err != nil {
+				status = notServing
+			}
+			w.Header().Set("Content-Type", "application/grpc")
+			w.Header().Set("Trailer", "Grpc-Status")
+			w.Write([]byte{0, 0, 0, 0, 2, 1 << 3, status})
+			w.Header().Set("Grpc-Status", "0")
+		case err != nil:
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}
+	})
+	return server.ListenAndServe()
 }
 
 func udp(args []string) error {

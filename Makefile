@@ -16,7 +16,7 @@ PACKAGES := busybox-static gcc libc6-dev libseccomp-dev nftables iproute2 procps
 UML_PACKAGES := user-mode-linux kmod apparmor e2fsprogs
 
 # What is run in User-Mode Linux besides its own tests: all that cgroup version 2, an old overlayfs and a full capability set may change.
-UML_SUITES := ./test/uml ./sandbox/cgroup ./oci/runtime/engine \
+UML_SUITES := ./test/uml ./oci/apparmor ./sandbox/cgroup ./oci/runtime/engine \
 	'./test/integration=^Test(LifeOfAPod|ExitCodes|StopSignalAndGrace|TheWholeTreeEnds|ExecSync|ExecTimeout|LowerOOMScore|DefaultCgroup|SmallLimits|$\
 	PidsLimitReached|OutOfMemory|TheMonitorIsOutside|UsersAndGroups|Capabilities|NoNewPrivileges|Privileged|Devices|Seccomp|NothingLeaks|$\
 	RestartKeepsEverything|MonitorKilled|BadRecords|RunFolderGone|SharedPIDNamespace|Sysctls|HostileMountTargets|MountPropagation|DefaultMounts)'

@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/berthd/berth/oci/apparmor"
 	"github.com/berthd/berth/oci/spec"
 	"github.com/berthd/berth/oci/spec/host"
 	"github.com/berthd/berth/sandbox/store"
@@ -192,6 +194,9 @@ func (m *Manager) containerSpec(ctx context.Context, c *container, r CreateReque
 	if in.TargetPIDNS, err = m.targetNamespace(c); err != nil {
 		return nil, err
 	}
+	if in.Host.AppArmor, err = m.appArmor(ctx, r.Config); err != nil {
+		return nil, err
+	}
 	made, notes, err := spec.Container(in)
 	if err != nil {
 		return nil, err
@@ -201,6 +206,27 @@ func (m *Manager) containerSpec(ctx context.Context, c *container, r CreateReque
 		m.logger(ctx).Info("Container does not get all that it asks for", "containerID", c.id, "field", note.Field, "rule", note.String())
 	}
 	return made, err
+}
+
+// appArmor is the state of AppArmor as it matters to a container. The default profile is loaded when a container first needs it: it may
+// have been unloaded since.
+func (m *Manager) appArmor(ctx context.Context, config *runtimeapi.ContainerConfig) (spec.AppArmor, error) {
+	if !m.cfg.Host.AppArmor.Enabled {
+		return m.cfg.Host.AppArmor, nil
+	}
+	state, err := host.ReadAppArmor()
+	if err != nil || !spec.DefaultAppArmor(config) {
+		return state, err
+	}
+	if !slices.Contains(state.Loaded, apparmor.Name) {
+		if err := apparmor.Load(ctx); err != nil {
+			state.Missing = err.Error()
+			return state, nil
+		}
+		m.logger(ctx).Info("Loaded the default AppArmor profile", "profile", apparmor.Name)
+	}
+	state.Default = apparmor.Name
+	return state, nil
 }
 
 // logPath is where the monitor writes the container's log. Its folder is the kubelet's to make.

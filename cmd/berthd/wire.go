@@ -13,6 +13,7 @@ import (
 	"github.com/berthd/berth/cri"
 	"github.com/berthd/berth/cri/streaming"
 	"github.com/berthd/berth/imageservice"
+	"github.com/berthd/berth/oci/apparmor"
 	"github.com/berthd/berth/oci/runtime"
 	"github.com/berthd/berth/oci/runtime/engine"
 	"github.com/berthd/berth/oci/spec/host"
@@ -29,7 +30,8 @@ type parts struct {
 	streams  *streaming.Server
 	closers  []func(context.Context) error
 	instance string
-	users    error // why pods cannot have user namespaces
+	appArmor string // the profile of containers that name none, or "disabled"
+	users    error  // why pods cannot have user namespaces
 }
 
 // openParts opens images, network and sandboxes, in the order in which they need each other. When one cannot be opened, those
@@ -75,6 +77,10 @@ func openParts(ctx context.Context, f flags, c config, instance string) (p *part
 	facts, err := host.Read()
 	if err != nil {
 		return p, fmt.Errorf("look at the host: %w", err)
+	}
+	p.appArmor = "disabled"
+	if facts.AppArmor.Enabled {
+		p.appArmor = apparmor.Name
 	}
 	if p.users = engine.ProbeUserNamespaces(filepath.Join(f.root, "images", "ingest"), f.state); p.users != nil {
 		klog.FromContext(ctx).Info("Pods cannot have user namespaces", "err", p.users)
@@ -122,6 +128,7 @@ func (p *parts) server(f flags, c config, logger klog.Logger) *cri.Server {
 			return map[string]string{
 				"root": f.root, "state": f.state, "socket": f.socket, "instance": p.instance, "network": engine + " " + name,
 				"cniConfDir": c.confDir, "streaming": p.streams.URL(), "registryConfigPath": c.hostsDir, "monitor": c.monitor, "verbosity": strconv.Itoa(c.verbosity),
+				"appArmor": p.appArmor,
 			}
 		},
 	})

@@ -172,9 +172,6 @@ var defaultDevices = []engine.Device{
 const defaultUmask = 0o22
 
 func compileProcess(s *specs.Spec, sp *specs.Process) (*engine.Process, error) {
-	if sp.ApparmorProfile != "" && sp.ApparmorProfile != "unconfined" {
-		return nil, &UnsupportedError{"process.apparmorProfile", sp.ApparmorProfile}
-	}
 	if sp.SelinuxLabel != "" {
 		return nil, &UnsupportedError{"process.selinuxLabel", sp.SelinuxLabel}
 	}
@@ -182,6 +179,9 @@ func compileProcess(s *specs.Spec, sp *specs.Process) (*engine.Process, error) {
 		Args: slices.Clone(sp.Args), Env: slices.Clone(sp.Env), Cwd: path.Clean("/" + sp.Cwd), NoNewPrivs: sp.NoNewPrivileges,
 		User:    engine.User{UID: sp.User.UID, GID: sp.User.GID, Groups: slices.Clone(sp.User.AdditionalGids), Umask: defaultUmask},
 		Console: engine.Console{Terminal: sp.Terminal},
+	}
+	if sp.ApparmorProfile != "unconfined" {
+		p.AppArmor = sp.ApparmorProfile
 	}
 	if sp.User.Umask != nil {
 		p.Umask = *sp.User.Umask

@@ -57,7 +57,6 @@ func TestCompileRefusesWhatTheEngineLacks(t *testing.T) {
 		name   string
 		change func(*specs.Spec)
 	}{
-		{"AppArmor", func(s *specs.Spec) { s.Process.ApparmorProfile = "p" }},
 		{"SELinux", func(s *specs.Spec) { s.Process.SelinuxLabel = "l" }},
 		{"user namespace without mappings", func(s *specs.Spec) { s.Linux.Namespaces = []specs.LinuxNamespace{{Type: specs.UserNamespace}} }},
 		{"mappings without a user namespace", func(s *specs.Spec) { s.Linux.UIDMappings = []specs.LinuxIDMapping{{Size: 1}} }},
@@ -95,6 +94,7 @@ func TestPlanSurvivesTheCodec(t *testing.T) {
 	s.Mounts = append(s.Mounts, specs.Mount{Destination: "/d", Type: "bind", Source: "/s", UIDMappings: ids[1:], GIDMappings: ids})
 	s.Process.User = specs.User{UID: 1, GID: 2, AdditionalGids: []uint32{3, 4}}
 	s.Process.Env = []string{"A=b", "C="}
+	s.Process.ApparmorProfile = "a profile"
 	score := -5
 	s.Process.OOMScoreAdj = &score
 	s.Process.Capabilities = &specs.LinuxCapabilities{Bounding: []string{"CAP_CHOWN", "CAP_CHECKPOINT_RESTORE"}}

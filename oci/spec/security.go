@@ -121,7 +121,15 @@ func appArmorProfile(s *runtimeapi.LinuxContainerSecurityContext) (profile, erro
 	return p, checkPrintable(p.field, p.name)
 }
 
-// appArmor sets the profile that the program is executed under. Privileged containers have none.
+// DefaultAppArmor tells whether the container is to have the host's default AppArmor profile, if there is one.
+func DefaultAppArmor(cfg *runtimeapi.ContainerConfig) bool {
+	s := cfg.GetLinux().GetSecurityContext()
+	p, err := appArmorProfile(s)
+	return err == nil && !s.GetPrivileged() && p.kind == runtimeapi.SecurityProfile_RuntimeDefault
+}
+
+// appArmor sets the profile that the program is executed under. Privileged containers have none. The default one is for hosts
+// that have AppArmor; a profile that is asked for by its name, and cannot be had, is an error (CVE-2023-2431).
 func (b *builder) appArmor() error {
 	p, err := appArmorProfile(b.security)
 	if err != nil || b.privileged || p.kind == runtimeapi.SecurityProfile_Unconfined {
@@ -133,16 +141,16 @@ func (b *builder) appArmor() error {
 		name = host.Default
 	}
 	switch {
-	case !host.Enabled && p.asked:
-		return invalid(p.field, p.kind.String(), "is not supported: AppArmor is not enabled on this host")
-	case !host.Enabled:
+	case !host.Enabled && p.kind == runtimeapi.SecurityProfile_RuntimeDefault:
 		return nil
+	case !host.Enabled:
+		return invalid(p.field, name, "is not supported: AppArmor is not enabled on this host")
 	case p.kind == runtimeapi.SecurityProfile_Localhost && !slices.Contains(host.Loaded, name):
 		return invalid(p.field, name, "is not a loaded AppArmor profile")
 	case name == "" && p.asked:
-		return invalid(p.field, p.kind.String(), "is not supported: no default AppArmor profile is loaded")
+		return invalid(p.field, p.kind.String(), "is not supported: %s", host.Missing)
 	case name == "":
-		b.note(p.field, p.kind.String(), "no default AppArmor profile is loaded: the container is not confined")
+		b.note(p.field, p.kind.String(), "the container is not confined: "+host.Missing)
 	}
 	b.spec.Process.ApparmorProfile = name
 	return nil

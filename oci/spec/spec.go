@@ -55,6 +55,7 @@ type Host struct {
 type AppArmor struct {
 	Enabled bool
 	Default string   // the profile for containers that name none; empty when none is loaded
+	Missing string   // why none is
 	Loaded  []string // profiles that a container may name
 }
 

@@ -241,7 +241,7 @@ func TestContainerRefuses(t *testing.T) {
 			s.ApparmorProfile = "localhost/x"
 		}},
 		{"the default AppArmor profile where none is", sc + "apparmor.localhost_ref", "no default", func(in *Input, s *runtimeapi.LinuxContainerSecurityContext) {
-			in.Host.AppArmor = AppArmor{Enabled: true}
+			in.Host.AppArmor = AppArmor{Enabled: true, Missing: "no default profile"}
 			s.Apparmor = &runtimeapi.SecurityProfile{}
 		}},
 		{"an empty AppArmor reference", sc + "apparmor.localhost_ref", "must not be empty", func(in *Input, s *runtimeapi.LinuxContainerSecurityContext) {
@@ -468,6 +468,7 @@ func TestAppArmorProfiles(t *testing.T) {
 		{name: "a loaded one", profile: localhost("x y"), host: AppArmor{Enabled: true, Loaded: []string{"x y"}}, want: "x y"},
 		{name: "a loaded one by its prefix", profile: localhost("localhost/x"), host: AppArmor{Enabled: true, Loaded: []string{"x"}}, want: "x"},
 		{name: "no default loaded", host: AppArmor{Enabled: true}, note: "not confined"},
+		{name: "default on a host without", profile: &runtimeapi.SecurityProfile{}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			in := testInput()

@@ -84,8 +84,20 @@ func (c *Client) need(ctx context.Context, version uint64, what string) error {
 	return nil
 }
 
+// confines returns ErrTooOld if the monitor would run the process without the AppArmor profile that it is to have.
+func (c *Client) confines(ctx context.Context, pr *engine.Process) error {
+	const since = 4
+	if pr.AppArmor == "" {
+		return nil
+	}
+	return c.need(ctx, since, "AppArmor profile "+pr.AppArmor)
+}
+
 // Start starts a container and returns its first process once it has executed. On an error no process is left.
 func (c *Client) Start(ctx context.Context, r StartRequest) (pid int, err error) {
+	if err := c.confines(ctx, &r.Plan.Process); err != nil {
+		return 0, err
+	}
 	if len(r.Command.Args) > 0 {
 		if err := c.need(ctx, 3, "start a container by another runtime"); err != nil {
 			return 0, err

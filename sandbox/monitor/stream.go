@@ -45,6 +45,9 @@ func (c *Client) Exec(ctx context.Context, r ExecRequest) (ExitStatus, error) {
 			return ExitStatus{}, err
 		}
 	}
+	if err := c.confines(ctx, r.Process); err != nil {
+		return ExitStatus{}, err
+	}
 	body := wire.Exec{ContainerID: r.ContainerID, Process: *r.Process, Started: r.Started != nil}
 	m := wire.Message{Verb: wire.VerbExec}
 	for _, f := range r.Cgroups {

@@ -20,6 +20,9 @@ func Exec(pr *Process, target Target, cgroups Cgroups, io Stdio) (Child, error) 
 	}
 	d.add(null)
 	p := &program{users: target.Users}
+	if err := p.confinement(pr, &d); err != nil {
+		return Child{}, err
+	}
 	p.early(pr)
 	p.settle(append(early, late...))
 	if target.Users != nil {

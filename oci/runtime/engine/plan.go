@@ -102,6 +102,8 @@ type Process struct {
 	// Seccomp is an array of struct sock_filter; empty means none.
 	Seccomp      []byte
 	SeccompFlags uint64
+	// AppArmor names the profile that the program is executed under; empty leaves the monitor's own.
+	AppArmor string
 }
 
 // Code writes or reads p.
@@ -191,5 +193,6 @@ func (p *Process) Code(c *codec.Codec) {
 		c.Bool(&p.OOMScoreSet)
 		c.ByteSlice(&p.Seccomp)
 		c.Uint64(&p.SeccompFlags)
+		c.String(&p.AppArmor)
 	})
 }

@@ -94,6 +94,7 @@ func (p *program) stdio(pr *Process, io Stdio, null int) {
 // runtime-spec config.md#process and runc: a filter that the process may not add by itself (no_new_privs unset) goes in
 // while the child still has its capabilities, and everything after it is what any filter must allow to let a program start.
 func (p *program) become(pr *Process, root arg) {
+	p.confine(pr)
 	p.at("change to directory", pr.Cwd)
 	p.scope(func() {
 		cwd := p.register()

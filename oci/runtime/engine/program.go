@@ -25,6 +25,9 @@ func (e *Error) Error() string {
 	if e.Path != "" {
 		s += " " + e.Path
 	}
+	if e.Step == StepProfile && e.Errno == unix.ENOENT {
+		return s + ": it is not loaded"
+	}
 	if e.Step == StepExec && e.Errno == unix.ENOENT {
 		return s + ": executable file not found"
 	}
@@ -65,6 +68,7 @@ type program struct {
 	users *UserNamespace // the process's, or nil when it is the host's
 	// help is what the parent does for the child that it has cloned, before it waits for it; nil is nothing.
 	help func(pid int) error
+	proc int // the folder of confinement
 }
 
 type step struct{ verb, object string }

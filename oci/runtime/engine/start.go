@@ -79,6 +79,9 @@ func Start(plan *Plan, cgroups Cgroups, io Stdio) (Child, error) {
 		d.add(pidns)
 	}
 	p := &program{users: plan.Users}
+	if err := p.confinement(&plan.Process, &d); err != nil {
+		return Child{}, err
+	}
 	flags, unified := p.begin(plan, cgroups.Unified, early)
 	if plan.NewCgroup {
 		p.at("unshare", "the cgroup namespace")

@@ -17,7 +17,8 @@ import (
 //	1  the first
 //	2  AnswerStarted: terminals of execs
 //	3  Command: other runtimes
-const Version = 3
+//	4  AppArmor profiles of containers and execs
+const Version = 4
 
 // Verb is what a message asks for.
 type Verb uint8

@@ -20,12 +20,6 @@ type Stats interface {
 	PodStats(sandboxID string) (sandbox.PodStats, error)
 }
 
-// Limits knows and changes what containers may use. Its errors are those of package sandbox.
-type Limits interface {
-	// Resources are the limits as they are; nil is none. They are shared.
-	Resources(containerID string) (*runtimeapi.LinuxContainerResources, error)
-}
-
 // Layers knows what containers have written.
 type Layers interface {
 	// LayerUsage answers from memory; one that has never been measured is waited for until ctx ends. False: it is not known.

@@ -36,6 +36,7 @@ type fakeSandboxes struct {
 	exec       sandbox.ExecResult
 	interfaces []netns.Interface
 	resources  *runtimeapi.LinuxContainerResources
+	updates    []*runtimeapi.LinuxContainerResources
 }
 
 func (f *fakeSandboxes) call(method, id string) error {
@@ -298,6 +299,16 @@ func (f *fakeSandboxes) ContainerDetails(id string) (sandbox.Details, error) {
 	d.Devices = []sandbox.DeviceIO{{DeviceIO: cgroup.DeviceIO{Major: 254, ReadBytes: 100, Writes: 7}, Name: "/dev/vda"}}
 	d.Hugepages = []sandbox.HugepageUsage{{Size: "2MB", Usage: 4}}
 	return d, nil
+}
+
+func (f *fakeSandboxes) UpdateContainer(_ context.Context, id string, r *runtimeapi.LinuxContainerResources) error {
+	f.updates = append(f.updates, r)
+	return f.call("UpdateContainer", id)
+}
+
+func (f *fakeSandboxes) UpdatePod(_ context.Context, id string, overhead, r *runtimeapi.LinuxContainerResources) error {
+	f.updates = append(f.updates, overhead, r)
+	return f.call("UpdatePod", id)
 }
 
 func (f *fakeSandboxes) Resources(id string) (*runtimeapi.LinuxContainerResources, error) {

@@ -101,7 +101,7 @@ func expected(method string, code codes.Code) bool {
 func changes(method string) bool {
 	switch method {
 	case "RunPodSandbox", "StopPodSandbox", "RemovePodSandbox", "CreateContainer", "StartContainer", "StopContainer",
-		"RemoveContainer", "PullImage", "RemoveImage", "UpdateRuntimeConfig":
+		"RemoveContainer", "UpdateContainerResources", "UpdatePodSandboxResources", "PullImage", "RemoveImage", "UpdateRuntimeConfig":
 		return true
 	}
 	return false

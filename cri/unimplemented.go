@@ -6,13 +6,10 @@ var unimplemented = map[string]string{
 	"Attach":      "berth does not attach yet: read the container's log file",
 	"PortForward": "berth does not forward ports yet: connect to the pod's address or to a host port",
 
-	"StreamContainerStats":     "berth does not stream lists yet: use ListContainerStats",
-	"StreamPodSandboxStats":    "berth does not stream lists yet: use ListPodSandboxStats",
-	"StreamPodSandboxMetrics":  "berth does not stream lists yet: use ListPodSandboxMetrics",
-	"GetContainerEvents":       "berth does not send events yet: list containers",
-	"UpdateContainerResources": "berth does not change the resources of a running container yet: create it anew",
-
-	"UpdatePodSandboxResources": "berth does not change the resources of a running pod yet",
+	"StreamContainerStats":    "berth does not stream lists yet: use ListContainerStats",
+	"StreamPodSandboxStats":   "berth does not stream lists yet: use ListPodSandboxStats",
+	"StreamPodSandboxMetrics": "berth does not stream lists yet: use ListPodSandboxMetrics",
+	"GetContainerEvents":      "berth does not send events yet: list containers",
 
 	"StreamPodSandboxes": "berth does not stream lists yet: use ListPodSandbox",
 	"StreamContainers":   "berth does not stream lists yet: use ListContainers",

@@ -31,7 +31,8 @@ type pod struct {
 	attachment *cni.Attachment
 	link       *link
 	message    string
-	lingering  bool // its creation failed and could not be undone: its name is free, StopPod and RemovePod try again
+	updated    *runtimeapi.PodSandboxConfig // config with the resources of an update; nil: never updated
+	lingering  bool                         // its creation failed and could not be undone: its name is free, StopPod and RemovePod try again
 }
 
 var closed = func() chan struct{} { c := make(chan struct{}); close(c); return c }()
@@ -64,6 +65,14 @@ func (m *Manager) updatePod(p *pod, change func(*store.Pod)) error {
 	p.rec = rec
 	m.mu.Unlock()
 	return err
+}
+
+// shown is the configuration as it is now. Preconditions: Manager.mu held.
+func (p *pod) shown() *runtimeapi.PodSandboxConfig {
+	if p.updated != nil {
+		return p.updated
+	}
+	return p.config
 }
 
 // record is a copy of the sandbox's record.

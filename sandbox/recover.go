@@ -101,6 +101,9 @@ func (m *Manager) load(folder *store.PodFolder) {
 		p.message = "its record cannot be read: " + err.Error()
 		p.lingering = true
 	}
+	if err := m.recallPodResources(p); err != nil {
+		logger.Error(err, "Could not read what a sandbox was updated to", "podSandboxID", p.id)
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.pods[p.id] = p
@@ -122,6 +125,9 @@ func (m *Manager) loadContainer(p *pod, folder *store.ContainerFolder) {
 		err = proto.Unmarshal(rec.Config, config)
 	}
 	c := newContainer(p, folder.ID, "", config)
+	if err == nil {
+		err = c.limits.recall(rec.Resources)
+	}
 	switch {
 	case err == nil:
 		c.name = containerName(p.id, config.GetMetadata())
@@ -256,7 +262,7 @@ func (m *Manager) adopt(ctx context.Context, c *container, state monitor.Contain
 		m.finish(ctx, c, e)
 		return err
 	case rec.State == store.Running && rec.PID == state.PID:
-		return nil
+		return m.settleUpdate(ctx, c)
 	}
 	return m.updateContainer(c, func(rec *store.Container) {
 		rec.State, rec.PID = store.Running, state.PID

@@ -1,9 +1,11 @@
 package sandbox
 
 import (
+	"fmt"
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -21,6 +23,28 @@ const resourcesAge = 10 * time.Second
 type limits struct {
 	asked   atomic.Pointer[runtimeapi.LinuxContainerResources] // by an update; nil: by the container's configuration
 	applied atomic.Pointer[applied]                            // nil: not read since they were changed
+	mu      sync.Mutex                                         // held while both change
+}
+
+// set takes limits that have just been applied.
+func (l *limits) set(asked *runtimeapi.LinuxContainerResources) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.asked.Store(asked)
+	l.applied.Store(nil)
+}
+
+// recall takes the limits out of a record; none is none.
+func (l *limits) recall(packed []byte) error {
+	if len(packed) == 0 {
+		return nil
+	}
+	asked := &runtimeapi.LinuxContainerResources{}
+	if err := proto.Unmarshal(packed, asked); err != nil {
+		return fmt.Errorf("decode resources: %w", err)
+	}
+	l.set(asked)
+	return nil
 }
 
 // applied are limits as the kernel keeps them.
@@ -64,9 +88,10 @@ func (m *Manager) Resources(containerID string) (*runtimeapi.LinuxContainerResou
 	if score, ok := oomScoreAdj(rec.PID); ok && asked.GetOomScoreAdj() != 0 {
 		real.OomScoreAdj = score
 	}
-	known := &applied{resources: real, at: time.Now()}
+	c.limits.mu.Lock()
+	defer c.limits.mu.Unlock()
 	if c.asked() == asked { // else an update came between, and the next call reads again
-		c.limits.applied.Store(known)
+		c.limits.applied.Store(&applied{resources: real, at: time.Now()})
 	}
 	return real, nil
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/berthd/berth/oci/runtime"
 	"github.com/berthd/berth/oci/runtime/engine"
+	"github.com/berthd/berth/oci/spec"
 	"github.com/berthd/berth/sandbox/cgroup"
 	"github.com/berthd/berth/sandbox/monitor"
 	"github.com/berthd/berth/sandbox/store"
@@ -26,26 +27,32 @@ func (m *Manager) StartContainer(ctx context.Context, containerID string) error 
 	if err != nil {
 		return err
 	}
+	err = m.carryThrough(ctx, c, startTimeout, func(ctx context.Context) error { return m.startContainer(ctx, c) })
+	if err != nil {
+		return fmt.Errorf("start container %s: %w", c.id, err)
+	}
+	return nil
+}
+
+// carryThrough does work that goes on when ctx ends, and returns then. It gives the container's turn back, which the caller holds.
+func (m *Manager) carryThrough(ctx context.Context, c *container, timeout time.Duration, work func(context.Context) error) error {
 	result := make(chan error, 1)
 	begun := m.background.start(func() {
 		defer c.turn.give()
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), startTimeout)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
 		defer cancel()
-		result <- protect(func() error { return m.startContainer(ctx, c) })
+		result <- protect(func() error { return work(ctx) })
 	})
 	if !begun {
 		c.turn.give()
 		return errClosing
 	}
 	select {
-	case err = <-result:
+	case err := <-result:
+		return err
 	case <-ctx.Done():
-		err = ctx.Err()
+		return ctx.Err()
 	}
-	if err != nil {
-		return fmt.Errorf("start container %s: %w", c.id, err)
-	}
-	return nil
 }
 
 // startContainer starts a container. Preconditions: its turn is held.
@@ -152,6 +159,11 @@ func (m *Manager) specOf(c *container) (*specs.Spec, error) {
 		var s specs.Spec
 		if err := m.store.Spec(c.pod.id, c.id, &s); err != nil {
 			return nil, err
+		}
+		if updated := c.limits.asked.Load(); updated != nil {
+			if err := spec.SetResources(&s, updated, m.cfg.Host); err != nil {
+				return nil, err
+			}
 		}
 		c.exec.spec = &s
 	}

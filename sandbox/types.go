@@ -105,7 +105,7 @@ type ExecResult struct {
 
 // describePod makes the copy that callers get. Preconditions: Manager.mu held.
 func describePod(p *pod) Pod {
-	out := Pod{ID: p.id, Config: p.config, Handler: p.rec.Handler, State: PodState(p.rec.State), CreatedAt: time.Unix(0, p.rec.CreatedAt),
+	out := Pod{ID: p.id, Config: p.shown(), Handler: p.rec.Handler, State: PodState(p.rec.State), CreatedAt: time.Unix(0, p.rec.CreatedAt),
 		IPs: p.rec.IPs, Attachment: p.attachment, NetNS: p.rec.NetNS, Message: p.message}
 	if p.link != nil {
 		out.MonitorPID = p.link.process.PID

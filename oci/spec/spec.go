@@ -184,12 +184,10 @@ func (b *builder) limits() error {
 	}
 	b.spec.Process.Rlimits = rlimits
 
-	score := int(b.in.Container.GetLinux().GetResources().GetOomScoreAdj())
-	if own := b.in.Host.OOMScoreAdj; score < own && !b.holds("CAP_SYS_RESOURCE") {
-		if b.in.Container.GetLinux().GetResources().GetOomScoreAdj() != 0 {
-			b.note(fieldResources+"oom_score_adj", itoa(score), "clamped to the daemon's own, "+itoa(own)+": it lacks CAP_SYS_RESOURCE")
-		}
-		score = own
+	asked := b.in.Container.GetLinux().GetResources()
+	score := oomScore(asked, b.in.Host)
+	if asked.GetOomScoreAdj() != 0 && score != int(asked.GetOomScoreAdj()) {
+		b.note(fieldResources+"oom_score_adj", i64toa(asked.GetOomScoreAdj()), "clamped to the daemon's own, "+itoa(score)+": it lacks CAP_SYS_RESOURCE")
 	}
 	b.spec.Process.OOMScoreAdj = &score
 	return nil

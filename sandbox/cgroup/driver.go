@@ -40,6 +40,7 @@ type hierarchy struct {
 	controllers []string
 	v2          bool
 	dir         *os.File
+	journal     *journal // nil but for Update
 }
 
 func (h *hierarchy) has(controller string) bool {

@@ -47,6 +47,11 @@ func (h *hierarchy) removeOne(rel string) error {
 
 // write puts value into a control file with one system call, which is what the kernel parses.
 func (h *hierarchy) write(rel, file, value string) error {
+	if h.journal != nil {
+		if err := h.journal.note(h, rel, file, value); err != nil {
+			return err
+		}
+	}
 	name := path.Join(rel, file)
 	var fd int
 	err := retryEINTR(func() (err error) {

@@ -12,20 +12,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Update sets the limits of res on the cgroup p; what res leaves unset keeps its value. Device rules are not updated.
-// An error can leave some limits new and some old.
-func (d *Driver) Update(p string, res *specs.LinuxResources) error {
-	if err := d.Check(p); err != nil {
-		return err
-	}
-	changed := *res
-	changed.Devices = nil
-	if err := d.limit(relative(p), &changed); err != nil {
-		return fmt.Errorf("update cgroup %s: %w", p, err)
-	}
-	return nil
-}
-
 // limit writes what res sets, and nothing else, into whichever hierarchy has the controller.
 func (d *Driver) limit(rel string, res *specs.LinuxResources) error {
 	if len(res.Unified) > 0 && !d.pure {
@@ -182,7 +168,7 @@ func (d *Driver) limitHugepages(rel string, limits []specs.LinuxHugepageLimit) e
 		if h.v2 {
 			file = "hugetlb." + l.Pagesize + ".max"
 		}
-		err = h.write(rel, file, strconv.FormatUint(l.Limit, 10))
+		err = usage(h.write(rel, file, strconv.FormatUint(l.Limit, 10)))
 		if errors.Is(err, unix.ENOENT) && l.Limit == 0 {
 			continue
 		}

@@ -95,7 +95,7 @@ func (h *hierarchy) memoryV2(rel string, m *specs.LinuxMemory) error {
 // usage says in words what EBUSY means for a memory limit.
 func usage(err error) error {
 	if errors.Is(err, unix.EBUSY) {
-		return fmt.Errorf("the limit is below what is in use: %w", err)
+		return fmt.Errorf("%w: %w", ErrInUse, err)
 	}
 	return err
 }

@@ -40,6 +40,13 @@ type Pod struct {
 	Monitor    Process         `json:"monitor"`
 	BootID     string          `json:"bootID"`
 	Runtime    *Runtime        `json:"runtime,omitempty"` // what its handler meant when it was made; absent: the native engine
+	Resources  *PodResources   `json:"resources,omitempty"`
+}
+
+// PodResources are what an update has changed of a sandbox's configuration: LinuxContainerResources of the CRI, as protobuf; absent: not changed.
+type PodResources struct {
+	Overhead  []byte `json:"overhead,omitempty"`
+	Resources []byte `json:"resources,omitempty"`
 }
 
 // Runtime is another OCI runtime, as it is executed.
@@ -62,7 +69,14 @@ type Container struct {
 	ImageID    string `json:"imageID"`
 	ImageRef   string `json:"imageRef"`
 	Place
+	Limits
 	End
+}
+
+// Limits are those of updates. Both are LinuxContainerResources of the CRI, as protobuf.
+type Limits struct {
+	Resources []byte `json:"resources,omitempty"` // in the place of Config's; absent: never updated
+	Changing  []byte `json:"changing,omitempty"`  // what an update is about to apply, or has applied in part
 }
 
 // Place is what a container has on the host, and how it is run there.

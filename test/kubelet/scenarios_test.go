@@ -194,11 +194,11 @@ containers:
 - name: mounter
   image: $IMAGE
   securityContext: {privileged: true}
-  command: [sh, -c, "while [ ! -e /v/up ]; do sleep 0.1; done; mkdir -p /v/m && mount -t tmpfs -o size=1m inner /v/m && echo seen > /v/m/file || exit 1; trap 'umount /v/m; exit 0' TERM; sleep 3600 & wait"]
+  command: [sh, -c, "mkdir -p /v/m && mount -t tmpfs -o size=1m inner /v/m && echo seen > /v/m/file || exit 1; trap 'umount /v/m; exit 0' TERM; sleep 3600 & wait"]
   volumeMounts: [{name: v, mountPath: /v, mountPropagation: Bidirectional}]
 - name: follower
   image: $IMAGE
-  command: [sh, -c, "touch /v/up; $WAIT"]
+  command: [sh, -c, "$WAIT"]
   volumeMounts: [{name: v, mountPath: /v, mountPropagation: HostToContainer}]
 volumes: [{name: v, emptyDir: {}}]
 `, func(w *watch) {

@@ -44,28 +44,68 @@ func openSource(m *Mount, u *UserNamespace) (fd int, directory bool, err error) 
 
 // setAttributes sets flags and propagation on a detached mount (mount_setattr(2)).
 func setAttributes(fd int, m *Mount) error {
+	for _, a := range m.attributes() {
+		if err := unix.MountSetattr(fd, "", a.flags, &a.attr); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// setting is what one mount_setattr(2) does.
+type setting struct {
+	flags uint
+	attr  unix.MountAttr
+}
+
+// attributes are the settings that make a bind mount out of a clone of its source.
+func (m *Mount) attributes() []setting {
 	clear := m.Clear
 	if m.Set&unix.MOUNT_ATTR__ATIME != 0 {
 		clear |= unix.MOUNT_ATTR__ATIME
 	}
-	recursive := uint(0)
+	flags := uint(unix.AT_EMPTY_PATH)
 	if m.Recursive {
-		recursive = unix.AT_RECURSIVE
+		flags |= unix.AT_RECURSIVE
 	}
 	propagation := m.Propagation
 	if propagation == 0 {
 		propagation = unix.MS_SLAVE // else the clone is its source's peer, and what is mounted below shows on the host
 	}
-	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH|recursive, &unix.MountAttr{Propagation: propagation}); err != nil {
-		return err
-	}
-	if m.Set|clear == 0 {
-		return nil
-	}
+	all := []setting{{flags, unix.MountAttr{Propagation: propagation}}}
 	if !m.RecursiveAttributes {
-		recursive = 0
+		flags = unix.AT_EMPTY_PATH
 	}
-	return unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH|recursive, &unix.MountAttr{Attr_set: m.Set, Attr_clr: clear})
+	if m.Set|clear != 0 {
+		all = append(all, setting{flags, unix.MountAttr{Attr_set: m.Set, Attr_clr: clear}})
+	}
+	return all
+}
+
+// follows tells whether a mount must show what is mounted below its source from the container's start on. A detached clone of
+// the source hears of nothing until it is attached, so such a one is bound by the child.
+func (m *Mount) follows(u *UserNamespace) bool {
+	var st unix.Stat_t
+	return m.Recursive && m.Propagation&(unix.MS_SLAVE|unix.MS_SHARED) != 0 && u == nil && len(m.UIDs)+len(m.GIDs) == 0 &&
+		unix.Stat(m.Source, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR
+}
+
+// bind mounts a folder of the host on the target in root. The child's copy of the host's mounts hears of every mount, and
+// mount(2) lets none pass between cloning and attaching.
+func (p *program) bind(root arg, m *Mount) {
+	p.at("bind "+quote(m.Source)+" at", quote(m.Target))
+	p.scope(func() {
+		target := p.register()
+		p.ensure(root, m.Target, makeDirectory, inRoot, target)
+		p.sys(unix.SYS_FCHDIR, target.arg())
+		p.close(target)
+		p.sys(unix.SYS_MOUNT, p.text(m.Source), p.text("."), num(0), num(unix.MS_BIND|unix.MS_REC), num(0))
+		p.open(root, m.Target, unix.O_PATH).to(target) // what it was before is below the mount now
+		for _, a := range m.attributes() {
+			p.setattr(target.arg(), a.flags, &a.attr)
+		}
+		p.close(target)
+	})
 }
 
 // attach mounts the detached mount fd on the target in root.

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -136,8 +137,7 @@ func (p *program) begin(plan *Plan, unified int, tasks []int) (flags uint64, cgr
 
 // tree attaches the root and all mounts, and fills /dev.
 func (p *program) tree(plan *Plan, cgroups Cgroups, root int, d *descriptors) error {
-	p.at("make", "the host's mounts slaves")
-	p.sys(unix.SYS_MOUNT, num(0), p.text("/"), num(0), num(unix.MS_REC|unix.MS_SLAVE), num(0))
+	p.detach(plan)
 	p.at("attach", "the root file system")
 	p.sys(unix.SYS_MOVE_MOUNT, num(root), p.text(""), atFDCWD, p.text("/"), num(unix.MOVE_MOUNT_F_EMPTY_PATH))
 	rootArg := num(root)
@@ -156,6 +156,10 @@ func (p *program) tree(plan *Plan, cgroups Cgroups, root int, d *descriptors) er
 		}
 		switch m.Type {
 		case "bind":
+			if m.follows(plan.Users) {
+				p.bind(rootArg, m)
+				continue
+			}
 			fd, directory, err := openSource(m, plan.Users)
 			if err != nil {
 				return err
@@ -199,6 +203,24 @@ func (p *program) tree(plan *Plan, cgroups Cgroups, root int, d *descriptors) er
 		})
 	}
 	return nil
+}
+
+// detach keeps what the child mounts from showing on the host. A volume that is shared with the host must be a peer of the
+// host's until it is bound, so then only those mounts of the host upon which the child mounts become slaves, and the others in pivot.
+func (p *program) detach(plan *Plan) {
+	p.at("make", "the host's mounts slaves")
+	if !plan.shares() {
+		p.sys(unix.SYS_MOUNT, num(0), p.text("/"), num(0), num(unix.MS_REC|unix.MS_SLAVE), num(0))
+		return
+	}
+	for _, path := range []string{"/", "/proc"} {
+		p.sys(unix.SYS_MOUNT, num(0), p.text(path), num(0), num(unix.MS_SLAVE), num(0))
+	}
+}
+
+// shares tells whether what the container mounts in a volume shows on the host.
+func (p *Plan) shares() bool {
+	return slices.ContainsFunc(p.Mounts, func(m Mount) bool { return m.Type == "bind" && m.Propagation == unix.MS_SHARED })
 }
 
 // fresh mounts a new file system.
@@ -318,9 +340,19 @@ func (p *program) pivot(plan *Plan, root int) {
 		p.setattr(num(root), unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
 	}
 	p.at("change to", "the root file system")
-	p.sys(unix.SYS_FCHDIR, num(root))
 	dot := p.text(".")
-	p.sys(unix.SYS_PIVOT_ROOT, dot, dot)
+	p.scope(func() {
+		old := p.register()
+		if plan.shares() {
+			p.sys(unix.SYS_OPENAT, atFDCWD, p.text("/"), num(unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC)).to(old)
+		}
+		p.sys(unix.SYS_FCHDIR, num(root))
+		p.sys(unix.SYS_PIVOT_ROOT, dot, dot)
+		if plan.shares() { // else the host's mounts would go with the child's
+			p.sys(unix.SYS_FCHDIR, old.arg())
+			p.sys(unix.SYS_MOUNT, num(0), dot, num(0), num(unix.MS_REC|unix.MS_SLAVE), num(0))
+		}
+	})
 	p.sys(unix.SYS_UMOUNT2, dot, num(unix.MNT_DETACH))
 	p.sys(unix.SYS_CHDIR, p.text("/"))
 	if plan.RootPropagation != 0 {

@@ -76,9 +76,14 @@ func life(ctx context.Context, m *Manager) error {
 	return m.RemovePod(ctx, p)
 }
 
+// handlers are the worlds that a life is tried in.
+var handlers = map[string]func(t testing.TB) *world{
+	"native":   newWorld,
+	"external": func(t testing.TB) *world { return newWorld(t).external() },
+}
+
 // steps counts the effects of one life.
-func steps(t *testing.T) []string {
-	w := newWorld(t)
+func steps(t *testing.T, w *world) []string {
 	c := &crash{end: w.end}
 	m := w.open(c.effect)
 	if err := life(t.Context(), m); err != nil {
@@ -91,7 +96,13 @@ func steps(t *testing.T) []string {
 }
 
 func TestKillAtEveryStep(t *testing.T) {
-	all := steps(t)
+	for name, newWorld := range handlers {
+		t.Run(name, func(t *testing.T) { killAtEveryStep(t, newWorld) })
+	}
+}
+
+func killAtEveryStep(t *testing.T, newWorld func(t testing.TB) *world) {
+	all := steps(t, newWorld(t))
 	t.Logf("%d steps: %s", len(all), strings.Join(all, ", "))
 	for n := 1; n <= len(all); n++ {
 		t.Run(fmt.Sprintf("%02d %s", n, all[n-1]), func(t *testing.T) {
@@ -241,7 +252,13 @@ func retry(t *testing.T, w *world, m *Manager) {
 }
 
 func TestErrorAtEveryStep(t *testing.T) {
-	all := steps(t)
+	for name, newWorld := range handlers {
+		t.Run(name, func(t *testing.T) { errorAtEveryStep(t, newWorld) })
+	}
+}
+
+func errorAtEveryStep(t *testing.T, newWorld func(t testing.TB) *world) {
+	all := steps(t, newWorld(t))
 	for n := 1; n <= len(all); n++ {
 		t.Run(fmt.Sprintf("%02d %s", n, all[n-1]), func(t *testing.T) {
 			t.Parallel()

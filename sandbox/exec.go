@@ -7,8 +7,9 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/berthd/berth/oci/runtime"
-	"github.com/berthd/berth/oci/runtime/engine"
+	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/berthd/berth/oci/runtime/external"
 	"github.com/berthd/berth/oci/spec"
 	"github.com/berthd/berth/sandbox/cgroup"
 	"github.com/berthd/berth/sandbox/monitor"
@@ -88,51 +89,80 @@ func (m *Manager) execStreams(ctx context.Context, c *container, cmd []string, s
 	if err != nil {
 		return 0, err
 	}
-	group, err := m.cfg.Cgroups.Child(rec.Cgroup, "exec-"+newID()[:16])
-	if err != nil {
-		return 0, err
-	}
-	defer func() { err = errors.Join(err, group.Close(), m.sweepExecs(c, group.Path)) }()
-
 	call, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	t := &transfer{client: s, failed: cancel}
 	defer t.close()
-	request := monitor.ExecRequest{ContainerID: c.id, Process: process, Cgroups: group.Dirs, CgroupKill: group.Kill, Started: t.started}
-	if err := t.prepare(call, &request); err != nil {
+	request := monitor.ExecRequest{ContainerID: c.id, Started: t.started}
+	if err := t.prepare(call, process, &request); err != nil {
 		return 0, err
 	}
+	by := m.handlerOf(c.pod)
+	x, err := by.exec(c, process, &request)
+	if err != nil {
+		return 0, by.execFault(c, nil, err)
+	}
+	defer func() { err = errors.Join(err, m.closeExec(c, x)) }()
 	status, err := client.Exec(call, request)
 	if err != nil {
 		if call.Err() != nil {
 			err = context.Cause(call)
+		} else {
+			err = by.execFault(c, x, err)
 		}
-		return 0, errors.Join(startFault(err), m.endExec(ctx, group))
+		return 0, errors.Join(startFault(err), m.endExec(ctx, x))
 	}
 	return status.ExitCode, t.deliver(call)
 }
 
-// execProcess is the command as the engine needs it.
-func (m *Manager) execProcess(c *container, command spec.Exec) (*engine.Process, error) {
+// execProcess is the command as the container would run it.
+func (m *Manager) execProcess(c *container, command spec.Exec) (*specs.Process, error) {
 	made, err := m.specOf(c)
 	if err != nil {
 		return nil, err
 	}
-	process, err := spec.ExecProcess(made, command)
-	if err != nil {
-		return nil, err
-	}
-	return runtime.CompileExec(made, process)
+	return spec.ExecProcess(made, command)
 }
 
-// endExec kills all that an exec started.
-func (m *Manager) endExec(ctx context.Context, group *cgroup.Group) error {
+// execution is what one exec has on the host.
+type execution struct {
+	group *cgroup.Group // of its processes
+	// Of an exec by another runtime: the cgroup of its program, and the folder with its files.
+	program *cgroup.Group
+	folder  string
+}
+
+// endExec kills all that an exec started: another runtime's program first, which puts processes into the cgroup of the exec.
+func (m *Manager) endExec(ctx context.Context, x *execution) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), execEnd)
 	defer cancel()
-	if err := m.cfg.Cgroups.Kill(group.Path); err != nil {
-		return err
+	for _, group := range []*cgroup.Group{x.program, x.group} {
+		if group == nil {
+			continue
+		}
+		if err := m.cfg.Cgroups.Kill(group.Path); err != nil {
+			return err
+		}
+		if err := m.cfg.Cgroups.Wait(ctx, group.Path); err != nil {
+			return err
+		}
 	}
-	return m.cfg.Cgroups.Wait(ctx, group.Path)
+	return nil
+}
+
+// closeExec takes away what an exec had on the host, but for a cgroup in which something runs on.
+func (m *Manager) closeExec(c *container, x *execution) error {
+	var errs []error
+	if x.group != nil {
+		errs = append(errs, x.group.Close(), m.sweepExecs(c, x.group.Path))
+	}
+	if x.program != nil {
+		errs = append(errs, x.program.Close(), m.cfg.Cgroups.RemoveEmpty(x.program.Path))
+	}
+	if x.folder != "" {
+		errs = append(errs, external.Remove(x.folder))
+	}
+	return errors.Join(errs...)
 }
 
 // sweepExecs removes the cgroup of an exec, and those of earlier ones that still had processes then.

@@ -17,12 +17,14 @@ import (
 	"testing"
 	"time"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berthd/berth/cni"
 	"github.com/berthd/berth/oci/runtime"
 	"github.com/berthd/berth/oci/runtime/engine"
+	"github.com/berthd/berth/oci/runtime/external"
 	"github.com/berthd/berth/oci/spec"
 	"github.com/berthd/berth/sandbox/cgroup"
 	"github.com/berthd/berth/sandbox/monitor"
@@ -72,6 +74,70 @@ func newWorld(t testing.TB) *world {
 	}
 	t.Cleanup(w.close)
 	return w
+}
+
+// fakeRuntime has runc's command line, and makes nothing but its own state: a fakeMonitor makes the processes.
+const fakeRuntime = `#!/bin/sh
+for last; do :; done
+while [ $# -gt 0 ]; do
+	case $1 in
+	--root) root=$2; shift 2 ;;
+	--log | --log-format) shift 2 ;;
+	*) break ;;
+	esac
+done
+case $1 in
+create) mkdir "$root/$last" ;;
+start) test -d "$root/$last" ;;
+delete) rm -r "$root/$last" ;;
+esac
+`
+
+// external gives all sandboxes another runtime by default.
+func (w *world) external() *world {
+	w.t.Helper()
+	program := &external.Program{Path: filepath.Join(w.logs, "runtime"), Root: filepath.Join(w.cfg.State, "runtimes", "fake")}
+	if err := os.WriteFile(program.Path, []byte(fakeRuntime), 0o755); err != nil {
+		w.t.Fatal(err)
+	}
+	w.cfg.Handlers = map[string]*external.Program{"": program}
+	return w
+}
+
+// execute does what a monitor does with a command: its program runs, in its cgroup, and then the process is there.
+func execute(command monitor.Command, group *os.File) error {
+	for _, args := range [][]string{command.Args, command.Then} {
+		if len(args) == 0 {
+			continue
+		}
+		cmd := exec.Command(args[0], args[1:]...)
+		cmd.Dir = command.Folder
+		if group != nil {
+			cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(group.Fd())}
+		}
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("%q: %w: %s", args, err, out)
+		}
+	}
+	return nil
+}
+
+// argumentsOf are those of a container or an exec, from the files that another runtime reads them from.
+func argumentsOf(command monitor.Command) ([]string, error) {
+	if text, err := os.ReadFile(filepath.Join(command.Folder, "process.json")); err == nil {
+		var p specs.Process
+		err := json.Unmarshal(text, &p)
+		return p.Args, err
+	}
+	text, err := os.ReadFile(filepath.Join(command.Folder, "config.json"))
+	if err != nil {
+		return nil, err
+	}
+	var s specs.Spec
+	if err := json.Unmarshal(text, &s); err != nil {
+		return nil, err
+	}
+	return s.Process.Args, nil
 }
 
 func (w *world) close() {
@@ -165,7 +231,8 @@ func (w *world) left() []string {
 			left = append(left, kind+" "+name)
 		}
 	}
-	for kind, folder := range map[string]string{"record": w.cfg.Root + "/pods", "state": w.cfg.State + "/pods", "pin": w.cfg.NetNSFolder} {
+	for kind, folder := range map[string]string{"record": w.cfg.Root + "/pods", "state": w.cfg.State + "/pods", "pin": w.cfg.NetNSFolder,
+		"runtime state": w.cfg.State + "/runtimes/fake"} {
 		entries, _ := os.ReadDir(folder)
 		for _, e := range entries {
 			add(kind, e.Name())
@@ -442,12 +509,21 @@ func (c *fakeClient) Start(ctx context.Context, r monitor.StartRequest) (int, er
 	if err != nil {
 		return 0, err
 	}
+	args := r.Plan.Process.Args
+	if len(r.Command.Args) > 0 {
+		if args, err = argumentsOf(r.Command); err == nil {
+			err = execute(r.Command, r.RuntimeGroup)
+		}
+		if err != nil {
+			return 0, err
+		}
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.startErr != nil {
 		return 0, f.startErr
 	}
-	cmd := exec.Command("sh", "-c", joinScript(r.Cgroups, "echo; exec 1>&-; "+strings.Join(r.Plan.Process.Args, " ")))
+	cmd := exec.Command("sh", "-c", joinScript(r.Cgroups, "echo; exec 1>&-; "+strings.Join(args, " ")))
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		return 0, err
@@ -522,10 +598,20 @@ func (c *fakeClient) Exec(ctx context.Context, r monitor.ExecRequest) (monitor.E
 	if _, err := c.reach(ctx); err != nil {
 		return monitor.ExitStatus{}, err
 	}
-	if r.Process.Args[0] == "missing" {
+	args := r.Process.Args
+	if len(r.Command.Args) > 0 {
+		var err error
+		if args, err = argumentsOf(r.Command); err == nil {
+			err = execute(r.Command, r.RuntimeGroup)
+		}
+		if err != nil {
+			return monitor.ExitStatus{}, err
+		}
+	}
+	if args[0] == "missing" {
 		return monitor.ExitStatus{}, &engine.Error{Step: engine.StepExec, Path: "missing", Errno: unix.ENOENT}
 	}
-	cmd := exec.Command("sh", "-c", joinScript(r.Cgroups, strings.Join(r.Process.Args, " ")))
+	cmd := exec.Command("sh", "-c", joinScript(r.Cgroups, strings.Join(args, " ")))
 	if r.Stdin != nil {
 		cmd.Stdin = r.Stdin
 	}

@@ -23,6 +23,10 @@ type handler interface {
 	start(ctx context.Context, c *container, made *specs.Spec, r *monitor.StartRequest) error
 	// started takes the monitor's answer to that request.
 	started(ctx context.Context, c *container, r *monitor.StartRequest, answer error) error
+	// exec completes the request for process in c, which runs, by what is on the host for it until endExec.
+	exec(c *container, process *specs.Process, r *monitor.ExecRequest) (*execution, error)
+	// execFault makes an exec's error say what it is about; x may be nil.
+	execFault(c *container, x *execution, err error) error
 	// end takes away what start made, once no process of c is left. It is idempotent, and costs nothing when it has been done.
 	end(ctx context.Context, c *container) error
 }
@@ -58,6 +62,24 @@ func (h nativeHandler) start(_ context.Context, c *container, made *specs.Spec, 
 func (nativeHandler) started(_ context.Context, _ *container, _ *monitor.StartRequest, answer error) error {
 	return answer
 }
+
+func (h nativeHandler) exec(c *container, process *specs.Process, r *monitor.ExecRequest) (*execution, error) {
+	made, err := h.m.specOf(c)
+	if err != nil {
+		return nil, err
+	}
+	if r.Process, err = runtime.CompileExec(made, process); err != nil {
+		return nil, err
+	}
+	group, err := h.m.cfg.Cgroups.Child(h.m.containerRecord(c).Cgroup, "exec-"+newID()[:16])
+	if err != nil {
+		return nil, err
+	}
+	r.Cgroups, r.CgroupKill = group.Dirs, group.Kill
+	return &execution{group: group}, nil
+}
+
+func (nativeHandler) execFault(_ *container, _ *execution, err error) error { return err }
 
 func (nativeHandler) end(context.Context, *container) error { return nil }
 
@@ -140,15 +162,59 @@ func (h *externalHandler) started(ctx context.Context, c *container, r *monitor.
 		answer = errors.Join(answer, r.RuntimeGroup.Close())
 	}
 	if answer != nil { // undone as a whole by end
-		return h.explain(answer, h.m.bundle(c))
+		return explain(answer, h.m.bundle(c))
 	}
 	return h.m.cfg.Cgroups.Remove(ctx, h.m.cfg.Cgroups.RuntimePath(c.id))
 }
 
 // explain adds to an error what the runtime itself has said about it.
-func (h *externalHandler) explain(err error, folder string) error {
+func explain(err error, folder string) error {
 	if reason := external.Reason(folder); reason != "" {
 		return fmt.Errorf("%w: %s", err, reason)
+	}
+	return err
+}
+
+func (h *externalHandler) exec(c *container, process *specs.Process, r *monitor.ExecRequest) (_ *execution, err error) {
+	m := h.m
+	name := "exec-" + newID()[:16]
+	x := &execution{folder: external.ExecFolder(m.bundle(c), name)}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, m.closeExec(c, x))
+		}
+	}()
+	if x.group, err = m.cfg.Cgroups.Branch(m.containerRecord(c).Cgroup, name); err != nil {
+		return nil, err
+	}
+	if x.program, err = m.cfg.Cgroups.Runtime(name); err != nil {
+		return nil, err
+	}
+	if err := external.WriteExec(x.folder, process); err != nil {
+		return nil, err
+	}
+	r.Process, r.CgroupKill = outlineProcess(process), x.group.Kill
+	if len(x.program.Dirs) > 0 {
+		r.RuntimeGroup = x.program.Dirs[0]
+	}
+	console := ""
+	if process.Terminal {
+		console = external.ConsoleName
+	}
+	r.Command = monitor.Command{Args: h.program.Exec(x.folder, c.id, name, console), Folder: x.folder, PIDFile: external.PIDFile(x.folder),
+		Console: filepath.Join(x.folder, external.ConsoleName)}
+	return x, nil
+}
+
+// execFault adds what the runtime has said, and that the container has ended if it has: a runtime's words for that are its own.
+func (h *externalHandler) execFault(c *container, x *execution, err error) error {
+	if x != nil {
+		err = explain(err, x.folder)
+	}
+	link := h.m.linkOf(c.pod)
+	_, parent, gone := processStat(h.m.containerRecord(c).PID)
+	if link == nil || gone != nil || parent != link.process.PID {
+		return fmt.Errorf("it has exited: %w: %w", ErrState, err)
 	}
 	return err
 }

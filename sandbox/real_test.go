@@ -16,6 +16,7 @@ import (
 
 	"github.com/berthd/berth/cni"
 	"github.com/berthd/berth/oci/runtime"
+	"github.com/berthd/berth/oci/runtime/external"
 	"github.com/berthd/berth/oci/spec/host"
 	"github.com/berthd/berth/sandbox/cgroup"
 	"github.com/berthd/berth/sandbox/monitor"
@@ -73,7 +74,7 @@ func realManager(t testing.TB) (*Manager, Config) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"sh", "sleep", "true", "cat", "hostname", "ip"} {
+	for _, name := range []string{"sh", "sleep", "true", "cat", "hostname", "ip", "stty", "setsid", "seq"} {
 		os.WriteFile(filepath.Join(lower, "bin", name), text, 0o755)
 	}
 	instance := fmt.Sprintf("%06x", os.Getpid()&0xffffff)
@@ -100,7 +101,10 @@ func realManager(t testing.TB) (*Manager, Config) {
 	}
 	cfg := Config{Root: filepath.Join(dir, "root"), State: filepath.Join(dir, "state"), Instance: instance, Network: network,
 		RootFS: &folderRootFS{lower: lower, upper: filepath.Join(dir, "upper")}, Spawner: spawner, Cgroups: cgroups, Host: facts,
-		NetNSFolder: filepath.Join(dir, "netns")}
+		NetNSFolder: filepath.Join(dir, "netns"), Handlers: map[string]*external.Program{"": nil}}
+	if runc, err := exec.LookPath("runc"); err == nil {
+		cfg.Handlers["runc"] = &external.Program{Path: runc, Root: filepath.Join(cfg.State, "runtimes", "runc")}
+	}
 	m, err := Open(context.Background(), cfg)
 	if err != nil {
 		t.Fatal(err)

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/berthd/berth/sandbox/monitor"
@@ -115,11 +116,12 @@ type transfer struct {
 }
 
 // prepare connects the client's streams to what the process gets.
-func (t *transfer) prepare(ctx context.Context, r *monitor.ExecRequest) error {
+func (t *transfer) prepare(ctx context.Context, process *specs.Process, r *monitor.ExecRequest) error {
 	t.ended = make(chan struct{})
 	if t.client.Terminal {
-		size := t.size(ctx)
-		r.Process.Columns, r.Process.Lines = uint32(size.Columns), uint32(size.Lines)
+		if size := t.size(ctx); size != (TerminalSize{}) {
+			process.ConsoleSize = &specs.Box{Height: uint(size.Lines), Width: uint(size.Columns)}
+		}
 		return nil // its streams come with its start
 	}
 	for _, out := range []struct {

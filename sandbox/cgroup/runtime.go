@@ -49,15 +49,19 @@ func (d *Driver) Runtimes() ([]string, error) {
 }
 
 // Branch makes a cgroup below the leaf p in every hierarchy, without limits of its own, for the processes of one exec: an OCI runtime that is a
-// program of its own can be told one name for all of them. It goes with RemoveChild, or with the leaf. The Group has no directories.
+// program of its own can be told one name for all of them. It goes with RemoveChild, or with the leaf. The Group has no directories, but Kill.
 func (d *Driver) Branch(p, name string) (*Group, error) {
 	group := &Group{Path: path.Join(p, name)}
 	rel := relative(group.Path)
+	var err error
 	for _, h := range d.hierarchies {
-		if err := h.makeOne(rel, nil); err != nil {
-			_, undoErr := d.RemoveChild(group.Path)
-			return nil, errors.Join(fmt.Errorf("create cgroup %s: %w", group.Path, err), undoErr)
-		}
+		err = errors.Join(err, h.makeOne(rel, nil))
+	}
+	if err == nil {
+		group.Kill, err = d.openKill(rel)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("create cgroup %s: %w", group.Path, err), d.RemoveEmpty(group.Path))
 	}
 	return group, nil
 }

@@ -18,6 +18,9 @@ type ExecRequest struct {
 	Cgroups               []*os.File
 	CgroupKill            *os.File // cgroup.kill of the exec's own cgroup, or nil
 	Stdin, Stdout, Stderr *os.File
+	// Command has another runtime run the process; RuntimeGroup is the cgroup that its program runs in, or nil.
+	Command      Command
+	RuntimeGroup *os.File
 	// Started, if set, is told when the process has executed, with its terminal's master, which becomes the callee's, or nil.
 	// A monitor of protocol 1 does not tell.
 	Started func(master *os.File)
@@ -48,7 +51,12 @@ func (c *Client) Exec(ctx context.Context, r ExecRequest) (ExitStatus, error) {
 	if err := c.confines(ctx, r.Process); err != nil {
 		return ExitStatus{}, err
 	}
-	body := wire.Exec{ContainerID: r.ContainerID, Process: *r.Process, Started: r.Started != nil}
+	if len(r.Command.Args) > 0 {
+		if err := c.need(ctx, 3, "exec by another runtime"); err != nil {
+			return ExitStatus{}, err
+		}
+	}
+	body := wire.Exec{ContainerID: r.ContainerID, Process: *r.Process, Started: r.Started != nil, Command: r.Command}
 	m := wire.Message{Verb: wire.VerbExec}
 	for _, f := range r.Cgroups {
 		body.Cgroups = append(body.Cgroups, f.Name())
@@ -57,7 +65,8 @@ func (c *Client) Exec(ctx context.Context, r ExecRequest) (ExitStatus, error) {
 	for _, s := range []struct {
 		file   *os.File
 		letter string
-	}{{r.CgroupKill, string(wire.ExecKill)}, {r.Stdin, string(wire.ExecStdin)}, {r.Stdout, string(wire.ExecStdout)}, {r.Stderr, string(wire.ExecStderr)}} {
+	}{{r.CgroupKill, string(wire.ExecKill)}, {r.Stdin, string(wire.ExecStdin)}, {r.Stdout, string(wire.ExecStdout)}, {r.Stderr, string(wire.ExecStderr)},
+		{r.RuntimeGroup, string(wire.ExecGroup)}} {
 		if s.file != nil {
 			body.Present += s.letter
 			m.Descriptors = append(m.Descriptors, int(s.file.Fd()))

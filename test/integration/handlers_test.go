@@ -71,6 +71,13 @@ func TestHandlers(t *testing.T) {
 		if got := c.Sh("cat /proc/1/comm"); got != "sh" {
 			t.Errorf("handler %q: first process is %q", handler, got)
 		}
+		// runc is told one cgroup for the exec in all hierarchies; the engine needs one in the unified hierarchy alone.
+		if _, memory, v1 := strings.Cut(c.Sh("cat /proc/self/cgroup"), ":memory:"); v1 {
+			memory, _, _ = strings.Cut(memory, "\n")
+			if strings.Contains(memory, "/exec-") != external {
+				t.Errorf("handler %q: an exec is in %s", handler, memory)
+			}
+		}
 		list, err := d.Runtime.ListPodSandbox(d.Context(), &runtimeapi.ListPodSandboxRequest{Filter: &runtimeapi.PodSandboxFilter{Id: pod.ID}})
 		if err != nil || len(list.Items) != 1 || list.Items[0].RuntimeHandler != handler {
 			t.Errorf("handler %q: listed as %v, %v", handler, list.GetItems(), err)

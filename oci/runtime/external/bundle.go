@@ -140,8 +140,8 @@ func Remove(folder string) error {
 
 const execPrefix = "exec-"
 
-// ExecFolder is the folder of an exec with this ID, in its container's.
-func ExecFolder(folder, execID string) string { return filepath.Join(folder, execPrefix+execID) }
+// ExecFolder is the folder of an exec, in its container's. Its name begins with exec-.
+func ExecFolder(folder, name string) string { return filepath.Join(folder, name) }
 
 // Reason is the last error that a runtime has written into the log of a bundle's folder, or of an exec's; empty when there is none.
 func Reason(folder string) string {

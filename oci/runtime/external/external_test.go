@@ -184,7 +184,7 @@ func TestBundle(t *testing.T) {
 	if st, err := os.Stat(b.Folder); err != nil || st.Mode().Perm() != 0o700 {
 		t.Errorf("the bundle's folder: %v, %v", st.Mode(), err)
 	}
-	if err := WriteExec(ExecFolder(b.Folder, "1"), &specs.Process{Args: []string{"true"}}); err != nil {
+	if err := WriteExec(ExecFolder(b.Folder, "exec-1"), &specs.Process{Args: []string{"true"}}); err != nil {
 		t.Fatal(err)
 	}
 	for range 2 {

@@ -46,8 +46,12 @@ func TestExecNeedsThePIDNamespace(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.close()
-	process := &engine.Process{Args: []string{"/no/such"}, Cwd: "/"}
-	if _, _, err := a.execBirth(c, process, engine.Cgroups{Unified: -1}, engine.Stdio{In: -1, Out: -1, Err: -1}); kind(err) != wire.FailedOther {
+	r := &wire.Exec{Process: engine.Process{Args: []string{"/no/such"}, Cwd: "/"}}
+	files, err := execDescriptors(r, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := a.execBirth(c, r, files); kind(err) != wire.FailedOther {
 		t.Errorf("execBirth = %v, want a refusal", err)
 	}
 }

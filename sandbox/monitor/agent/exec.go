@@ -18,17 +18,18 @@ func (a *Agent) exec(conn *wire.Conn, m *wire.Message) (wire.Coder, error) {
 	if err != nil {
 		return nil, err
 	}
-	groups, io, kill, err := execDescriptors(&r, m.Descriptors)
+	fds, err := execDescriptors(&r, m.Descriptors)
 	if err != nil {
 		return nil, err
 	}
-	child, ended, err := a.execBirth(c, &r.Process, groups, io)
+	child, ended, err := a.execBirth(c, &r, fds)
 	if err != nil {
 		return nil, err
 	}
 	defer unix.Close(child.PIDFD)
 	// The streams' other ends see the end of file when the process closes them, and not when this call ends.
-	if kill, err = duplicate(kill); err != nil {
+	kill, err := duplicate(fds.kill)
+	if err != nil {
 		kill = -1
 	}
 	defer closeIf(kill)
@@ -61,41 +62,51 @@ func closeIf(fd int) {
 	}
 }
 
-// execDescriptors tells what the descriptors of an exec are; kill is -1 when there is none.
-func execDescriptors(r *wire.Exec, fds []int) (groups engine.Cgroups, io engine.Stdio, kill int, err error) {
-	groups, io, kill = engine.Cgroups{Unified: -1}, engine.Stdio{In: -1, Out: -1, Err: -1}, -1
+// execFiles are the descriptors of an exec; -1 is one that is not there. They are the message's.
+type execFiles struct {
+	groups  engine.Cgroups
+	io      engine.Stdio
+	kill    int // cgroup.kill of the exec's own cgroup
+	program int // the cgroup of another runtime's program
+}
+
+// execDescriptors tells what the descriptors of an exec are.
+func execDescriptors(r *wire.Exec, fds []int) (execFiles, error) {
+	files := execFiles{groups: engine.Cgroups{Unified: -1}, io: engine.Stdio{In: -1, Out: -1, Err: -1}, kill: -1, program: -1}
 	if len(fds) != len(r.Cgroups)+len(r.Present) {
-		return groups, io, kill, wire.ErrMalformed
+		return files, wire.ErrMalformed
 	}
 	for _, dir := range fds[:len(r.Cgroups)] {
 		var st unix.Statfs_t
 		if err := unix.Fstatfs(dir, &st); err != nil {
-			return groups, io, kill, err
+			return files, err
 		}
 		if st.Type == unix.CGROUP2_SUPER_MAGIC {
-			groups.Unified = dir
+			files.groups.Unified = dir
 		} else {
-			groups.V1 = append(groups.V1, engine.V1Cgroup{Dir: dir})
+			files.groups.V1 = append(files.groups.V1, engine.V1Cgroup{Dir: dir})
 		}
 	}
 	for i, fd := range fds[len(r.Cgroups):] {
 		switch r.Present[i] {
 		case wire.ExecKill:
-			kill = fd
+			files.kill = fd
 		case wire.ExecStdin:
-			io.In = fd
+			files.io.In = fd
 		case wire.ExecStdout:
-			io.Out = fd
+			files.io.Out = fd
 		case wire.ExecStderr:
-			io.Err = fd
+			files.io.Err = fd
+		case wire.ExecGroup:
+			files.program = fd
 		default:
-			return groups, io, kill, wire.ErrMalformed
+			return files, wire.ErrMalformed
 		}
 	}
-	return groups, io, kill, nil
+	return files, nil
 }
 
-func (a *Agent) execBirth(c *container, process *engine.Process, groups engine.Cgroups, io engine.Stdio) (engine.Child, <-chan unix.WaitStatus, error) {
+func (a *Agent) execBirth(c *container, r *wire.Exec, files execFiles) (engine.Child, <-chan unix.WaitStatus, error) {
 	a.births.RLock()
 	defer a.born()
 	a.mu.Lock()
@@ -120,10 +131,10 @@ func (a *Agent) execBirth(c *container, process *engine.Process, groups engine.C
 	if target.PIDFD < 0 {
 		return engine.Child{}, nil, &wire.Failure{Kind: wire.FailedExited}
 	}
-	if unknown {
+	if unknown && len(r.Command.Args) == 0 {
 		return engine.Child{}, nil, &wire.Failure{Text: "pid namespace of container " + c.id + " could not be opened"}
 	}
-	child, err := engine.Exec(process, target, groups, io)
+	child, err := a.maker(&r.Command, files.program).exec(&r.Process, target, files.groups, files.io)
 	if err != nil {
 		return engine.Child{}, nil, err
 	}

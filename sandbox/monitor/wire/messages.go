@@ -144,6 +144,7 @@ const (
 	ExecStdin  = 'i'
 	ExecStdout = 'o'
 	ExecStderr = 'e'
+	ExecGroup  = 'g' // the cgroup that the program of Command runs in
 )
 
 // Exec asks for a process in a container. Descriptors: one a cgroup, then one a letter of Present. With a terminal it has no streams: the
@@ -154,6 +155,7 @@ type Exec struct {
 	Cgroups     []string
 	Present     string
 	Started     bool // AnswerStarted comes first; its body is an Exit with the PID
+	Command     Command
 }
 
 // Code writes or reads e.
@@ -164,6 +166,7 @@ func (e *Exec) Code(c *codec.Codec) {
 		c.Strings(&e.Cgroups)
 		c.String(&e.Present)
 		c.Bool(&e.Started)
+		e.Command.Code(c)
 	})
 }
 

@@ -21,6 +21,9 @@ UML_SUITES := ./test/uml ./oci/apparmor ./sandbox/cgroup ./oci/runtime/engine \
 	PidsLimitReached|OutOfMemory|TheMonitorIsOutside|UsersAndGroups|Capabilities|NoNewPrivileges|Privileged|Devices|Seccomp|NothingLeaks|$\
 	RestartKeepsEverything|MonitorKilled|BadRecords|RunFolderGone|SharedPIDNamespace|Sysctls|HostileMountTargets|MountPropagation|DefaultMounts)'
 
+# Tests of images alone, which run no container: no handler changes them.
+IMAGES := Pull|Mirrors|StackEquals|ImageFsInfo|RemovedWhileInUse
+
 UNIT = $(shell $(GO) list ./... | grep -v -E '/test/(integration|kubelet|uml)$$')
 
 .PHONY: help build test test-unit test-integration test-uml test-kubelet test-critest bench demo lint setup clean
@@ -42,8 +45,9 @@ test: setup lint test-unit test-integration ## setup, lint, unit and integration
 test-unit: ## unit tests of all packages (root for those that touch the kernel)
 	$(GO) test -count=1 -v -timeout 15m $(UNIT)
 
-test-integration: build ## berthd, berth-monitor and the kernel, driven over the CRI (root)
+test-integration: build ## berthd, berth-monitor and the kernel, driven over the CRI; once more with runc (root)
 	BERTH_BIN=$(BIN) $(GO) test -count=1 -v -timeout 30m ./test/integration
+	BERTH_BIN=$(BIN) BERTH_TEST_HANDLER=runc BERTH_TEST_ROUNDS=10 $(GO) test -count=1 -v -timeout 20m -skip '$(IMAGES)' ./test/integration
 
 test-uml: build ## cgroup v2, AppArmor, every capability and Linux 6.1, in User-Mode Linux (root)
 	@hack/setup busybox-static gcc libc6-dev $(UML_PACKAGES)

@@ -31,9 +31,9 @@ var defaultSkip = strings.Join([]string{
 }, "|")
 
 type runner struct {
-	dir, focus, skip string
-	berthd           *berthd.Process
-	before           invariants.Items
+	dir, focus, skip, handler string
+	berthd                    *berthd.Process
+	before                    invariants.Items
 }
 
 func main() {
@@ -41,6 +41,7 @@ func main() {
 	seeds := flag.Int("seeds", 5, "number of random orders")
 	flag.StringVar(&r.focus, "focus", defaultFocus, "specs to run")
 	flag.StringVar(&r.skip, "skip", defaultSkip, "specs to leave out")
+	flag.StringVar(&r.handler, "handler", "", "OCI runtime on PATH that makes the containers, as runc; none is the native engine")
 	flag.Parse()
 	failures, err := r.run(context.Background(), *seeds, flag.Args())
 	if err != nil {
@@ -111,6 +112,13 @@ func (r *runner) start(ctx context.Context, registry *registrytest.Registry) (en
 		Bridge: fmt.Sprintf("crit%d", os.Getpid()%100000), Log: filepath.Join(r.dir, "berthd.log"), Verbosity: 4}
 	config := fmt.Sprintf("[registry]\nconfig_path = %q\n\n[network]\nconf_dir = %q\nbridge = %q\nsubnets = [\"10.247.0.0/16\", \"fd00:be29::/64\"]\n",
 		filepath.Join(r.dir, "certs.d"), filepath.Join(r.dir, "net.d"), opts.Bridge)
+	if r.handler != "" {
+		program, err := exec.LookPath(r.handler)
+		if err != nil {
+			return nil, err
+		}
+		config += fmt.Sprintf("\n[runtimes.%s]\ntype = \"oci\"\npath = %q\n", r.handler, program)
+	}
 	if err := os.WriteFile(opts.Config, []byte(config), 0o600); err != nil {
 		return nil, err
 	}
@@ -157,7 +165,8 @@ func (r *runner) order(ctx context.Context, n int, seed int64) (bool, error) {
 	defer out.Close()
 	start := time.Now()
 	cmd := exec.CommandContext(ctx, "critest", "--config", crictl, "--runtime-endpoint", endpoint, "--image-endpoint", endpoint,
-		"--ginkgo.no-color", "--ginkgo.v", "--ginkgo.seed", strconv.FormatInt(seed, 10), "--ginkgo.focus", r.focus, "--ginkgo.skip", r.skip, "--ginkgo.timeout", "20m")
+		"--ginkgo.no-color", "--ginkgo.v", "--ginkgo.seed", strconv.FormatInt(seed, 10), "--ginkgo.focus", r.focus, "--ginkgo.skip", r.skip, "--ginkgo.timeout", "20m",
+		"--runtime-handler", r.handler)
 	cmd.Stdout, cmd.Stderr = out, out
 	runErr := cmd.Run()
 	res, err := read(path)

@@ -19,6 +19,7 @@ import (
 func nothingHidden(s *security) { s.MaskedPaths, s.ReadonlyPaths, s.Seccomp = nil, nil, nil }
 
 func TestUnmaskedProc(t *testing.T) {
+	harness.Native(t, "user namespaces")
 	d := startWithUsers(t)
 	pod := d.RunPod(d.Pod("unmasked", users(300000)))
 	c := pod.Run(d.Sleeper("c", likePod(pod), with(nothingHidden)))
@@ -48,6 +49,7 @@ func TestUnmaskedProc(t *testing.T) {
 
 // TestRootOfUserNamespace: with every capability that can be asked for, and nothing hidden, the container's root has no power over the host.
 func TestRootOfUserNamespace(t *testing.T) {
+	harness.Native(t, "user namespaces")
 	d := startWithUsers(t)
 	pod := d.RunPod(d.Pod("mighty", users(300000), harness.Privileged))
 	victim := d.Write(filepath.Join(d.Dir, "victim"), "untouched")
@@ -116,6 +118,7 @@ func lastCapability(t testing.TB) int {
 // TestExecOutOfReach (threat A4): what is about to become a process of a container is a copy of the monitor until execve, with what the
 // monitor has open. Whoever is in the pod with CAP_SYS_PTRACE sees it and cannot touch it. The freezer holds it in that state.
 func TestExecOutOfReach(t *testing.T) {
+	harness.Native(t, "user namespaces")
 	if isUnified() {
 		t.Skip("holds the exec with the freezer of cgroup v1")
 	}

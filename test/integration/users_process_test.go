@@ -13,6 +13,7 @@ import (
 )
 
 func TestSharedPIDInUserNamespace(t *testing.T) {
+	harness.Native(t, "user namespaces")
 	d := startWithUsers(t)
 	pod := d.RunPod(d.Pod("shared", harness.Namespaces(modePod, modePod, modePod), users(300000)))
 	a, b := pod.Run(d.Sleeper("a", likePod(pod))), pod.Run(d.Sleeper("b", likePod(pod)))
@@ -48,6 +49,7 @@ func TestSharedPIDInUserNamespace(t *testing.T) {
 }
 
 func TestTerminalInUserNamespace(t *testing.T) {
+	harness.Native(t, "user namespaces")
 	d := startWithUsers(t)
 	pod := d.RunPod(d.Pod("terminal", users(300000)))
 	c := pod.Run(d.Shell("c", "stat -c '%u %g %a' $(tty); tty; test -c /dev/console && echo console > /dev/console; echo to stdout > /dev/stdout; sleep 1000",
@@ -59,6 +61,7 @@ func TestTerminalInUserNamespace(t *testing.T) {
 }
 
 func TestProcessInUserNamespace(t *testing.T) {
+	harness.Native(t, "user namespaces")
 	d := startWithUsers(t)
 	pod := d.RunPod(d.Pod("process", users(300000)))
 	user := pod.Run(d.Sleeper("user", likePod(pod), with(func(s *security) { s.RunAsUser, s.NoNewPrivs = value(1000), true })))
@@ -86,6 +89,7 @@ func TestProcessInUserNamespace(t *testing.T) {
 }
 
 func TestSysctlsOfUserNamespace(t *testing.T) {
+	harness.Native(t, "user namespaces")
 	d := startWithUsers(t)
 	host := readFile(t, "/proc/sys/kernel/shm_rmid_forced")
 	config := d.Pod("sysctls", users(300000))
@@ -107,6 +111,7 @@ func TestSysctlsOfUserNamespace(t *testing.T) {
 
 // TestSmallLimitsInUserNamespace: not even for a moment is there a process more than the container's own.
 func TestSmallLimitsInUserNamespace(t *testing.T) {
+	harness.Native(t, "user namespaces")
 	parent := newParent()
 	d := startWithUsers(t, harness.WithCgroupParent(parent))
 	limitPids(t, parent, "1")
@@ -126,6 +131,7 @@ func TestSmallLimitsInUserNamespace(t *testing.T) {
 }
 
 func TestNetworkOfUserNamespace(t *testing.T) {
+	harness.Native(t, "user namespaces")
 	d := startWithUsers(t)
 	port := freePort(t)
 	pod := d.RunPod(d.Pod("net", users(300000), harness.HostPort(runtimeapi.Protocol_TCP, port, 80, "")))

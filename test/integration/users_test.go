@@ -63,6 +63,7 @@ func owner(t testing.TB, path string) uint32 {
 }
 
 func TestUserNamespaceOfThePod(t *testing.T) {
+	harness.Native(t, "user namespaces")
 	d := startWithUsers(t)
 	const first = 300000
 	pod := d.RunPod(d.Pod("users", users(first)))
@@ -115,6 +116,7 @@ func TestUserNamespaceOfThePod(t *testing.T) {
 }
 
 func TestVolumesOfUserNamespace(t *testing.T) {
+	harness.Native(t, "user namespaces")
 	d := startWithUsers(t)
 	const first = 400000
 	pod := d.RunPod(d.Pod("volumes", users(first)))
@@ -177,6 +179,7 @@ func TestVolumesOfUserNamespace(t *testing.T) {
 }
 
 func TestUserNamespacesOfOneImage(t *testing.T) {
+	harness.Native(t, "user namespaces")
 	d := startWithUsers(t)
 	layers := filepath.Join(d.Options().Root, "images", "layers")
 	d.RunPod(d.Pod("plain")).Run(d.Sleeper("c"))
@@ -234,6 +237,7 @@ func tree(t testing.TB, folder string) map[string]string {
 }
 
 func TestUserNamespaceRefusals(t *testing.T) {
+	harness.Native(t, "user namespaces")
 	d := startWithUsers(t)
 	for name, change := range map[string]func(*runtimeapi.NamespaceOption){
 		"the host's network": func(o *runtimeapi.NamespaceOption) { o.Network = modeNode },

@@ -2,6 +2,8 @@ package integration_test
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -149,4 +151,51 @@ func TestNetworkOfUserNamespace(t *testing.T) {
 	}
 	d.Restart()
 	wantPage(d, fmt.Sprintf("127.0.0.1:%d", port), "page of net")
+}
+
+// TestKilledWithUserNamespace: a daemon that is killed while it makes a user namespace leaves no process of its own.
+func TestKilledWithUserNamespace(t *testing.T) {
+	d := startWithUsers(t)
+	program, err := os.Stat(fmt.Sprintf("/proc/%d/exe", d.Process.Daemon().PID))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n := range 20 {
+		config := d.Pod(fmt.Sprintf("killed-%d", n), users(300000))
+		ctx, cancel := contextFor(t, 10*time.Second)
+		ended := make(chan error, 1)
+		go func() {
+			_, err := d.Runtime.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: config})
+			ended <- err
+		}()
+		time.Sleep(time.Duration(n) * 300 * time.Microsecond)
+		d.Kill()
+		cancel()
+		<-ended
+		d.Eventually(10*time.Second, "no process of the daemon is left", func() bool { return processes(t, program) == 0 })
+		d.Start()
+		d.Check()
+		pod := d.RunPod(config)
+		pod.Run(d.Sleeper("c", likePod(pod)))
+		pod.Remove()
+	}
+	if n := processes(t, program); n != 1 {
+		t.Errorf("%d processes run berthd", n)
+	}
+}
+
+// processes counts those that execute a file.
+func processes(t testing.TB, program os.FileInfo) int {
+	t.Helper()
+	all, err := filepath.Glob("/proc/[0-9]*/exe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for _, path := range all {
+		if st, err := os.Stat(path); err == nil && os.SameFile(st, program) {
+			n++
+		}
+	}
+	return n
 }

@@ -31,6 +31,7 @@ func users(first uint32) harness.PodOption {
 // startWithUsers starts a daemon for tests of user namespaces.
 func startWithUsers(t *testing.T, options ...harness.Option) *harness.Daemon {
 	t.Helper()
+	harness.Native(t, "user namespaces")
 	d := harness.Start(t, options...)
 	r, err := d.Runtime.Status(d.Context(), &runtimeapi.StatusRequest{})
 	if err != nil {
@@ -150,6 +151,17 @@ func TestVolumesOfUserNamespace(t *testing.T) {
 		mapped(pod, &runtimeapi.Mount{HostPath: message, ContainerPath: "/dev/termination-log"})))).Wait(10 * time.Second)
 	if got := readFile(t, message); got != "bye" {
 		t.Errorf("termination message = %q", got)
+	}
+
+	// Threat B3: what a request puts in place of the pod's own files is the host's.
+	d.Write(filepath.Join(d.Dir, "hosts"), "127.0.0.1 victim")
+	over := pod.Run(d.Sleeper("over", likePod(pod), harness.Mounts(mapped(pod, &runtimeapi.Mount{HostPath: filepath.Join(d.Dir, "hosts"), ContainerPath: "/etc/hosts"}),
+		&runtimeapi.Mount{HostPath: filepath.Join(d.Dir, "hosts"), ContainerPath: "/etc/resolv.conf", Readonly: true})))
+	if got := over.Sh("cat /etc/hosts /etc/resolv.conf; stat -c %u /etc/hosts /etc/resolv.conf"); got != "127.0.0.1 victim127.0.0.1 victim0\n65534" {
+		t.Errorf("files of the request = %q", got)
+	}
+	if got := owner(t, filepath.Join(d.Dir, "hosts")); got != 0 {
+		t.Errorf("on the host the file belongs to %d", got)
 	}
 
 	// A volume with the pod's fsGroup: it is of that group on disk, with mode 2770, and the container has the group beside its own.

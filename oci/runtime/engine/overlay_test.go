@@ -44,10 +44,6 @@ func TestManyLayersInOneString(t *testing.T) {
 	manyLayers(t, plan, 130)
 	plan.Rootfs.Options = append(plan.Rootfs.Options, "index=off", "volatile")
 	plan.Rootfs.Set = unix.MOUNT_ATTR_NODEV
-	before, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		t.Fatal(err)
-	}
 	if out, ws := output(t, plan); out != "129\n130\nchanged\n" || ws.ExitStatus() != 0 {
 		t.Errorf("status %v, output %q", ws, out)
 	}
@@ -55,7 +51,7 @@ func TestManyLayersInOneString(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if strings.Count(string(before), " overlay ") != strings.Count(string(after), " overlay ") {
+	if strings.Contains(string(after), "lowerdir=0:1:") || strings.Contains(string(after), "lowerdir+=0,") { // by the names that only this has
 		t.Errorf("the host's mount table has an overlay:\n%s", after)
 	}
 }

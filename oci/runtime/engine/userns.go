@@ -76,14 +76,17 @@ func NewNamespaces(uids, gids []IDMap, names ...string) ([]int, error) {
 	// A child that becomes root when the mappings are there, makes the other namespaces as such, and waits: it is what they are
 	// looked up by.
 	p := &program{}
+	word := memory(p, new(byte))
+	p.sys(unix.SYS_CLOSE, num(pipe[1]))
 	p.at("wait for", "the user namespace's mappings")
-	p.sys(unix.SYS_READ, num(pipe[0]), memory(p, new(byte)), num(1))
+	p.sys(unix.SYS_READ, num(pipe[0]), word, num(1))
 	p.becomeRoot()
 	p.at("unshare", "the pod's namespaces")
 	p.sys(unix.SYS_UNSHARE, num(flags))
 	p.at("close", "inherited descriptors")
-	p.sys(unix.SYS_CLOSE_RANGE, num(0), arg{value: 1<<32 - 1}, num(0))
-	p.wait()
+	p.sys(unix.SYS_CLOSE_RANGE, num(0), num(pipe[0]-1), num(0))
+	p.sys(unix.SYS_CLOSE_RANGE, num(pipe[0]+1), arg{value: 1<<32 - 1}, num(0))
+	p.sys(unix.SYS_READ, num(pipe[0]), word, num(1)) // it ends with the pipe, should the parent be killed
 	p.help = func(pid int) error {
 		for _, f := range []struct {
 			name string

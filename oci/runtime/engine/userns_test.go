@@ -174,3 +174,81 @@ func TestExecTerminalInUserNamespace(t *testing.T) {
 		t.Errorf("the terminal shows %q", got.String())
 	}
 }
+
+// unifiedCgroup makes a cgroup in the hierarchy of version 2.
+func unifiedCgroup(t *testing.T) string {
+	t.Helper()
+	for _, root := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"} {
+		var st unix.Statfs_t
+		if unix.Statfs(root, &st) != nil || st.Type != unix.CGROUP2_SUPER_MAGIC {
+			continue
+		}
+		path, err := os.MkdirTemp(root, "berth-test-")
+		if err == nil {
+			err = os.Chmod(path, 0o755)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := os.Remove(path); err != nil {
+				t.Error(err)
+			}
+		})
+		return path
+	}
+	t.Skip("this kernel has no cgroup version 2 mounted")
+	return ""
+}
+
+// The container's first process is born in its cgroup, and the cgroup namespace that it makes belongs to the user namespace: else it could
+// not mount its own view.
+func TestUnifiedCgroupInUserNamespace(t *testing.T) {
+	u := newUsers(t, 200000, 65536)
+	dir, err := os.Open(unifiedCgroup(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	cgroups := Cgroups{Unified: int(dir.Fd())}
+	plan := usersPlan(t, u, "sh", "-c", "grep ^0: /proc/self/cgroup; cat /sys/fs/cgroup/cgroup.procs; echo x > /sys/fs/cgroup/cgroup.kill; sleep 1000")
+	plan.NewCgroup = true
+	plan.Mounts = append(plan.Mounts, Mount{Type: "tmpfs", Source: "tmpfs", Target: "/sys"}, Mount{Type: "cgroup", Source: "cgroup", Target: "/sys/fs/cgroup"})
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	c, err := Start(plan, cgroups, Stdio{-1, int(w.Fd()), int(w.Fd())})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pidns, err := os.Open("/proc/" + strconv.Itoa(c.PID) + "/ns/pid")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pidns.Close()
+	pr := &Process{Args: []string{"sh", "-c", "grep ^0: /proc/self/cgroup"}, Env: []string{"PATH=/bin"}, Cwd: "/"}
+	target := Target{PIDFD: c.PIDFD, PIDNamespace: int(pidns.Fd()), Namespaces: unix.CLONE_NEWUSER | unix.CLONE_NEWCGROUP, Users: u}
+	e, err := Exec(pr, target, cgroups, Stdio{-1, int(w.Fd()), int(w.Fd())})
+	if err != nil {
+		t.Fatal(err)
+	}
+	unix.Wait4(e.PID, nil, 0, nil)
+	unix.Close(e.PIDFD)
+	w.Close()
+	b := make([]byte, 1000)
+	var out string
+	for !strings.Contains(out, "denied") || strings.Count(out, "0::/\n") < 2 {
+		n, err := r.Read(b)
+		if out += string(b[:n]); err != nil {
+			break
+		}
+	}
+	unix.PidfdSendSignal(c.PIDFD, unix.SIGKILL, nil, 0)
+	unix.Wait4(c.PID, nil, 0, nil)
+	unix.Close(c.PIDFD)
+	if strings.Count(out, "0::/\n") != 2 || !strings.Contains(out, "1\n") || !strings.Contains(out, "can't create /sys/fs/cgroup/cgroup.kill: Permission denied") {
+		t.Errorf("the container sees:\n%s", out)
+	}
+}

@@ -43,14 +43,26 @@ func (t *Table) there() (bool, error) {
 
 // flushTable sends a transaction that writes the whole table. Preconditions: t.mu held.
 func (t *Table) flushTable() error {
-	if err := t.flush(); err != nil {
-		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINVAL) {
-			// No chain type "nat", or no such expression.
-			err = fmt.Errorf("%w: %w", ErrNotSupported, err)
-		}
-		return fmt.Errorf("write nftables table %s: %w", t.cfg.Table, supported(err))
+	all := t.flush()
+	if all == nil {
+		return nil
 	}
-	return nil
+	err := supported(first(all))
+	if (errors.Is(all, unix.ENOENT) || errors.Is(all, unix.EINVAL)) && !errors.Is(err, ErrNotSupported) {
+		// No chain type "nat", or no such expression.
+		err = fmt.Errorf("%w: %w", ErrNotSupported, err)
+	}
+	return fmt.Errorf("write nftables table %s: %w", t.cfg.Table, err)
+}
+
+// first is the error of the first message of a transaction that fails. The kernel answers each one, and those that follow
+// miss what that one was to make.
+func first(err error) error {
+	var joined interface{ Unwrap() []error }
+	for errors.As(err, &joined) && len(joined.Unwrap()) > 0 {
+		err = joined.Unwrap()[0]
+	}
+	return err
 }
 
 // connect returns the connection. It is kept: when one is closed, the kernel waits for a grace period if anything was deleted lately.

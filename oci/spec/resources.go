@@ -51,6 +51,11 @@ func Resources(req *runtimeapi.LinuxContainerResources, host Host) (Limits, erro
 	if len(req.GetUnified()) > 0 && !host.CgroupV2 {
 		return Limits{}, invalid(fieldResources+"unified", slices.Sorted(maps.Keys(req.GetUnified()))[0], "must be empty: this host uses cgroup v1")
 	}
+	for _, key := range slices.Sorted(maps.Keys(req.GetUnified())) {
+		if controller, _, _ := strings.Cut(key, "."); host.Controllers != nil && !slices.Contains(host.Controllers, controller) {
+			return Limits{}, invalid(fieldResources+"unified", key, "must be of a cgroup controller that the host has: %s", strings.Join(host.Controllers, ", "))
+		}
+	}
 	out := Limits{Spec: &specs.LinuxResources{CPU: cpuOf(req), Memory: memoryOf(req, host), Unified: maps.Clone(req.GetUnified())}}
 	if host.PidsLimit > 0 {
 		limit := host.PidsLimit

@@ -254,6 +254,10 @@ func TestContainerRefuses(t *testing.T) {
 		{"a SELinux level of words", sc + "selinux_options.level", "level", func(_ *Input, s *runtimeapi.LinuxContainerSecurityContext) {
 			s.SelinuxOptions = &runtimeapi.SELinuxOption{Level: "high"}
 		}},
+		{"unified limits of a controller that is not there", "config.linux.resources.unified", "memory, pids", func(in *Input, _ *runtimeapi.LinuxContainerSecurityContext) {
+			in.Host.Controllers = []string{"memory", "pids"}
+			in.Container.Linux.Resources = &runtimeapi.LinuxContainerResources{Unified: map[string]string{"cpuset.cpus": "0"}}
+		}},
 		{"unified limits on v1", "config.linux.resources.unified", "cgroup v1", func(in *Input, _ *runtimeapi.LinuxContainerSecurityContext) {
 			in.Host.CgroupV2 = false
 			in.Container.Linux.Resources = &runtimeapi.LinuxContainerResources{Unified: map[string]string{"memory.high": "1"}}

@@ -66,7 +66,7 @@ func TestSharesInvertWeight(t *testing.T) {
 func TestLimitsSayWhatTheKernelMade(t *testing.T) {
 	d := open(t)
 	p := d.Tree() + "/pod/leaf"
-	create(t, d, p, &specs.LinuxResources{CPU: &specs.LinuxCPU{Shares: ptr(uint64(1)), Quota: ptr(int64(20000)), Period: ptr(uint64(50000)), Cpus: "0"},
+	create(t, d, p, &specs.LinuxResources{CPU: &specs.LinuxCPU{Shares: ptr(uint64(1)), Quota: ptr(int64(20000)), Period: ptr(uint64(50000)), Cpus: firstCPU(d)},
 		Memory: &specs.LinuxMemory{Limit: ptr(int64(10_000_001)), Swap: ptr(int64(20_000_001))}})
 	got, err := d.Limits(p, 1)
 	if err != nil {

@@ -101,6 +101,38 @@ func checkFailed(w *watch) {
 	}
 }
 
+// checkUserNamespace: the kubelet chose the mapping and made the volumes; the containers see their own users everywhere.
+func checkUserNamespace(w *watch) {
+	w.ready()
+	mapping := strings.Fields(w.run("root", "cat", "/proc/self/uid_map"))
+	if len(mapping) != 3 || mapping[0] != "0" || mapping[1] == "0" || mapping[2] != "65536" {
+		w.Errorf("mapping of users = %q", mapping)
+	}
+	if other := strings.Fields(w.run("user", "cat", "/proc/self/uid_map")); !slices.Equal(mapping, other) {
+		w.Errorf("mappings of two containers = %q and %q", mapping, other)
+	}
+	files := []string{"/disk/first", "/disk/root", "/memory/root", "/pod/name", "/etc/made", "/etc/hosts", "/etc/resolv.conf", "/dev/termination-log", "/bin/busybox", "/disk/user"}
+	if got, want := w.run("root", append([]string{"stat", "-c", "%u"}, files...)...), strings.Repeat("0\n", len(files)-1)+"1000\n"; got != want {
+		w.Errorf("owners of %q: %q, want %q", files, got, want)
+	}
+	if got := w.run("root", "stat", "-c", "%g", "/disk", "/memory"); got != "3000\n3000\n" {
+		w.Errorf("groups of volumes = %q, want the pod's fsGroup", got)
+	}
+	if got := w.run("user", "id", "-G"); got != "0 3000\n" {
+		w.Errorf("groups = %q", got)
+	}
+	if got := w.run("unmasked", "cat", "/proc/mounts"); strings.Contains(got, " /proc/") || strings.Contains(got, " /sys/firmware ") {
+		w.Errorf("paths are masked or read-only:\n%s", got)
+	}
+	if got := w.run("root", "cat", "/proc/mounts"); !strings.Contains(got, " /proc/sys ") {
+		w.Errorf("/proc/sys is not read-only:\n%s", got)
+	}
+	p := w.until("an exit message", func(p kubelet.Pod) bool { e := p.Container("first").State.Ended; return e != nil })
+	if got := p.Container("first").State.Ended.Message; got != "init\n" {
+		w.Errorf("termination message = %q", got)
+	}
+}
+
 func checkVolumes(w *watch) {
 	p := w.ready()
 	for _, f := range []struct{ path, want string }{

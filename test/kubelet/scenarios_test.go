@@ -366,6 +366,33 @@ volumes: [{name: v, emptyDir: {}}]
 			}
 		}, nil},
 
+		{"user-namespace", `
+hostUsers: false
+securityContext: {fsGroup: 3000}
+initContainers:
+- {name: first, image: $IMAGE, command: [sh, -c, "echo first > /disk/first; echo init > /dev/termination-log"], volumeMounts: [{name: disk, mountPath: /disk}]}
+containers:
+- name: root
+  image: $IMAGE
+  command: [sh, -c, "probe health :80 /bin & echo x > /disk/root; echo x > /memory/root; echo x > /etc/made; $WAIT"]
+  readinessProbe: {httpGet: {path: /, port: 80}, periodSeconds: 1, timeoutSeconds: 10}
+  livenessProbe: {exec: {command: [cat, /etc/made]}, periodSeconds: 1, initialDelaySeconds: 1, timeoutSeconds: 10}
+  volumeMounts: [{name: disk, mountPath: /disk}, {name: memory, mountPath: /memory}, {name: pod, mountPath: /pod}]
+- name: user
+  image: $IMAGE
+  securityContext: {runAsUser: 1000, runAsNonRoot: true, seccompProfile: {type: RuntimeDefault}}
+  command: [sh, -c, "echo x > /disk/user; $WAIT"]
+  volumeMounts: [{name: disk, mountPath: /disk}]
+- name: unmasked
+  image: $IMAGE
+  securityContext: {procMount: Unmasked}
+  command: [sh, -c, "$WAIT"]
+volumes:
+- {name: disk, emptyDir: {}}
+- {name: memory, emptyDir: {medium: Memory, sizeLimit: 8Mi}}
+- {name: pod, downwardAPI: {items: [{path: name, fieldRef: {fieldPath: metadata.name}}]}}
+`, checkUserNamespace, nil},
+
 		{"counter", `
 containers:
 - name: lines

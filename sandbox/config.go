@@ -3,6 +3,7 @@ package sandbox
 import (
 	"context"
 	"fmt"
+	"os"
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
@@ -31,18 +32,29 @@ type Spawner interface {
 	Spawn(ctx context.Context, p monitor.Pod) (*monitor.Process, error)
 }
 
-// Monitor speaks to one monitor. Every call needs a deadline in its context.
+// Monitor speaks to one monitor. Every call but Streamer's needs a deadline in its context.
 type Monitor interface {
+	Streamer
 	// Hello waits until the sandbox is set up, and returns what set-up gave.
 	Hello(ctx context.Context) (monitor.Hello, error)
 	Start(ctx context.Context, r monitor.StartRequest) (pid int, err error)
 	Signal(ctx context.Context, containerID string, sig unix.Signal) error
 	ReopenLog(ctx context.Context, containerID string) error
-	Exec(ctx context.Context, r monitor.ExecRequest) (monitor.ExitStatus, error)
 	// Watch calls back for every exit, those that were before first, until ctx or the monitor ends.
 	Watch(ctx context.Context, exited func(monitor.Exit)) error
 	Forget(ctx context.Context, containerID string) error
 	Shutdown(ctx context.Context) error
+}
+
+// Streamer connects callers with what runs in a sandbox.
+type Streamer interface {
+	// Exec returns when the process has ended; when ctx ends, all that it started is killed.
+	Exec(ctx context.Context, r monitor.ExecRequest) (monitor.ExitStatus, error)
+	// Attach returns when the container has exited. A client that does not keep up is monitor.ErrSlow.
+	Attach(ctx context.Context, r monitor.AttachRequest) error
+	CloseStdin(ctx context.Context, containerID string) error
+	// Dial returns a TCP connection to a port of the sandbox's loopback.
+	Dial(ctx context.Context, port uint16) (*os.File, error)
 }
 
 // Config is what a Manager is made of. Fields without a default must be set.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"os"
 	"sync"
 	"time"
 
@@ -50,11 +51,12 @@ type recordLock struct {
 	removed bool // the record is gone for good
 }
 
-// execState is what execs need of a container.
+// execState is what execs and attached clients need of a container.
 type execState struct {
 	sync.Mutex
 	spec      *specs.Spec // read from disk when nil
 	leftovers []string    // cgroups of execs that still had processes when the exec ended
+	inputs    []*os.File  // attached clients' ways to stdin
 }
 
 func newContainer(p *pod, id, name string, config *runtimeapi.ContainerConfig) *container {

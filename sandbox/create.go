@@ -78,7 +78,7 @@ func (m *Manager) claimContainer(ctx context.Context, p *pod, r CreateRequest, r
 	c.rec = rec
 	c.turn <- struct{}{} // given back by makeContainer
 	if c.create = m.begin(ctx, func(ctx context.Context) error { return m.makeContainer(ctx, c, r) }); c.create == nil {
-		return nil, errClosing
+		return nil, ErrClosing
 	}
 	m.containers[c.id], m.childNames[name] = c, c
 	return c, nil

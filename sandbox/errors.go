@@ -20,6 +20,7 @@ var (
 	ErrUnknownHandler = errors.New("unknown runtime handler")
 	ErrExhausted      = errors.New("resource is exhausted")
 	ErrTimeout        = errors.New("timed out")
+	ErrClosing        = errors.New("the daemon is ending") // the cause of contexts that end with the daemon
 )
 
 // classify adds the sentinel that the errors of the packages below stand for.
@@ -34,6 +35,7 @@ func classify(err error) error {
 		{monitor.ErrExited, ErrState},
 		{monitor.ErrNotFound, ErrState},
 		{monitor.ErrTooOld, ErrState},
+		{monitor.ErrSlow, ErrExhausted},
 		{unix.ENOSPC, ErrExhausted},
 	} {
 		if errors.Is(err, c.below) && !errors.Is(err, c.ours) {

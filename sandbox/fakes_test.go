@@ -635,6 +635,31 @@ func (c *fakeClient) Exec(ctx context.Context, r monitor.ExecRequest) (monitor.E
 	}
 }
 
+// Attach gives no output: the fake's containers have none.
+func (c *fakeClient) Attach(ctx context.Context, r monitor.AttachRequest) error {
+	f, err := c.reach(ctx)
+	if err != nil {
+		return err
+	}
+	f.mu.Lock()
+	k := f.containers[r.ContainerID]
+	f.mu.Unlock()
+	if k == nil {
+		return monitor.ErrNotFound
+	}
+	r.Started(nil)
+	select {
+	case <-k.done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (c *fakeClient) CloseStdin(context.Context, string) error { return nil }
+
+func (c *fakeClient) Dial(context.Context, uint16) (*os.File, error) { return nil, unix.ECONNREFUSED }
+
 func (c *fakeClient) Watch(ctx context.Context, exited func(monitor.Exit)) error {
 	f, err := c.reach(ctx)
 	if err != nil {

@@ -46,7 +46,7 @@ func (m *Manager) connect(p *pod, process store.Process, pidfd *os.File) (*link,
 	l.life, l.end = context.WithCancel(m.ctx)
 	if !m.background.start(l.awaitEnd) {
 		l.end()
-		return nil, errors.Join(errClosing, own.Close())
+		return nil, errors.Join(ErrClosing, own.Close())
 	}
 	return l, nil
 }

@@ -87,9 +87,6 @@ func (m *Manager) begin(ctx context.Context, work func(context.Context) error) *
 	return o
 }
 
-// errClosing means that the Manager is being closed, so that nothing new begins.
-var errClosing = errors.New("the daemon is ending")
-
 // background are the goroutines that outlive a call.
 type background struct {
 	cancel  context.CancelFunc // of Manager.ctx

@@ -74,7 +74,7 @@ func realManager(t testing.TB) (*Manager, Config) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"sh", "sleep", "true", "cat", "hostname", "ip", "stty", "setsid", "seq"} {
+	for _, name := range []string{"sh", "sleep", "true", "cat", "hostname", "ip", "stty", "seq", "dd", "nc", "head", "ps", "setsid", "tr"} {
 		os.WriteFile(filepath.Join(lower, "bin", name), text, 0o755)
 	}
 	instance := fmt.Sprintf("%06x", os.Getpid()&0xffffff)

@@ -103,7 +103,7 @@ func (m *Manager) claimPod(ctx context.Context, config *runtimeapi.PodSandboxCon
 	p.rec.CreatedAt = time.Now().UnixNano()
 	p.turn <- struct{}{} // given back by makePod
 	if p.create = m.begin(ctx, func(ctx context.Context) error { return m.makePod(ctx, p) }); p.create == nil {
-		return nil, errClosing
+		return nil, ErrClosing
 	}
 	m.pods[p.id], m.names[name] = p, p
 	return p, nil

@@ -45,7 +45,7 @@ func (m *Manager) carryThrough(ctx context.Context, c *container, timeout time.D
 	})
 	if !begun {
 		c.turn.give()
-		return errClosing
+		return ErrClosing
 	}
 	select {
 	case err := <-result:
@@ -131,7 +131,7 @@ func (m *Manager) launch(ctx context.Context, c *container) (pid int, err error)
 	m.mu.Lock()
 	c.starting = now()
 	m.mu.Unlock()
-	request.Cgroups = group.Dirs
+	request.Cgroups, request.Plan.Process.Stdin = group.Dirs, c.config.GetStdin()
 	err = m.effect("start container")
 	if err == nil {
 		pid, err = client.Start(ctx, request)

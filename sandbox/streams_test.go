@@ -11,6 +11,15 @@ import (
 	"time"
 )
 
+// wants reports an error of a client.
+func wants(t *testing.T) func(error) {
+	return func(err error) {
+		if err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 func pipeFiles(t *testing.T) (read, write *os.File) {
 	t.Helper()
 	read, write, err := os.Pipe()
@@ -26,7 +35,7 @@ func TestOutletKeepsBytes(t *testing.T) {
 	want := bytes.Repeat([]byte{0, 1, 0xff, '\r', '\n'}, 50000)
 	go func() { write.Write(want); write.Close() }()
 	var got bytes.Buffer
-	<-carry(read, &got, func(err error) { t.Error(err) }).done
+	<-carry(read, &got, wants(t)).done
 	if !bytes.Equal(got.Bytes(), want) {
 		t.Errorf("%d bytes of %d", got.Len(), len(want))
 	}
@@ -44,7 +53,7 @@ func TestDrainDeliversWhatIsThere(t *testing.T) {
 		time.Sleep(2 * drainTimeout)
 		return got.Write(b)
 	})
-	o := carry(read, slow, func(err error) { t.Error(err) })
+	o := carry(read, slow, wants(t))
 	o.drain()
 	select {
 	case <-o.done:
@@ -66,7 +75,7 @@ func TestDrainIsBounded(t *testing.T) {
 			}
 		}
 	}()
-	o := carry(read, io.Discard, func(err error) { t.Error(err) })
+	o := carry(read, io.Discard, wants(t))
 	o.drain()
 	select {
 	case <-o.done:

@@ -177,6 +177,7 @@ type conversation struct {
 	into    wire.Coder       // the last answer's body
 	end     func(*wire.Conn) // called when the context ends
 	started func(fds []int)  // takes the descriptors of an AnswerStarted
+	done    func(fds []int)  // takes those of an AnswerDone; nil: it has none
 }
 
 // converse makes one request on a connection of its own and takes the answers to the last.
@@ -203,10 +204,15 @@ func (t *conversation) listen(conn *wire.Conn) error {
 		if err != nil {
 			return fmt.Errorf("call monitor: %w", err)
 		}
-		if m.Verb != wire.AnswerStarted || t.started == nil {
-			return answer(m, t.into)
+		switch {
+		case m.Verb == wire.AnswerStarted && t.started != nil:
+			t.started(m.Descriptors)
+			continue
+		case m.Verb == wire.AnswerDone && t.done != nil:
+			t.done(m.Descriptors)
+			m.Descriptors = nil
 		}
-		t.started(m.Descriptors)
+		return answer(m, t.into)
 	}
 }
 
@@ -242,6 +248,8 @@ func answer(m wire.Message, into wire.Coder) error {
 			return ErrNotFound
 		case wire.FailedExited:
 			return ErrExited
+		case wire.FailedSlow:
+			return ErrSlow
 		}
 		return &f
 	}

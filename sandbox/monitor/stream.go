@@ -2,6 +2,7 @@ package monitor
 
 import (
 	"context"
+	"errors"
 	"os"
 	"time"
 
@@ -75,12 +76,77 @@ func (c *Client) Exec(ctx context.Context, r ExecRequest) (ExitStatus, error) {
 	m.Body = wire.Encode(&body)
 	var exit wire.Exit
 	err := c.converse(ctx, m, conversation{into: &exit, end: letEnd, started: func(fds []int) {
-		var master *os.File
-		if len(fds) > 0 {
-			unix.SetNonblock(fds[0], true) // for the poller; a terminal takes the flag
-			master = os.NewFile(uintptr(fds[0]), "terminal")
-		}
-		r.Started(master)
+		r.Started(pollable(fds, "terminal"))
 	}})
 	return ExitStatus{exit.ExitCode}, err
+}
+
+// ErrSlow means that an attached client did not take what the container wrote. The container does not wait for it.
+var ErrSlow = errors.New("client fell too far behind the container's output and was detached")
+
+// AttachRequest asks for the output of a container from now on. The descriptors stay the caller's: they are pipes' write ends, or nil.
+type AttachRequest struct {
+	ContainerID    string
+	Stdout, Stderr *os.File
+	Input          bool
+	// Started is told when what the container writes goes to the pipes, with the write end of its stdin, or its terminal's
+	// master, which becomes the callee's. It is nil when there is none, or Input is not set.
+	Started func(input *os.File)
+}
+
+// Attach returns when the container has exited and its streams are in the pipes to their end, or ctx has ended. A terminal has no
+// stderr: its pipe is closed at once. Errors: ErrSlow, ErrExited.
+func (c *Client) Attach(ctx context.Context, r AttachRequest) error {
+	if err := c.need(ctx, 5, "attach to a container"); err != nil {
+		return err
+	}
+	body := wire.Attach{ContainerID: r.ContainerID, Input: r.Input}
+	m := wire.Message{Verb: wire.VerbAttach}
+	if r.Stdout != nil {
+		body.Present += string(wire.ExecStdout)
+		m.Descriptors = append(m.Descriptors, int(r.Stdout.Fd()))
+	}
+	if r.Stderr != nil {
+		body.Present += string(wire.ExecStderr)
+		m.Descriptors = append(m.Descriptors, int(r.Stderr.Fd()))
+	}
+	m.Body = wire.Encode(&body)
+	return c.converse(ctx, m, conversation{into: &wire.ID{}, end: cut, started: func(fds []int) {
+		r.Started(pollable(fds, "container input"))
+	}})
+}
+
+// CloseStdin ends a container's input: the container sees the end once those who got it by Attach have closed theirs as well. It is
+// idempotent. A terminal's has no end.
+func (c *Client) CloseStdin(ctx context.Context, containerID string) error {
+	if err := c.need(ctx, 5, "close a container's stdin"); err != nil {
+		return err
+	}
+	return c.callID(ctx, wire.VerbCloseStdin, containerID)
+}
+
+// Dial connects to a TCP port of the pod's loopback, 127.0.0.1 or else ::1. The error wraps the errno, such as ECONNREFUSED.
+func (c *Client) Dial(ctx context.Context, port uint16) (*os.File, error) {
+	if err := c.need(ctx, 5, "connect to a pod's port"); err != nil {
+		return nil, err
+	}
+	var socket *os.File
+	m := wire.Message{Verb: wire.VerbDial, Body: wire.Encode(&wire.Dial{Port: int(port)})}
+	err := c.converse(ctx, m, conversation{into: &wire.ID{}, end: cut, done: func(fds []int) { socket = pollable(fds, "connection") }})
+	if err == nil && socket == nil {
+		err = wire.ErrMalformed
+	}
+	return socket, err
+}
+
+// pollable makes a file of the only descriptor, if there is one.
+func pollable(fds []int, name string) *os.File {
+	if len(fds) == 0 {
+		return nil
+	}
+	for _, fd := range fds[1:] {
+		unix.Close(fd)
+	}
+	unix.SetNonblock(fds[0], true) // for the poller
+	return os.NewFile(uintptr(fds[0]), name)
 }

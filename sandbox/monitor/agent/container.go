@@ -1,11 +1,9 @@
 package agent
 
 import (
-	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -13,10 +11,6 @@ import (
 	"github.com/berthd/berth/oci/runtime/engine"
 	"github.com/berthd/berth/sandbox/monitor/wire"
 )
-
-// drainTimeout bounds how long the exit of a container waits for the end of its streams: a process that it left outside
-// of its pid namespace may hold them open.
-const drainTimeout = 2 * time.Second
 
 // container is one container of the pod. The fields below mu belong to Agent.mu.
 type container struct {
@@ -30,9 +24,8 @@ type container struct {
 	memory     int // folder with the memory controller's files, or -1
 	startedAt  int64
 	log        *logFile
-	streams    []*os.File
-	stdin      *os.File // the write end, kept open so that the container sees no end of file
-	readers    sync.WaitGroup
+	stdio
+	ended chan struct{} // closed when exited is set
 
 	// mu: Agent.mu
 	exited bool
@@ -43,7 +36,7 @@ type container struct {
 const unknownNamespace = -2
 
 func newContainer(id string) *container {
-	return &container{id: id, pidfd: -1, pidns: -1, unified: -1, memory: -1}
+	return &container{id: id, pidfd: -1, pidns: -1, unified: -1, memory: -1, stdio: stdio{input: -1, slave: -1}, ended: make(chan struct{})}
 }
 
 // start makes a container.
@@ -126,15 +119,10 @@ func (a *Agent) birth(c *container, r *wire.Start, dirs []int, by maker) error {
 	a.mu.Unlock()
 	ended := a.register(child.PID)
 	if process.Terminal {
-		unix.SetNonblock(child.Master, true)
-		c.streams = append(c.streams, os.NewFile(uintptr(child.Master), "terminal"))
+		c.terminal(child.Master)
 	}
-	for i, stream := range c.streams {
-		name := "stdout"
-		if i == 1 {
-			name = "stderr"
-		}
-		c.readers.Go(func() { c.log.copy(name, stream) })
+	for _, s := range c.streams {
+		c.readers.Go(func() { s.copy(c.log) })
 	}
 	c.ownPID = r.Plan.NewPID
 	go a.await(c, ended)
@@ -182,40 +170,14 @@ func duplicate(fd int) (int, error) {
 	return unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3)
 }
 
-// pipes makes the streams of a process without a terminal. ends are the child's, to be closed after its birth.
-func (c *container) pipes(process *engine.Process) (engine.Stdio, []int, error) {
-	io := engine.Stdio{In: -1, Out: -1, Err: -1}
-	if process.Terminal {
-		return io, nil, nil
-	}
-	var ends []int
-	for _, end := range []*int{&io.Out, &io.Err} {
-		var p [2]int
-		if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
-			return io, ends, err
-		}
-		unix.SetNonblock(p[0], true)
-		c.streams = append(c.streams, os.NewFile(uintptr(p[0]), "pipe"))
-		*end = p[1]
-		ends = append(ends, p[1])
-	}
-	if process.Stdin {
-		var p [2]int
-		if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
-			return io, ends, err
-		}
-		io.In = p[0]
-		ends = append(ends, p[0])
-		unix.SetNonblock(p[1], true)
-		c.stdin = os.NewFile(uintptr(p[1]), "pipe")
-	}
-	return io, ends, nil
-}
-
 // await takes the container's exit: logs to the end, record, then everybody who watches.
 func (a *Agent) await(c *container, ended <-chan unix.WaitStatus) {
 	status := <-ended
 	e := wire.Exit{ContainerID: c.id, PID: c.pid, ExitCode: exitCode(status), FinishedAt: time.Now().UnixNano()}
+	a.mu.Lock()
+	closeIf(c.slave) // the terminal's end is seen once nobody has it open
+	c.slave = -1
+	a.mu.Unlock()
 	if !c.ownPID {
 		c.kill() // what it started lives on in the pod's or the host's pid namespace
 	}
@@ -227,22 +189,11 @@ func (a *Agent) await(c *container, ended <-chan unix.WaitStatus) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	c.exited, c.exit = true, e
+	close(c.ended)
 	for w := range a.watchers {
 		w.add(e)
 	}
 	c.close()
-}
-
-// drain waits for the end of the streams, and no longer than drainTimeout.
-func (c *container) drain() {
-	streams := c.streams // close may come before the timer's function ends
-	timer := time.AfterFunc(drainTimeout, func() {
-		for _, f := range streams {
-			f.SetReadDeadline(time.Unix(1, 0))
-		}
-	})
-	c.readers.Wait()
-	timer.Stop()
 }
 
 // kill ends all processes of the container, also those that took another session or pid namespace.
@@ -279,19 +230,14 @@ func (c *container) oomKills() int {
 
 // close gives the descriptors back. The caller holds Agent.mu, or is the only one who knows c.
 func (c *container) close() {
-	for _, fd := range []*int{&c.pidfd, &c.pidns, &c.unified, &c.memory} {
+	for _, fd := range []*int{&c.pidfd, &c.pidns, &c.unified, &c.memory, &c.input, &c.slave} {
 		if *fd >= 0 {
 			unix.Close(*fd)
 			*fd = -1
 		}
 	}
-	for _, f := range c.streams {
-		f.Close()
-	}
-	c.streams = nil
-	if c.stdin != nil {
-		c.stdin.Close()
-		c.stdin = nil
+	for _, s := range c.streams {
+		s.close()
 	}
 	if c.log != nil {
 		c.log.close()

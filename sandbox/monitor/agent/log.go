@@ -2,9 +2,7 @@ package agent
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
-	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -72,41 +70,6 @@ func (l *logFile) close() {
 		unix.Close(l.fd)
 		l.fd = -1
 	}
-}
-
-// pipeSize is how much a pipe holds (pipe(7)).
-const pipeSize = 64 << 10
-
-// copy writes all of a stream to the log, until its end, or at its deadline what the stream still holds.
-func (l *logFile) copy(stream string, from *os.File) {
-	buf := make([]byte, 0, lineMax+1)
-	prefix := " " + stream + " "
-	left := pipeSize
-	for {
-		n, err := from.Read(buf[len(buf):cap(buf)])
-		if errors.Is(err, os.ErrDeadlineExceeded) && left > 0 {
-			if n = readNow(from, buf[len(buf):cap(buf)]); n > 0 {
-				left, err = left-n, nil
-			}
-		}
-		buf = buf[:len(buf)+n]
-		rest := l.lines(prefix, buf)
-		buf = buf[:copy(buf[:cap(buf)], rest)]
-		if err != nil {
-			if len(buf) > 0 {
-				l.write(prefix, [][]byte{buf}, "F ")
-			}
-			return
-		}
-	}
-}
-
-// readNow reads what is there, whatever the deadline says, and returns 0 when that is nothing.
-func readNow(from *os.File, b []byte) (n int) {
-	if raw, err := from.SyscallConn(); err == nil {
-		raw.Control(func(fd uintptr) { n, _ = unix.Read(int(fd), b) })
-	}
-	return max(n, 0)
 }
 
 // lines writes the whole lines of b, and what is too long to wait for its end, and returns the rest.

@@ -43,7 +43,7 @@ func TestCopyTakesTheRestAtTheDeadline(t *testing.T) {
 	if err := r.SetReadDeadline(time.Unix(1, 0)); err != nil {
 		t.Fatal(err)
 	}
-	l.copy("stdout", r)
+	(&stream{name: "stdout", from: r}).copy(l)
 	b, err := os.ReadFile(path)
 	if got := strings.Count(string(b), " stdout F fifteen letters\n"); err != nil || got != lines {
 		t.Errorf("the log has %d lines, want %d; %v", got, lines, err)

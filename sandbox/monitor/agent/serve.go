@@ -77,6 +77,13 @@ func (a *Agent) answer(conn *wire.Conn, failed error, stop func()) {
 		return
 	case wire.VerbForget:
 		body, err = a.forget(m)
+	case wire.VerbAttach:
+		body, err = a.attach(conn, &m)
+	case wire.VerbCloseStdin:
+		body, err = a.closeStdin(m)
+	case wire.VerbDial:
+		a.dial(conn, m)
+		return
 	case wire.VerbShutdown:
 		conn.Send(wire.Message{Verb: wire.AnswerDone, Body: wire.Encode(&wire.ID{})})
 		stop()
@@ -84,11 +91,17 @@ func (a *Agent) answer(conn *wire.Conn, failed error, stop func()) {
 	default:
 		err = &wire.Failure{Text: "verb is not known to this monitor; it is older than the daemon"}
 	}
+	reply(conn, body, err)
+}
+
+// reply ends a call. A peer that is gone does not hear it.
+func reply(conn *wire.Conn, body wire.Coder, err error) {
+	m := wire.Message{Verb: wire.AnswerDone}
 	if err != nil {
-		conn.Send(wire.Message{Verb: wire.AnswerFailed, Body: wire.Encode(failure(err))})
-		return
+		m.Verb, body = wire.AnswerFailed, failure(err)
 	}
-	conn.Send(wire.Message{Verb: wire.AnswerDone, Body: wire.Encode(body)})
+	m.Body = wire.Encode(body)
+	conn.Send(m)
 }
 
 // failure puts an error into the answer's form.

@@ -170,6 +170,30 @@ func (e *Exec) Code(c *codec.Codec) {
 	})
 }
 
+// Attach asks for what a container writes from now on. Descriptors: the write ends of pipes, one a letter of Present (ExecStdout, ExecStderr);
+// the monitor never waits for them. AnswerStarted has one descriptor when there is an Input and it was asked for: the write end of the
+// container's stdin, or its terminal's master. AnswerDone comes when the container has exited and its streams are delivered.
+type Attach struct {
+	ContainerID string
+	Present     string
+	Input       bool
+}
+
+// Code writes or reads a.
+func (a *Attach) Code(c *codec.Codec) {
+	c.Struct(func(c *codec.Codec) {
+		c.String(&a.ContainerID)
+		c.String(&a.Present)
+		c.Bool(&a.Input)
+	})
+}
+
+// Dial asks for a connection to a TCP port of the pod's loopback. AnswerDone has one descriptor: the socket.
+type Dial struct{ Port int }
+
+// Code writes or reads v.
+func (v *Dial) Code(c *codec.Codec) { c.Struct(func(c *codec.Codec) { c.Int(&v.Port) }) }
+
 // Signal sends a signal to a container's first process.
 type Signal struct {
 	ContainerID string
@@ -196,14 +220,16 @@ const (
 	FailedEngine
 	FailedNotFound
 	FailedExited
+	FailedSlow // an attached client did not keep up
+	FailedDial // Text is the address, Errno why
 )
 
 // Failure is the body of AnswerFailed, and an error.
 type Failure struct {
 	Kind       int
-	Text       string // of FailedOther
+	Text       string // of FailedOther, FailedDial
 	Step, Path string // of FailedEngine, as engine.Error has them
-	Errno      int
+	Errno      int    // of FailedEngine, FailedDial
 }
 
 // Code writes or reads f.
@@ -219,14 +245,20 @@ func (f *Failure) Code(c *codec.Codec) {
 
 // Error is the failure's text.
 func (f *Failure) Error() string {
+	if f.Kind == FailedDial {
+		return "connect to " + f.Text + ": " + syscall.Errno(f.Errno).Error()
+	}
 	if e, ok := f.Unwrap().(*engine.Error); ok {
 		return e.Error()
 	}
 	return fmt.Sprintf("monitor: %s", f.Text)
 }
 
-// Unwrap returns the engine's error, if it is one.
+// Unwrap returns the engine's error, or the errno, if it is one.
 func (f *Failure) Unwrap() error {
+	if f.Kind == FailedDial {
+		return syscall.Errno(f.Errno)
+	}
 	if f.Kind != FailedEngine {
 		return nil
 	}

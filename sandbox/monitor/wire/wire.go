@@ -18,7 +18,8 @@ import (
 //	2  AnswerStarted: terminals of execs
 //	3  Command: other runtimes
 //	4  AppArmor profiles of containers and execs
-const Version = 4
+//	5  VerbAttach, VerbCloseStdin, VerbDial
+const Version = 5
 
 // Verb is what a message asks for.
 type Verb uint8
@@ -33,6 +34,9 @@ const (
 	VerbWatch
 	VerbForget
 	VerbShutdown
+	VerbAttach
+	VerbCloseStdin
+	VerbDial
 )
 
 // Answers stand where a request has its verb.

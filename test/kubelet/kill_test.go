@@ -52,6 +52,7 @@ func (w *world) killBerthd(t *testing.T, list []scenario) {
 	for i := range kills {
 		churn := scenario{name: fmt.Sprintf("churn-%d", i), spec: "containers: [{name: c, image: $IMAGE, command: [sh, -c, \"$WAIT\"]}]"}
 		w.put(t, churn)
+		after := w.watch(t, "streams").interrupted()
 		time.Sleep(rand.N(1500 * time.Millisecond)) // anywhere in the new pod's start
 		w.d.Kill()
 		for name, p := range before {
@@ -83,6 +84,7 @@ func (w *world) killBerthd(t *testing.T, list []scenario) {
 			got, err := w.k.Run(t.Context(), "web", "server", "hostname")
 			return fmt.Sprint(got, err), got == "web-"+kubelet.Node+"\n"
 		})
+		after()
 		w.watch(t, "counter").counted()
 		if t.Failed() {
 			return
@@ -117,10 +119,13 @@ func (w *world) ranOnce(t *testing.T, pods map[string]kubelet.Pod) {
 	}
 }
 
-// killKubelet kills the kubelet: the next one finds everything as it was.
+// killKubelet kills the kubelet: the next one finds everything as it was. That one asks the runtime for what the other asked cAdvisor.
 func (w *world) killKubelet(t *testing.T) {
 	before := w.pods(t)
 	if err := w.k.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.k.Configure("PodAndContainerStatsFromCRI"); err != nil {
 		t.Fatal(err)
 	}
 	if err := w.k.Start(t.Context()); err != nil {

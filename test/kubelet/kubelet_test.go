@@ -65,8 +65,10 @@ func TestKubelet(t *testing.T) {
 		do   func(*testing.T)
 	}{
 		{"host", w.checkHost},
+		{"statistics", func(t *testing.T) { w.checkSummary(t, "cpu", "memory") }},
 		{"berthd killed ten times", func(t *testing.T) { w.killBerthd(t, list) }},
 		{"kubelet killed", w.killKubelet},
+		{"statistics of berth", func(t *testing.T) { w.checkSummary(t, "network", "process_stats", "cpu", "memory"); w.checkCadvisor(t) }},
 		{"removed", func(t *testing.T) { w.remove(t, list) }},
 		{"nothing is left", w.nothing},
 	} {

@@ -125,6 +125,12 @@ func (k *Process) Logs(ctx context.Context, pod, container, query string) (strin
 	return k.Get(ctx, "/containerLogs/"+address(pod, container)+"?"+query)
 }
 
+// StreamURL is where a client of streams asks for verb, which is exec, attach or portForward; without a container for the last one.
+// Values of the query are as in command=ls&output=1.
+func (k *Process) StreamURL(verb, pod, container string, query url.Values) string {
+	return k.URL + "/" + verb + "/" + strings.TrimSuffix(address(pod, container), "/") + "?" + query.Encode()
+}
+
 func address(pod, container string) string {
 	return Namespace + "/" + pod + "-" + Node + "/" + container
 }

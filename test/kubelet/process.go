@@ -28,7 +28,6 @@ type Options struct {
 	Dir        string // the kubelet's folder, made and removed here
 	Socket     string // of the runtime
 	CgroupRoot string // made and removed here, in every hierarchy
-	Gates      []string
 }
 
 // Process is one kubelet, which may be started and ended many times.
@@ -39,6 +38,7 @@ type Process struct {
 	URL    string
 
 	opts   Options
+	port   int
 	cmd    *exec.Cmd
 	exited chan struct{}
 }
@@ -54,22 +54,31 @@ func New(opts Options) (*Process, error) {
 	if err := errors.Join(unix.Mount(opts.Dir, opts.Dir, "", unix.MS_BIND, ""), unix.Mount("", opts.Dir, "", unix.MS_SHARED, "")); err != nil {
 		return k, fmt.Errorf("share the kubelet's folder: %w", err)
 	}
-	port, err := freePort()
-	if err != nil {
+	var err error
+	if k.port, err = freePort(); err != nil {
 		return k, err
 	}
-	k.URL = fmt.Sprintf("https://127.0.0.1:%d", port)
+	k.URL = fmt.Sprintf("https://127.0.0.1:%d", k.port)
 	for _, dir := range []string{k.Pods, k.path("logs"), k.path("root")} {
 		if err := os.Mkdir(dir, 0o755); err != nil {
 			return k, fmt.Errorf("make the kubelet's folder: %w", err)
 		}
 	}
-	for name, text := range map[string]string{"config.yaml": k.config(port), "resolv.conf": "nameserver 192.0.2.53\n"} {
-		if err := os.WriteFile(k.path(name), []byte(text), 0o644); err != nil {
-			return k, fmt.Errorf("configure the kubelet: %w", err)
-		}
+	if err := os.WriteFile(k.path("resolv.conf"), []byte("nameserver 192.0.2.53\n"), 0o644); err != nil {
+		return k, fmt.Errorf("configure the kubelet: %w", err)
+	}
+	if err := k.Configure(); err != nil {
+		return k, err
 	}
 	return k, makeCgroups(opts.CgroupRoot)
+}
+
+// Configure says which features the kubelet has from its next start on, besides those that it has anyway.
+func (k *Process) Configure(gates ...string) error {
+	if err := os.WriteFile(k.path("config.yaml"), []byte(k.config(gates)), 0o644); err != nil {
+		return fmt.Errorf("configure the kubelet: %w", err)
+	}
+	return nil
 }
 
 func (k *Process) path(name string) string { return filepath.Join(k.opts.Dir, name) }
@@ -78,10 +87,10 @@ func (k *Process) path(name string) string { return filepath.Join(k.opts.Dir, na
 func (k *Process) PodLogs() string { return k.path("logs") }
 
 // config is what the kubelet of a small machine without an API server is told. Periods are short, so that tests are.
-func (k *Process) config(port int) string {
-	var gates strings.Builder
-	for _, g := range k.opts.Gates {
-		fmt.Fprintf(&gates, "  %s: true\n", g)
+func (k *Process) config(gates []string) string {
+	var features strings.Builder
+	for _, g := range gates {
+		fmt.Fprintf(&features, "  %s: true\n", g)
 	}
 	return fmt.Sprintf(`apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
@@ -112,7 +121,7 @@ crashLoopBackOff: {maxContainerRestartPeriod: 1s}
 logging: {verbosity: 4}
 featureGates:
   KubeletCrashLoopBackOffMax: true
-%s`, k.Pods, k.PodLogs(), k.opts.Socket, port, k.opts.CgroupRoot, k.path("resolv.conf"), k.path("plugins"), gates.String())
+%s`, k.Pods, k.PodLogs(), k.opts.Socket, k.port, k.opts.CgroupRoot, k.path("resolv.conf"), k.path("plugins"), features.String())
 }
 
 func freePort() (int, error) {

@@ -393,6 +393,11 @@ volumes:
 - {name: pod, downwardAPI: {items: [{path: name, fieldRef: {fieldPath: metadata.name}}]}}
 `, checkUserNamespace, nil},
 
+		{"streams", `
+containers:
+- {name: shell, image: $IMAGE, command: [sh, -c, "$WAIT"]}
+`, checkStreams, nil},
+
 		{"counter", `
 containers:
 - name: lines

@@ -16,7 +16,8 @@ import (
 // dial makes a WebSocket.
 func dial(ctx context.Context, url, protocol string) (*websocket.Conn, net.Conn, error) {
 	var tcp net.Conn
-	d := websocket.Dialer{Subprotocols: []string{protocol}, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, //nolint:gosec // a test's own server
+	// A write of io.Copy must be one frame: the kubelet takes each frame for a message.
+	d := websocket.Dialer{WriteBufferSize: 64 << 10, Subprotocols: []string{protocol}, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, //nolint:gosec // a test's own server
 		NetDialContext: func(ctx context.Context, network, address string) (conn net.Conn, err error) {
 			tcp, err = (&net.Dialer{}).DialContext(ctx, network, address)
 			return tcp, err

@@ -19,7 +19,8 @@ func Exec(pr *Process, target Target, cgroups Cgroups, io Stdio) (Child, error) 
 		return Child{}, &Error{"open", "/dev/null", errno(err)}
 	}
 	d.add(null)
-	p := &program{users: target.Users}
+	p := newProgram(target.Users)
+	defer p.release()
 	if err := p.confinement(pr, &d); err != nil {
 		return Child{}, err
 	}
@@ -70,7 +71,8 @@ type Target struct {
 // without capabilities. It executes nothing, so no pause image is needed. With u the pid namespace belongs to that user
 // namespace, and the init is its root.
 func StartInit(u *UserNamespace) (Child, error) {
-	p := &program{}
+	p := newProgram(nil)
+	defer p.release()
 	flags := uint64(unix.CLONE_NEWPID | unix.CLONE_NEWNS)
 	if u != nil {
 		p.joinUsers(u, &Process{})

@@ -3,6 +3,7 @@ package engine
 import (
 	"errors"
 	"runtime"
+	"sync/atomic"
 	"syscall"
 	"unsafe"
 
@@ -62,7 +63,8 @@ type program struct {
 	len   int // operations
 	steps []step
 	keep  []any
-	texts []byte // what is left of a piece of keep
+	piece []byte // for texts, and what is left of it, or of a further one
+	texts []byte
 	step  step
 	next  reg
 	users *UserNamespace // the process's, or nil when it is the host's
@@ -72,6 +74,44 @@ type program struct {
 }
 
 type step struct{ verb, object string }
+
+// Bounds of what a program that is done leaves to the next one.
+const (
+	spareChunks = 4
+	spareSteps  = 64
+	spareKeep   = 128
+	pieceSize   = 4 << 10
+)
+
+// spare is a program that is done. Execs are many, and each would leave its memory to the garbage collector.
+var spare atomic.Pointer[program]
+
+func newProgram(users *UserNamespace) *program {
+	p := spare.Swap(nil)
+	if p == nil {
+		p = &program{piece: make([]byte, pieceSize)}
+	}
+	p.users, p.texts = users, p.piece
+	return p
+}
+
+// release makes p the spare one. Nothing of it may be used from then on.
+func (p *program) release() {
+	for _, c := range p.ops {
+		*c = chunk{}
+	}
+	clear(p.ops[min(len(p.ops), spareChunks):])
+	clear(p.steps)
+	clear(p.keep)
+	next := &program{ops: p.ops[:min(len(p.ops), spareChunks)], piece: p.piece}
+	if cap(p.steps) <= spareSteps {
+		next.steps = p.steps[:0]
+	}
+	if cap(p.keep) <= spareKeep {
+		next.keep = p.keep[:0]
+	}
+	spare.Store(next)
+}
 
 // at names the step that the operations after it belong to.
 func (p *program) at(verb, object string) { p.step = step{verb, object} }
@@ -94,14 +134,13 @@ func (p *program) scope(f func()) {
 
 // text returns a pointer to s as a C string.
 func (p *program) text(s string) arg {
-	const piece = 1 << 10
 	if len(p.texts) <= len(s) {
-		p.texts = make([]byte, max(piece, len(s)+1))
+		p.texts = make([]byte, max(pieceSize, len(s)+1))
 		p.keep = append(p.keep, p.texts)
 	}
 	b := p.texts[:len(s)+1]
 	p.texts = p.texts[len(s)+1:]
-	copy(b, s)
+	b[copy(b, s)] = 0
 	return arg{value: uintptr(unsafe.Pointer(&b[0]))}
 }
 
@@ -122,7 +161,7 @@ func slice[T any](p *program, v []T) arg {
 
 // sys appends a system call.
 func (p *program) sys(nr uintptr, args ...arg) *op {
-	if p.len == len(p.ops)*chunkOps {
+	if p.len == len(p.ops)*chunkOps { // a spare program's pieces are used first
 		p.ops = append(p.ops, new(chunk))
 	}
 	if len(p.steps) == 0 || p.steps[len(p.steps)-1] != p.step {

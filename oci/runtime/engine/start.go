@@ -79,7 +79,8 @@ func Start(plan *Plan, cgroups Cgroups, io Stdio) (Child, error) {
 		}
 		d.add(pidns)
 	}
-	p := &program{users: plan.Users}
+	p := newProgram(plan.Users)
+	defer p.release()
 	if err := p.confinement(&plan.Process, &d); err != nil {
 		return Child{}, err
 	}

@@ -25,6 +25,7 @@ type Agent struct {
 	init   engine.Child          // of the shared pid namespace; PID 0 is none
 	ended  chan os.Signal        // a child has ended, or may have without notice
 	births sync.RWMutex          // held for reading while a child is made and not yet in children
+	trim   trimmer
 
 	mu         sync.Mutex
 	containers map[string]*container

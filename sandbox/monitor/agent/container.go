@@ -52,7 +52,7 @@ func (a *Agent) start(m wire.Message) (wire.Coder, error) {
 	if len(r.Cgroups) != len(dirs) {
 		return nil, wire.ErrMalformed
 	}
-	c := newContainer(r.ContainerID)
+	c := newContainer(strings.Clone(r.ContainerID)) // what is kept must not keep the message
 	a.mu.Lock()
 	_, taken := a.containers[c.id]
 	if !taken {
@@ -77,7 +77,7 @@ func (a *Agent) birth(c *container, r *wire.Start, dirs []int, by maker) error {
 	if err != nil {
 		return err
 	}
-	if c.log, err = openLog(r.LogPath); err != nil {
+	if c.log, err = openLog(strings.Clone(r.LogPath)); err != nil {
 		return err
 	}
 	process := &r.Plan.Process

@@ -76,6 +76,7 @@ func execDescriptors(r *wire.Exec, fds []int) (execFiles, error) {
 	if len(fds) != len(r.Cgroups)+len(r.Present) {
 		return files, wire.ErrMalformed
 	}
+	files.groups.V1 = make([]engine.V1Cgroup, 0, len(r.Cgroups))
 	for _, dir := range fds[:len(r.Cgroups)] {
 		var st unix.Statfs_t
 		if err := unix.Fstatfs(dir, &st); err != nil {

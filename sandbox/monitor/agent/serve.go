@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -55,11 +56,13 @@ func (a *Agent) answer(conn *wire.Conn, failed error, stop func()) {
 	if uid, err := conn.PeerUID(); err != nil || uid != 0 {
 		return
 	}
-	m, err := conn.Receive()
+	m, err := conn.ReceiveInto(newBody)
+	defer releaseBody(m.Body)
 	if err != nil {
 		return
 	}
 	defer m.CloseDescriptors()
+	defer a.trim.count()
 	var body wire.Coder
 	switch m.Verb {
 	case wire.VerbHello:
@@ -102,6 +105,30 @@ func reply(conn *wire.Conn, body wire.Coder, err error) {
 	}
 	m.Body = wire.Encode(body)
 	conn.Send(m)
+}
+
+// spareBody is the memory of a request that has been answered, for the next one.
+var spareBody atomic.Pointer[[spareBodySize]byte]
+
+const spareBodySize = 8 << 10
+
+func newBody(size int) []byte {
+	if size > spareBodySize {
+		return make([]byte, size)
+	}
+	b := spareBody.Swap(nil)
+	if b == nil {
+		b = new([spareBodySize]byte)
+	}
+	return b[:size]
+}
+
+// releaseBody gives a request's memory to the next one. What was decoded from it is gone then, and not by chance: it is zero.
+func releaseBody(b []byte) {
+	clear(b)
+	if cap(b) == spareBodySize {
+		spareBody.Store((*[spareBodySize]byte)(b[:spareBodySize]))
+	}
 }
 
 // failure puts an error into the answer's form.

@@ -51,6 +51,7 @@ const (
 	maxBody        = 16 << 20
 	maxDescriptors = 64
 	headerSize     = 8
+	controlSize    = unix.SizeofCmsghdr + 4*maxDescriptors // CmsgSpace: a multiple of the alignment already
 )
 
 // ErrMalformed means that the peer does not speak the protocol.
@@ -77,6 +78,9 @@ func (m *Message) CloseDescriptors() {
 type Conn struct {
 	file *os.File
 	raw  syscall.RawConn
+
+	header  [headerSize]byte // of the message that is received, and its descriptors
+	control [controlSize]byte
 }
 
 // NewConn takes over the non-blocking socket fd.
@@ -87,7 +91,7 @@ func NewConn(fd int) (*Conn, error) {
 		f.Close()
 		return nil, err
 	}
-	return &Conn{f, raw}, nil
+	return &Conn{file: f, raw: raw}, nil
 }
 
 // Close ends the connection; a blocked Send or Receive returns.
@@ -147,8 +151,12 @@ func (c *Conn) Send(m Message) error {
 
 // Receive reads one message. At the end of the connection it returns io.EOF or the socket's error.
 func (c *Conn) Receive() (Message, error) {
-	header := make([]byte, headerSize)
-	control := make([]byte, unix.CmsgSpace(4*maxDescriptors))
+	return c.ReceiveInto(func(size int) []byte { return make([]byte, size) })
+}
+
+// ReceiveInto is Receive into memory of the caller's, who is asked for it when the size of a body is known.
+func (c *Conn) ReceiveInto(memory func(size int) []byte) (Message, error) {
+	header, control := c.header[:], c.control[:]
 	m := Message{}
 	n, err := c.receive(header, control, &m.Descriptors)
 	if err == nil {
@@ -160,8 +168,10 @@ func (c *Conn) Receive() (Message, error) {
 	}
 	if err == nil {
 		m.Version, m.Verb = binary.LittleEndian.Uint16(header[4:]), Verb(header[6])
-		m.Body = make([]byte, size)
-		_, err = c.fill(m.Body)
+		if size > 0 {
+			m.Body = memory(int(size))
+			_, err = c.fill(m.Body)
+		}
 	}
 	if err != nil {
 		m.CloseDescriptors()

@@ -8,7 +8,10 @@
 // A Codec is for one goroutine. A decoding error sticks and is returned by Err; values read after it are zero.
 package codec
 
-import "errors"
+import (
+	"errors"
+	"unsafe"
+)
 
 // ErrMalformed is what Err returns for bytes that no Encoder wrote.
 var ErrMalformed = errors.New("malformed message")
@@ -26,7 +29,8 @@ type Codec struct {
 // Encoder returns a Codec that appends to an empty buffer.
 func Encoder() *Codec { return &Codec{} }
 
-// Decoder returns a Codec that reads b. Strings and byte slices are copied out of b.
+// Decoder returns a Codec that reads b. Strings and byte slices are parts of b, which nobody may change from then on, and which stays as long
+// as one of them does: whoever keeps a short one of a long message clones it.
 func Decoder(b []byte) *Codec { return &Codec{buf: b, decoding: true} }
 
 // Decoding tells the direction.
@@ -102,7 +106,7 @@ func (c *Codec) Bool(v *bool) {
 	*v = x != 0
 }
 
-// ByteSlice codes v; the decoded slice is a copy.
+// ByteSlice codes v.
 func (c *Codec) ByteSlice(v *[]byte) {
 	n := uint64(len(*v))
 	c.Uint64(&n)
@@ -116,8 +120,7 @@ func (c *Codec) ByteSlice(v *[]byte) {
 		return
 	}
 	if n > 0 {
-		*v = append([]byte(nil), c.buf[:n]...)
-		c.buf = c.buf[n:]
+		*v, c.buf = c.buf[:n:n], c.buf[n:]
 	}
 }
 
@@ -134,7 +137,7 @@ func (c *Codec) String(v *string) {
 		c.fail()
 		return
 	}
-	*v = string(c.buf[:n])
+	*v = unsafe.String(unsafe.SliceData(c.buf), n)
 	c.buf = c.buf[n:]
 }
 
@@ -148,7 +151,7 @@ func (c *Codec) Uint32s(v *[]uint32) { List(c, v, func(c *Codec, n *uint32) { c.
 func (c *Codec) Struct(fields func(*Codec)) {
 	inner := &Codec{decoding: c.decoding}
 	if c.decoding {
-		c.ByteSliceRef(&inner.buf)
+		c.ByteSlice(&inner.buf)
 		fields(inner)
 		if inner.err != nil {
 			c.fail()
@@ -157,17 +160,6 @@ func (c *Codec) Struct(fields func(*Codec)) {
 	}
 	fields(inner)
 	c.ByteSlice(&inner.buf)
-}
-
-// ByteSliceRef decodes a slice that aliases the buffer.
-func (c *Codec) ByteSliceRef(v *[]byte) {
-	var n uint64
-	c.Uint64(&n)
-	if n > uint64(len(c.buf)) {
-		c.fail()
-		return
-	}
-	*v, c.buf = c.buf[:n:n], c.buf[n:]
 }
 
 // List codes a list: item codes one member.

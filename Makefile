@@ -19,7 +19,8 @@ UML_PACKAGES := user-mode-linux kmod apparmor e2fsprogs
 UML_SUITES := ./test/uml ./oci/apparmor ./sandbox/cgroup ./oci/runtime/engine \
 	'./test/integration=^Test(LifeOfAPod|ExitCodes|StopSignalAndGrace|TheWholeTreeEnds|ExecSync|ExecTimeout|LowerOOMScore|DefaultCgroup|SmallLimits|$\
 	PidsLimitReached|OutOfMemory|TheMonitorIsOutside|UsersAndGroups|Capabilities|NoNewPrivileges|Privileged|Devices|Seccomp|NothingLeaks|$\
-	RestartKeepsEverything|MonitorKilled|BadRecords|RunFolderGone|SharedPIDNamespace|Sysctls|HostileMountTargets|MountPropagation|DefaultMounts)'
+	RestartKeepsEverything|MonitorKilled|BadRecords|RunFolderGone|SharedPIDNamespace|Sysctls|HostileMountTargets|MountPropagation|DefaultMounts)' \
+	'BERTH_TEST_HANDLER=runc ./test/integration=^Test(Handlers|ExecTimeout|OutOfMemory|DefaultCgroup|SharedPIDNamespace|MonitorKilled)$$'
 
 # Tests of images alone, which run no container: no handler changes them.
 IMAGES := Pull|Mirrors|StackEquals|ImageFsInfo|RemovedWhileInUse

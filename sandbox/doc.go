@@ -4,7 +4,9 @@
 //
 // A sandbox is a pod's: its namespaces, which a monitor process holds, its network attachment, its /dev/shm, and the files that
 // its containers share. A container is created (record and writable layer), started (cgroups, process) and exits once.
-// An operation is the making of one object; callers with the same metadata and configuration share it.
+// An operation is the making of one object; callers with the same metadata and configuration share it. A handler is how the containers
+// of a sandbox are made: by the native engine in the monitor, or by another OCI runtime that the monitor executes. What a handler's name meant
+// when the sandbox was made is in its record.
 //
 // # States
 //
@@ -19,6 +21,8 @@
 //	STATE/pods/SANDBOX/monitor.sock      the monitor's socket
 //	STATE/pods/SANDBOX/shm               a tmpfs, the pod's /dev/shm
 //	STATE/pods/SANDBOX/{hosts,hostname,resolv.conf}
+//	STATE/pods/SANDBOX/CONTAINER         the bundle of a container that another runtime makes, see package external
+//	STATE/runtimes/HANDLER/CONTAINER     what that runtime keeps about it
 //	/run/netns/...                       pins, see package netns
 //	the cgroup hierarchies               see package cgroup
 //

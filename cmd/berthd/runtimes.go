@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
 
@@ -73,6 +74,17 @@ func placeRuntimes(handlers map[string]*external.Program, state string) {
 	for name, program := range handlers {
 		if program != nil && name != "" { // "" is the same program as another one
 			program.Root = filepath.Join(state, "runtimes", name)
+		}
+	}
+}
+
+// missing says of each program that it cannot be executed now. Pods of other handlers run without it.
+func missing(logger klog.Logger, handlers map[string]*external.Program) {
+	for _, name := range slices.Sorted(maps.Keys(handlers)) {
+		if program := handlers[name]; program != nil && name != "" {
+			if err := unix.Access(program.Path, unix.X_OK); err != nil {
+				logger.Info("Runtime of a handler cannot be executed", "handler", name, "path", program.Path, "err", err)
+			}
 		}
 	}
 }

@@ -1,8 +1,10 @@
 // Command uml boots a User-Mode Linux kernel on this machine's own root file system and runs tests there:
 //
-//	go run ./hack/uml [-timeout 6m] [-mem 2G] [-skip REGEXP] PACKAGE[=REGEXP]...
+//	go run ./hack/uml [-timeout 6m] [-mem 2G] [-skip REGEXP] "[NAME=VALUE ]PACKAGE[=REGEXP]"...
 //
 // REGEXP chooses tests of the package, as go test's -run; all are run without. That of -skip leaves tests out of every package.
+//
+// NAME=VALUE goes into the environment of that package's tests.
 //
 // The kernel is Debian's package user-mode-linux, Linux 6.1 as a program: cgroup v2 alone, AppArmor, every capability, and none of what
 // came later. The root file system is mounted read-only, everything that tests write goes to memory: nothing of a run stays on the
@@ -51,7 +53,7 @@ const exitBroken = 2
 type options struct {
 	mem, skip string
 	timeout   time.Duration
-	suites    []string // PACKAGE[=REGEXP]
+	suites    []string // [NAME=VALUE ]PACKAGE[=REGEXP]
 }
 
 // init keeps main on one thread: the kernel is told to end when the thread does that started it.
@@ -129,12 +131,13 @@ func build(ctx context.Context, dir string, o options) error {
 	return nil
 }
 
-// buildTests puts a package's tests into dir: the program "run", and the arguments that it is to be started with.
+// buildTests puts a package's tests into dir: the program "run", and the arguments and the environment that it is to be started with.
 func buildTests(ctx context.Context, dir, suite, skip string) error {
 	top, err := berthd.Top()
 	if err != nil {
 		return err
 	}
+	env, suite := splitSuite(suite)
 	pkg, pattern, _ := strings.Cut(suite, "=")
 	cmd := exec.CommandContext(ctx, "go", "test", "-c", "-trimpath", "-tags=grpcnotrace", "-o", filepath.Join(dir, "run"), pkg)
 	cmd.Dir, cmd.Env = top, append(os.Environ(), "CGO_ENABLED=0")
@@ -145,7 +148,15 @@ func buildTests(ctx context.Context, dir, suite, skip string) error {
 		return fmt.Errorf("build the tests of %s: %w\n%s", pkg, err, out)
 	}
 	args := "-test.v\n-test.run=" + pattern + "\n-test.skip=" + skip
-	return os.WriteFile(filepath.Join(dir, "args"), []byte(args), 0o644)
+	return errors.Join(os.WriteFile(filepath.Join(dir, "args"), []byte(args), 0o644), os.WriteFile(filepath.Join(dir, "env"), []byte(env), 0o644))
+}
+
+// splitSuite takes NAME=VALUE off the front.
+func splitSuite(suite string) (env, rest string) {
+	if before, after, found := strings.Cut(suite, " "); found && !strings.HasPrefix(before, "./") {
+		return before, after
+	}
+	return "", suite
 }
 
 // boot runs the kernel until the guest powers it off, and prints its console.

@@ -1,7 +1,7 @@
 // Package monitor starts the monitors of pods and speaks to them.
 //
 // What it is. A monitor is one process a pod, berth-monitor: it holds the pod's namespaces, starts the pod's containers
-// through the native engine, writes their logs, and keeps their exit codes. It outlives the daemon. Spawner starts
+// through the native engine or another runtime's command line, writes their logs, and keeps their exit codes. It outlives the daemon. Spawner starts
 // monitors from a sealed copy of the binary, so that neither a container nor an upgrade changes one that runs; Client
 // speaks the protocol of package wire.
 //

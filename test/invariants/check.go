@@ -215,8 +215,13 @@ func containerThings(d Daemon, l lists, items Items) (breaches []string, err err
 			breaches = append(breaches, "container "+id+" belongs to no listed pod")
 		}
 		pids := l.processes[id]
-		if running := c.State == runtimeapi.ContainerState_CONTAINER_RUNNING; running != (len(pids) > 0) {
+		running := c.State == runtimeapi.ContainerState_CONTAINER_RUNNING
+		if running != (len(pids) > 0) {
 			breaches = append(breaches, fmt.Sprintf("container %s is %s and has %d processes %v", id, c.State, len(pids), pids))
+		}
+		// Another runtime has its root on the host while it runs.
+		if root := path.Join(d.State, "pods", c.PodSandboxId, id, "rootfs"); !running && items[Item{Mount, root}] > 0 {
+			breaches = append(breaches, fmt.Sprintf("container %s is %s and its root is mounted", id, c.State))
 		}
 	}
 	for _, id := range items.Names(Layer) {

@@ -172,6 +172,9 @@ func takeFiles(d Daemon, items Items) error {
 			if rel, err := filepath.Rel(dir, path); err == nil && rel != "." {
 				visit(rel, e)
 			}
+			if e.IsDir() && e.Name() == "rootfs" { // a container's own files, mounted for another runtime
+				return fs.SkipDir
+			}
 			return nil
 		})
 		if err != nil {
@@ -192,6 +195,11 @@ func takeFiles(d Daemon, items Items) error {
 	return errors.Join(
 		walk(filepath.Join(d.Root, "pods"), add(Record)),
 		walk(filepath.Join(d.State, "pods"), add(State)),
+		walk(filepath.Join(d.State, "runtimes"), func(rel string, _ fs.DirEntry) {
+			if container := strings.Split(rel, "/"); len(container) == 2 { // HANDLER/CONTAINER; what is in there is the runtime's
+				items[Item{State, "runtimes/" + rel}]++
+			}
+		}),
 		walk(filepath.Join(d.Root, "network"), func(rel string, e fs.DirEntry) {
 			if _, err := netip.ParseAddr(e.Name()); err == nil && e.Type().IsRegular() {
 				items[Item{Address, rel}]++

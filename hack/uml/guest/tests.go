@@ -23,7 +23,11 @@ func runSuites() (int, error) {
 		if err != nil {
 			return 0, err
 		}
-		code, err := runTests(filepath.Join(dir, "run"), strings.Split(string(args), "\n"))
+		env, err := os.ReadFile(filepath.Join(dir, "env"))
+		if err != nil {
+			return 0, err
+		}
+		code, err := runTests(filepath.Join(dir, "run"), strings.Split(string(args), "\n"), string(env))
 		if err != nil {
 			return 0, err
 		}
@@ -34,10 +38,10 @@ func runSuites() (int, error) {
 }
 
 // runTests runs one test binary and returns its exit status. As the first process this one reaps whatever is left to it.
-func runTests(name string, args []string) (int, error) {
+func runTests(name string, args []string, env string) (int, error) {
 	p, err := os.StartProcess(name, append([]string{name}, args...), &os.ProcAttr{
 		Dir: "/tmp", Files: []*os.File{nil, os.Stdout, os.Stdout},
-		Env: []string{"PATH=" + path, "HOME=/tmp", "BERTH_BIN=" + shared, "BERTH_PROBE=" + shared},
+		Env: []string{"PATH=" + path, "HOME=/tmp", "BERTH_BIN=" + shared, "BERTH_PROBE=" + shared, env},
 	})
 	if err != nil {
 		return 0, fmt.Errorf("start tests: %w", err)

@@ -116,9 +116,9 @@ func (p *Prober) Features(ctx context.Context, program *Program) (runtime.Featur
 	if p.probed != nil && os.SameFile(p.probed, st) && p.probed.ModTime().Equal(st.ModTime()) && p.probed.Size() == st.Size() {
 		return p.answer, p.problem
 	}
-	ctx, cancel := context.WithTimeout(ctx, featuresTimeout)
+	asking, cancel := context.WithTimeout(ctx, featuresTimeout)
 	defer cancel()
-	out, err := program.run(ctx, slices.Concat([]string{program.Path}, program.Options, []string{"features"}))
+	out, err := program.run(asking, slices.Concat([]string{program.Path}, program.Options, []string{"features"}))
 	var told features.Features
 	if err == nil {
 		err = json.Unmarshal(out, &told)
@@ -126,7 +126,7 @@ func (p *Prober) Features(ctx context.Context, program *Program) (runtime.Featur
 	if err != nil {
 		err = fmt.Errorf("ask %s for its features: %w", program.Path, err)
 	}
-	if ctx.Err() == nil {
+	if ctx.Err() == nil { // else it is the caller that gave up, and the program may answer the next one
 		p.probed, p.answer, p.problem = st, understand(&told), err
 	}
 	return understand(&told), err

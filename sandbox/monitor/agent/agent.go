@@ -66,6 +66,8 @@ func protect() {
 	os.WriteFile("/proc/self/comm", []byte("berth-monitor"), 0) // else it is that of the descriptor it was executed by
 	unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)                // no core file either; a limit would be the containers' too
 	unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+	// What the daemon was started with by accident goes into no other runtime's program, which might hand it on to its container.
+	unix.CloseRange(3, 1<<32-1, unix.CLOSE_RANGE_CLOEXEC)
 	os.WriteFile("/proc/self/oom_score_adj", []byte(oomScore), 0) // without CAP_SYS_RESOURCE it stays the daemon's
 }
 

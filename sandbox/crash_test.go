@@ -199,9 +199,15 @@ func half(t *testing.T, w *world, name string) {
 func checkTruth(t *testing.T, w *world, m *Manager) {
 	t.Helper()
 	for _, c := range m.Containers() {
-		pids, err := w.cgroups.PIDs(w.cgroups.Tree() + "/" + c.SandboxID + "/" + c.ID)
-		if err != nil {
-			t.Error(err)
+		var pids []int
+		for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) { // what was killed takes a moment to be gone
+			var err error
+			if pids, err = w.cgroups.PIDs(w.cgroups.Tree() + "/" + c.SandboxID + "/" + c.ID); err != nil {
+				t.Error(err)
+			}
+			if len(pids) == 0 || c.State == ContainerRunning || time.Now().After(deadline) {
+				break
+			}
 		}
 		if running := len(pids) > 0; running != (c.State == ContainerRunning) {
 			t.Errorf("container %s is %s, and has processes %v", c.ID, c.State, pids)

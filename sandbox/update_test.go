@@ -180,16 +180,12 @@ func TestUpdateIsOldOrNew(t *testing.T) {
 				mu.Lock()
 				on := armed
 				mu.Unlock()
-				if !on {
+				if !on || strings.HasPrefix(step, "sweep") { // the sweep comes some time after the recovery
 					return nil
 				}
 				return fault.effect(step)
 			})
 			w.recovered(dying)
-			waitFor(t, func() bool { // its sweep, too
-				names, err := w.cgroups.List(w.cgroups.Tree())
-				return err == nil && len(names) > 0
-			})
 			mu.Lock()
 			armed = true
 			mu.Unlock()

@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -218,7 +219,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer s.forget(sess)
 	defer recovered(sess.ctx)
 	start := time.Now()
-	logger.V(4).Info("Began a streaming session", "protocol", r.Header.Get("Upgrade"))
+	logger.V(4).Info("Began a streaming session", "webSocket", isWebSocket(r))
 	if q.kind == kindPortForward {
 		err = s.serveForward(sess, w, r, q)
 	} else {
@@ -235,9 +236,15 @@ func (r request) logValues() []any {
 	return []any{"session", string(r.kind), "containerID", r.process.ContainerID}
 }
 
-// refuse answers a client that has a token, and cannot be served.
+// refuse answers a client that has a token, and cannot be served. The answer is on its way before the session ends.
 func refuse(w http.ResponseWriter, code int, text string) {
-	http.Error(w, text, code)
+	h := w.Header()
+	h.Set("Content-Type", "text/plain; charset=utf-8")
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("Content-Length", strconv.Itoa(len(text)+1))
+	w.WriteHeader(code)
+	fmt.Fprintln(w, text)
+	http.NewResponseController(w).Flush() //nolint:errcheck // who has gone has gone
 }
 
 func isWebSocket(r *http.Request) bool { return websocket.IsWebSocketUpgrade(r) }

@@ -16,6 +16,7 @@ import (
 // Limits of what a client may send over SPDY. A data frame has none: it is passed on in pieces.
 const (
 	maxControlBytes = 16 << 10
+	minHeadersBytes = 10 // of a frame with headers
 	maxHeaders      = 64
 	maxHeaderBytes  = 4 << 10
 	headBytes       = 8 // of every frame
@@ -130,6 +131,9 @@ func (c *spdyClient) data(s *stream, length int) error {
 func (c *spdyClient) controlFrame(kind spdy.ControlFrameType, length int) error {
 	switch kind {
 	case spdy.TypeSynStream, spdy.TypeHeaders, spdy.TypeSynReply: // all of them move the state of the decompression
+		if length < minHeadersBytes { // the library would read on in the next frame
+			return errProtocol
+		}
 		frame, err := c.framer.ReadFrame()
 		if err != nil {
 			return fmt.Errorf("read SPDY frame: %w", err)

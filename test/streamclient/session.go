@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"sync"
 
+	"github.com/gorilla/websocket"
+
 	"github.com/berthd/berth/sandbox"
 )
 
@@ -38,6 +40,7 @@ type Session struct {
 	Errors io.Reader
 	resize io.Writer
 	conn   net.Conn
+	ws     *websocket.Conn // nil: SPDY
 	close  func() error
 }
 
@@ -57,6 +60,29 @@ func (s *Session) Resize(size sandbox.TerminalSize) error {
 	}
 	_, err = s.resize.Write(text)
 	return err
+}
+
+// ResizeText sends anything as a size.
+func (s *Session) ResizeText(text []byte) error {
+	_, err := s.resize.Write(text)
+	return err
+}
+
+// BigMessage sends zeros on a channel of WebSocket, in one message, piece by piece.
+func (s *Session) BigMessage(number byte, size int) error {
+	w, err := s.ws.NextWriter(websocket.BinaryMessage)
+	if err != nil {
+		return err
+	}
+	if _, err := w.Write([]byte{number}); err != nil {
+		return err
+	}
+	for piece := make([]byte, 64<<10); size > 0; size -= len(piece) {
+		if _, err := w.Write(piece[:min(size, len(piece))]); err != nil {
+			return err
+		}
+	}
+	return w.Close()
 }
 
 // Close leaves as a good client does.

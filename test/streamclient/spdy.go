@@ -18,6 +18,9 @@ import (
 // replyTime is how long the server may take to accept a stream.
 const replyTime = 30 * time.Second
 
+// queueTime is how long an answer may lie in the client's own queues when the connection has ended.
+const queueTime = 500 * time.Millisecond
+
 // upgrade makes a connection and speaks HTTP until the server speaks another protocol.
 func upgrade(ctx context.Context, address, protocol string) (net.Conn, net.Conn, *bufio.Reader, error) {
 	u, err := url.Parse(address)
@@ -91,7 +94,18 @@ func openStream(c *spdystream.Connection, headers map[string]string) (*spdystrea
 	if err != nil {
 		return nil, err
 	}
-	if err := s.WaitTimeout(replyTime); err != nil {
+	answer := make(chan error, 1)
+	go func() { answer <- s.WaitTimeout(replyTime) }() // which does not notice a connection's end
+	select {
+	case err = <-answer:
+	case <-c.CloseChan(): // the answer may have come before, and wait in a queue
+		select {
+		case err = <-answer:
+		case <-time.After(queueTime):
+			err = net.ErrClosed
+		}
+	}
+	if err != nil {
 		return nil, fmt.Errorf("open stream %v: %w", headers, err)
 	}
 	return s, nil
@@ -179,6 +193,11 @@ func (f *Forwarder) Connect(port uint16) (*Forwarded, error) {
 		return nil, err
 	}
 	return &Forwarded{Stream: data, Errors: errs}, nil
+}
+
+// Stream opens a stream with any headers.
+func (f *Forwarder) Stream(headers map[string]string) (*spdystream.Stream, error) {
+	return openStream(f.conn, headers)
 }
 
 // Close leaves as a good client does.

@@ -45,7 +45,7 @@ func openWebSocket(ctx context.Context, url string, t Transport, p Process) (*Se
 		return nil, err
 	}
 	c := &channels{ws: ws, base64: t == Base64}
-	s := &Session{conn: tcp, close: func() error {
+	s := &Session{conn: tcp, ws: ws, close: func() error {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		ws.WriteMessage(websocket.CloseMessage, websocket.FormatCloseMessage(websocket.CloseNormalClosure, ""))
@@ -172,8 +172,8 @@ func forwardTunnel(ctx context.Context, url string) (*Forwarder, error) {
 	return &Forwarder{conn: c, tcp: tcp}, nil
 }
 
-// ForwardChannels connects to ports with the channels of older clients, two for each port; the data channels are returned.
-func ForwardChannels(ctx context.Context, url string, ports int) (*websocket.Conn, error) {
+// ForwardChannels connects to ports with the channels of older clients, two for each port of the request.
+func ForwardChannels(ctx context.Context, url string) (*websocket.Conn, error) {
 	ws, _, err := dial(ctx, url, "v4.channel.k8s.io")
 	return ws, err
 }

@@ -39,7 +39,7 @@ func (s *runtimeService) Exec(_ context.Context, r *runtimeapi.ExecRequest) (*ru
 	if n > maxCommandBytes {
 		return nil, invalid("cmd", strconv.Itoa(n)+" bytes", "must have at most "+strconv.Itoa(maxCommandBytes)+" bytes")
 	}
-	if err := s.checkProcess(r.GetContainerId(), &p); err != nil {
+	if _, err := s.checkProcess(r.GetContainerId(), &p); err != nil {
 		return nil, err
 	}
 	url, err := s.streaming.Exec(p)
@@ -52,9 +52,11 @@ func (s *runtimeService) Exec(_ context.Context, r *runtimeapi.ExecRequest) (*ru
 // Attach answers with a URL at which a client can be attached to a running container.
 func (s *runtimeService) Attach(_ context.Context, r *runtimeapi.AttachRequest) (*runtimeapi.AttachResponse, error) {
 	p := streaming.Process{Stdin: r.GetStdin(), Stdout: r.GetStdout(), Stderr: r.GetStderr(), Terminal: r.GetTty()}
-	if err := s.checkProcess(r.GetContainerId(), &p); err != nil {
+	c, err := s.checkProcess(r.GetContainerId(), &p)
+	if err != nil {
 		return nil, err
 	}
+	p.Deaf = !c.Config.GetStdin()
 	url, err := s.streaming.Attach(p)
 	if err != nil {
 		return nil, err
@@ -63,25 +65,24 @@ func (s *runtimeService) Attach(_ context.Context, r *runtimeapi.AttachRequest) 
 }
 
 // checkProcess looks at what a client asks for of a process, and finds the container.
-func (s *runtimeService) checkProcess(containerID string, p *streaming.Process) error {
+func (s *runtimeService) checkProcess(containerID string, p *streaming.Process) (c sandbox.Container, err error) {
 	switch {
 	case !p.Stdin && !p.Stdout && !p.Stderr:
-		return invalid("stdin, stdout, stderr", "false", "one must be true")
+		return c, invalid("stdin, stdout, stderr", "false", "one must be true")
 	case p.Terminal && p.Stderr:
-		return invalid("stderr", "true", "must be false with tty: a terminal has one output")
+		return c, invalid("stderr", "true", "must be false with tty: a terminal has one output")
 	}
-	if err := checkID("container_id", containerID); err != nil {
-		return err
+	if err = checkID("container_id", containerID); err != nil {
+		return c, err
 	}
-	c, err := s.containers.Container(containerID)
-	if err != nil {
-		return err
+	if c, err = s.containers.Container(containerID); err != nil {
+		return c, err
 	}
 	if c.State != sandbox.ContainerRunning {
-		return fmt.Errorf("container %s: it is %s, not Running: %w", c.ID, c.State, sandbox.ErrState)
+		return c, fmt.Errorf("container %s: it is %s, not Running: %w", c.ID, c.State, sandbox.ErrState)
 	}
 	p.ContainerID = c.ID
-	return nil
+	return c, nil
 }
 
 // PortForward answers with a URL at which a client can connect to ports of a running pod.

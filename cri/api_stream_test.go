@@ -16,14 +16,9 @@ import (
 
 func streamWorld(t *testing.T) *world {
 	t.Helper()
-	for _, method := range []string{"Attach", "PortForward"} { // not let through yet
-		sentence := unimplemented[method]
-		delete(unimplemented, method)
-		t.Cleanup(func() { unimplemented[method] = sentence })
-	}
 	w := newWorld(t)
 	w.sandboxes.pods = []sandbox.Pod{{ID: "ready-pod", State: sandbox.PodReady}, {ID: "stopped-pod", State: sandbox.PodNotReady}}
-	w.sandboxes.containers = []sandbox.Container{{ID: "running-container", State: sandbox.ContainerRunning},
+	w.sandboxes.containers = []sandbox.Container{{ID: "running-container", State: sandbox.ContainerRunning}, {ID: "listening-container", State: sandbox.ContainerRunning, Config: &runtimeapi.ContainerConfig{Stdin: true}},
 		{ID: "created-container", State: sandbox.ContainerCreated}, {ID: "exited-container", State: sandbox.ContainerExited}}
 	return w
 }
@@ -41,8 +36,11 @@ func TestExecAndAttachAnswerWithAURL(t *testing.T) {
 	if err != nil || attach.GetUrl() != "http://attach/running-container" {
 		t.Errorf("Attach = %v, %v", attach, err)
 	}
-	if p := w.streaming.process; !p.Stdin || !p.Stderr || p.Stdout || p.Terminal {
+	if p := w.streaming.process; !p.Stdin || !p.Stderr || p.Stdout || p.Terminal || !p.Deaf {
 		t.Errorf("process = %+v", p)
+	}
+	if _, err := w.runtime.Attach(t.Context(), &runtimeapi.AttachRequest{ContainerId: "listening", Stdin: true}); err != nil || w.streaming.process.Deaf {
+		t.Errorf("Attach to a container with stdin = %v, %+v", err, w.streaming.process)
 	}
 	forward, err := w.runtime.PortForward(t.Context(), &runtimeapi.PortForwardRequest{PodSandboxId: "ready", Port: []int32{1, 65535}})
 	if err != nil || forward.GetUrl() != "http://forward/ready-pod" || !slices.Equal(w.streaming.ports, []uint16{1, 65535}) {

@@ -3,9 +3,6 @@ package cri
 // unimplemented holds every method of the two services that is not built, with the sentence that its callers get. A test holds it
 // against the services: a method is in this table or has an implementation.
 var unimplemented = map[string]string{
-	"Attach":      "berth does not attach yet: read the container's log file",
-	"PortForward": "berth does not forward ports yet: connect to the pod's address or to a host port",
-
 	"StreamContainerStats":    "berth does not stream lists yet: use ListContainerStats",
 	"StreamPodSandboxStats":   "berth does not stream lists yet: use ListPodSandboxStats",
 	"StreamPodSandboxMetrics": "berth does not stream lists yet: use ListPodSandboxMetrics",

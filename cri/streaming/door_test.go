@@ -299,7 +299,7 @@ func TestShutdownTellsClients(t *testing.T) {
 			defer cancel()
 			ended <- s.Shutdown(ctx)
 		}()
-		if _, err := good.Wait(); err == nil || !strings.Contains(err.Error(), "berthd is ending") {
+		if _, err := good.Wait(); err == nil || !strings.Contains(err.Error(), "the daemon is ending") {
 			t.Errorf("%s: the client is told %v", transport, err)
 		}
 		good.Close()

@@ -19,6 +19,8 @@ type Process struct {
 	ContainerID                     string
 	Cmd                             []string // of an exec
 	Stdin, Stdout, Stderr, Terminal bool
+	// Deaf says that the process reads nothing: what the client sends is dropped.
+	Deaf bool
 }
 
 // The streams of a process, by their numbers in WebSocket's protocols.
@@ -71,7 +73,7 @@ func newSlots(p Process, protocol string) *slots {
 			s.missing++
 		}
 	}
-	if !p.Stdin {
+	if !p.Stdin || p.Deaf {
 		s.stdin.close()
 	}
 	return s
@@ -130,7 +132,7 @@ func (s *slots) of(p Process) sandbox.Streams {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	streams := sandbox.Streams{Terminal: p.Terminal, Resize: s.sizes.c}
-	if p.Stdin {
+	if p.Stdin && !p.Deaf {
 		streams.Stdin = s.stdin
 	}
 	if p.Stdout {

@@ -8,13 +8,15 @@ import (
 	"time"
 
 	"k8s.io/klog/v2"
+
+	"github.com/berthd/berth/sandbox"
 )
 
 // Why a session ends.
 var (
 	errGone   = errors.New("the client is gone")
 	errIdle   = errors.New("no byte moved for too long")
-	errEnding = errors.New("berthd is ending")
+	errEnding = sandbox.ErrClosing // which is no client's leaving
 	errDone   = errors.New("the session is over")
 )
 

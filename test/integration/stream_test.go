@@ -20,7 +20,7 @@ func TestStreamingSuite(t *testing.T) {
 	for name, transport := range map[string]streamclient.Transport{"SPDY": streamclient.SPDY, "v5": streamclient.WebSocket,
 		"v4": streamclient.V4, "base64": streamclient.Base64} {
 		t.Run(name, func(t *testing.T) {
-			streamingtest.Suite(t, streamingtest.Target{Runtime: harness.Streaming{Daemon: d, Transport: transport}, ContainerID: c.ID,
+			streamingtest.Suite(t, streamingtest.Target{Runtime: harness.Streaming{Daemon: d, Transport: transport}, ContainerID: c.ID, SandboxID: pod.ID,
 				InputEnds: name == "SPDY" || name == "v5"})
 		})
 	}

@@ -19,7 +19,7 @@ import (
 // Target is what the suite is run against.
 type Target struct {
 	Runtime                streaming.Runtime
-	ContainerID, SandboxID string // no sandbox: ports are left out
+	ContainerID, SandboxID string
 	// InputEnds says that the end of standard input can be told.
 	InputEnds bool
 }
@@ -125,9 +125,7 @@ func Suite(t *testing.T, g Target) {
 	})
 	suiteEnds(t, g)
 	suiteTerminal(t, g)
-	if g.SandboxID != "" {
-		suiteDial(t, g)
-	}
+	suiteDial(t, g)
 }
 
 // suiteEnds is about clients that go.

@@ -22,16 +22,19 @@ import (
 )
 
 // What is run: the specs of these names.
-const defaultFocus = `\[k8s\.io\] (Container|Multiple Containers|Image|Idempotence|PodSandbox|Networking|Runtime info|Security Context)`
+const defaultFocus = `\[k8s\.io\] (Container|Multiple Containers|Image|Idempotence|PodSandbox|Networking|Runtime info|Security Context|Streaming)`
 
-// What is not: a digest of a public image that nobody else can make, and streaming.
-var defaultSkip = strings.Join([]string{
-	`public image with digest`,
-	`Streaming`, `attach`, `portforward`,
-}, "|")
+// What is run once more over WebSocket.
+const webSocketFocus = `\[k8s\.io\] Streaming`
+
+var webSocketFlags = []string{"--websocket-exec=true", "--websocket-attach=true", "--websocket-portforward=true"}
+
+// What is not: a digest of a public image that nobody else can make.
+const defaultSkip = `public image with digest`
 
 type runner struct {
 	dir, focus, skip, handler string
+	flags                     []string // more of critest's
 	berthd                    *berthd.Process
 	before                    invariants.Items
 }
@@ -42,7 +45,11 @@ func main() {
 	flag.StringVar(&r.focus, "focus", defaultFocus, "specs to run")
 	flag.StringVar(&r.skip, "skip", defaultSkip, "specs to leave out")
 	flag.StringVar(&r.handler, "handler", "", "OCI runtime on PATH that makes the containers, as runc; none is the native engine")
+	webSocket := flag.Bool("websocket", false, "stream over WebSocket in every order")
 	flag.Parse()
+	if *webSocket {
+		r.flags = webSocketFlags
+	}
 	failures, err := r.run(context.Background(), *seeds, flag.Args())
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "critest:", err)
@@ -90,8 +97,15 @@ func (r *runner) run(ctx context.Context, n int, named []string) (failures int, 
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, end()) }()
+	all := make([]round, len(seeds))
 	for i, seed := range seeds {
-		ok, err := r.order(ctx, i+1, seed)
+		all[i] = round{name: fmt.Sprintf("order %d", i+1), seed: seed, focus: r.focus, flags: r.flags}
+	}
+	if r.focus == defaultFocus && len(seeds) > 0 {
+		all = append(all, round{name: "WebSocket", seed: seeds[0], focus: webSocketFocus, flags: webSocketFlags})
+	}
+	for _, one := range all {
+		ok, err := r.play(ctx, one)
 		if err != nil {
 			return failures, err
 		}
@@ -150,14 +164,21 @@ func (r *runner) start(ctx context.Context, registry *registrytest.Registry) (en
 
 var ansi = regexp.MustCompile(`\x1b\[[0-9;]*m`)
 
-// order runs critest once and tells whether every spec passed and nothing was left.
-func (r *runner) order(ctx context.Context, n int, seed int64) (bool, error) {
+// round is one run of critest.
+type round struct {
+	name, focus string
+	seed        int64
+	flags       []string // more of critest's
+}
+
+// play runs critest once and tells whether every spec passed and nothing was left.
+func (r *runner) play(ctx context.Context, one round) (bool, error) {
 	crictl := filepath.Join(r.dir, "crictl.yaml")
 	endpoint := "unix://" + r.berthd.Options().Socket
 	if err := os.WriteFile(crictl, []byte("runtime-endpoint: "+endpoint+"\nimage-endpoint: "+endpoint+"\n"), 0o600); err != nil {
 		return false, err
 	}
-	path := filepath.Join(r.dir, fmt.Sprintf("order-%d.log", n))
+	path := filepath.Join(r.dir, strings.ReplaceAll(one.name, " ", "-")+".log")
 	out, err := os.Create(path)
 	if err != nil {
 		return false, err
@@ -165,7 +186,7 @@ func (r *runner) order(ctx context.Context, n int, seed int64) (bool, error) {
 	defer out.Close()
 	start := time.Now()
 	cmd := exec.CommandContext(ctx, "critest", "--config", crictl, "--runtime-endpoint", endpoint, "--image-endpoint", endpoint,
-		"--ginkgo.no-color", "--ginkgo.v", "--ginkgo.seed", strconv.FormatInt(seed, 10), "--ginkgo.focus", r.focus, "--ginkgo.skip", r.skip, "--ginkgo.timeout", "20m",
+		"--ginkgo.no-color", "--ginkgo.v", "--ginkgo.seed", strconv.FormatInt(one.seed, 10), "--ginkgo.focus", one.focus, "--ginkgo.skip", r.skip, "--ginkgo.timeout", "20m",
 		"--runtime-handler", r.handler)
 	cmd.Stdout, cmd.Stderr = out, out
 	runErr := cmd.Run()
@@ -173,7 +194,7 @@ func (r *runner) order(ctx context.Context, n int, seed int64) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	fmt.Printf("order %d, seed %d: %s (%.0f s)\n", n, seed, res.summary, time.Since(start).Seconds())
+	fmt.Printf("%s, seed %d: %s (%.0f s)\n", one.name, one.seed, res.summary, time.Since(start).Seconds())
 	for _, line := range slices.Concat(res.skipped, res.failed) {
 		fmt.Println("   ", line)
 	}

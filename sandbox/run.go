@@ -302,6 +302,11 @@ func (m *Manager) greet(ctx context.Context, p *pod) error {
 	if err != nil {
 		return fmt.Errorf("set sandbox up: %w", err)
 	}
+	if users := spec.Users(p.config); len(users.UIDs) > 0 {
+		if err := monitor.MapsUsers(hello); err != nil {
+			return fmt.Errorf("set sandbox up: %w", err)
+		}
+	}
 	m.mu.Lock()
 	l.pidInit = hello.PIDNSInit
 	m.mu.Unlock()

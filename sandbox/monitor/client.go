@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -21,7 +22,7 @@ var ErrNotFound = errors.New("container is not known to its monitor")
 var ErrExited = errors.New("container has exited")
 
 // ErrTooOld means that an older berth started the pod's monitor, which does not know what it is asked for. It lives as long as the pod.
-var ErrTooOld = errors.New("the pod's monitor was started by an older berth, which could not do this: run the pod anew")
+var ErrTooOld = errors.New("the pod's monitor is of an older berth, which could not do this: run the pod anew")
 
 // Exit is how a container ended.
 type Exit = wire.Exit
@@ -47,6 +48,14 @@ type StartRequest struct {
 	// Command has another runtime make the container; RuntimeGroup is the cgroup that its program runs in, or nil.
 	Command      Command
 	RuntimeGroup *os.File
+}
+
+// MapsUsers says whether a monitor knows user namespaces. One that does not would leave them out.
+func MapsUsers(h Hello) error {
+	if h.Version < wire.MapsUsers {
+		return fmt.Errorf("a pod with a user namespace: %w", ErrTooOld)
+	}
+	return nil
 }
 
 // Client speaks to the monitor at one socket.
@@ -93,6 +102,11 @@ func (c *Client) confines(ctx context.Context, pr *engine.Process) error {
 	return c.need(ctx, since, "AppArmor profile "+pr.AppArmor)
 }
 
+// mapsUsers tells whether a plan has a user namespace, or mounts whose owners are mapped.
+func mapsUsers(p *engine.Plan) bool {
+	return p.Users != nil || slices.ContainsFunc(p.Mounts, func(m engine.Mount) bool { return len(m.UIDs) > 0 })
+}
+
 // Start starts a container and returns its first process once it has executed. On an error no process is left.
 func (c *Client) Start(ctx context.Context, r StartRequest) (pid int, err error) {
 	if err := c.confines(ctx, &r.Plan.Process); err != nil {
@@ -100,6 +114,11 @@ func (c *Client) Start(ctx context.Context, r StartRequest) (pid int, err error)
 	}
 	if len(r.Command.Args) > 0 {
 		if err := c.need(ctx, 3, "start a container by another runtime"); err != nil {
+			return 0, err
+		}
+	}
+	if mapsUsers(r.Plan) {
+		if err := c.need(ctx, wire.MapsUsers, "start a container with mapped users"); err != nil {
 			return 0, err
 		}
 	}

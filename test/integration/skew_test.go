@@ -1,6 +1,7 @@
 package integration_test
 
 import (
+	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -17,8 +18,10 @@ import (
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/berthd/berth/sandbox"
 	"github.com/berthd/berth/test/berthd"
 	"github.com/berthd/berth/test/harness"
+	"github.com/berthd/berth/test/streamclient"
 )
 
 // oldest is the oldest commit whose monitors and records this tree takes over. It is the last one before the first release, and moves to
@@ -28,6 +31,7 @@ const oldest = "42b3950a072c4beff7d47f51432e8f69b57f8f29"
 
 // TestSkew holds this tree's daemon against the monitors and records of the oldest supported commit.
 func TestSkew(t *testing.T) {
+	harness.Native(t, "older monitors know no other runtime")
 	harness.Native(t, "the oldest releases know no other handler")
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: namespaces, mounts, cgroups, links")
@@ -160,7 +164,7 @@ func reopened(t *testing.T, c *harness.Container) {
 }
 
 func oldMonitor(t *testing.T, old string) {
-	d := harness.Start(t, harness.WithConfig(fmt.Sprintf("[runtime]\nmonitor = %q\n", filepath.Join(old, "berth-monitor"))))
+	d := harness.Start(t, harness.WithConfig(fmt.Sprintf("[runtime]\nmonitor = %q\n\n%s", filepath.Join(old, "berth-monitor"), otherHandler(t))))
 	pod := d.RunPod(d.Pod("old"))
 	if got, want := executed(t, monitorPID(t, pod)), sum(t, filepath.Join(old, "berth-monitor")); got != want {
 		t.Fatal("the monitor is not the old one")
@@ -177,6 +181,12 @@ func oldMonitor(t *testing.T, old string) {
 	terminal := pod.Run(d.Shell("terminal", "test -t 1 && echo it is; exec sleep 1000", func(c *runtimeapi.ContainerConfig) { c.Tty = true }))
 	terminal.WaitOutput("it is")
 	d.Check()
+	for what, err := range tooMuch(d, pod, c) {
+		if err == nil || !strings.Contains(err.Error(), "older berth") && status.Code(err) != codes.Unimplemented {
+			t.Errorf("%s: %v, want that the monitor is of an older berth", what, err)
+		}
+	}
+	d.Check()
 	d.Restart()
 	if got := c.Sh("echo again"); got != "again" {
 		t.Errorf("exec after a restart = %q", got)
@@ -186,6 +196,40 @@ func oldMonitor(t *testing.T, old string) {
 	pod.Stop()
 	pod.Remove()
 	d.AsBefore()
+}
+
+// tooMuch asks an old monitor for what only newer ones can.
+func tooMuch(d *harness.Daemon, pod *harness.Pod, c *harness.Container) map[string]error {
+	ctx, cancel := contextFor(d.T, 20*time.Second)
+	defer cancel()
+	errs := map[string]error{}
+	stream := harness.Streaming{Daemon: d, Transport: streamclient.WebSocket}
+	_, errs["a command with a terminal"] = stream.Exec(ctx, c.ID, []string{"true"}, sandbox.Streams{Stdout: io.Discard, Terminal: true})
+	errs["attach"] = stream.Attach(ctx, c.ID, sandbox.Streams{Stdout: io.Discard})
+	errs["port forward"] = connect(ctx, stream, pod)
+	mapped := d.Pod("users")
+	users(300000)(mapped)
+	_, errs["a user namespace"] = d.TryRunPod(mapped)
+	config := d.Pod("other")
+	r, err := d.Runtime.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: config, RuntimeHandler: "other"})
+	if err == nil {
+		other := &harness.Pod{Daemon: d, ID: r.PodSandboxId, Config: config}
+		err = other.Create(d.Sleeper("c")).TryStart()
+		other.Remove()
+	}
+	errs["another runtime"] = err
+	return errs
+}
+
+// connect connects to a port of a pod, and returns what the read that follows says.
+func connect(ctx context.Context, stream harness.Streaming, pod *harness.Pod) error {
+	conn, err := stream.Dial(ctx, pod.ID, 80)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	_, err = conn.Read(make([]byte, 1))
+	return err
 }
 
 // noPodMixesVersions: the files of an installation are replaced while its daemon and pods run.

@@ -15,11 +15,14 @@ import (
 // peer must not miss; fields that it may miss are only appended (package codec).
 //
 //	1  the first
-//	2  AnswerStarted: terminals of execs
+//	2  AnswerStarted: terminals of execs; user namespaces
 //	3  Command: other runtimes
 //	4  AppArmor profiles of containers and execs
 //	5  VerbAttach, VerbCloseStdin, VerbDial
 const Version = 5
+
+// MapsUsers is the version that brought user namespaces and mapped owners. An older monitor would leave them out.
+const MapsUsers = 2
 
 // Verb is what a message asks for.
 type Verb uint8

@@ -13,7 +13,7 @@ export CGO_ENABLED = 0
 PACKAGES := busybox-static gcc libc6-dev libseccomp-dev nftables iproute2 procps util-linux ca-certificates git runc
 
 # For test-uml alone: a kernel that runs as a program, its modules' loader, and the loader of AppArmor profiles.
-UML_PACKAGES := user-mode-linux kmod apparmor e2fsprogs
+UML_PACKAGES := user-mode-linux kmod apparmor e2fsprogs runc
 
 # What is run in User-Mode Linux besides its own tests: all that cgroup version 2, an old overlayfs and a full capability set may change.
 UML_SUITES := ./test/uml ./oci/apparmor ./sandbox/cgroup ./oci/runtime/engine \

@@ -92,5 +92,6 @@ func (c *Config) complete() error {
 	c.Host.CgroupV2 = c.Cgroups.V2()
 	c.Host.Controllers = c.Cgroups.Controllers()
 	c.Host.SwapLimit = c.Cgroups.SwapLimit()
+	c.Host.NoDeviceRules = !c.Cgroups.DeviceRules()
 	return nil
 }

@@ -9,6 +9,7 @@ import (
 	"slices"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/berthd/berth/oci/runtime"
 	"github.com/berthd/berth/oci/runtime/engine"
@@ -54,6 +55,9 @@ type nativeHandler struct{ m *Manager }
 func (h nativeHandler) start(_ context.Context, c *container, made *specs.Spec, r *monitor.StartRequest) (err error) {
 	if r.Plan, err = runtime.Compile(made, c.root.mounts); err != nil {
 		return fmt.Errorf("compile spec: %w", err)
+	}
+	if h.m.cfg.Host.NoDeviceRules && !slices.Contains(made.Process.Capabilities.Bounding, "CAP_MKNOD") {
+		r.Plan.Rootfs.Set |= unix.MOUNT_ATTR_NODEV // images have device nodes too
 	}
 	r.Plan.Directories = append(r.Plan.Directories, h.m.containerRecord(c).MakeDirs...)
 	return nil

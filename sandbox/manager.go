@@ -64,6 +64,9 @@ func open(ctx context.Context, cfg Config, hooks hooks) (*Manager, error) {
 	if err := cfg.complete(); err != nil {
 		return nil, err
 	}
+	if cfg.Host.NoDeviceRules {
+		klog.FromContext(ctx).Info("The host has no cgroup rules for devices: containers get no CAP_MKNOD, and root filesystems without device nodes")
+	}
 	bootID, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
 		return nil, fmt.Errorf("read the boot's ID: %w", err)

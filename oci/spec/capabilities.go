@@ -81,6 +81,14 @@ func (b *builder) capabilities() error {
 		return slices.ContainsFunc(c.GetDropCapabilities(), func(s string) bool { n, _ := parseCapability(s); return n == name })
 	}
 	want = slices.DeleteFunc(want, dropped)
+	const mknod = "CAP_MKNOD"
+	if b.in.Host.NoDeviceRules {
+		if slices.ContainsFunc(c.GetAddCapabilities(), func(s string) bool { n, _ := parseCapability(s); return n == mknod }) {
+			b.note(fieldSecurity+"capabilities", mknod, "withheld: this host has no rules for devices")
+		}
+		want = slices.DeleteFunc(want, func(name string) bool { return name == mknod })
+		ambient = slices.DeleteFunc(ambient, func(name string) bool { return name == mknod })
+	}
 	ambient = slices.DeleteFunc(ambient, dropped)
 	grantable := func(name string) bool { return slices.Contains(b.grantable(), name) }
 	withheld := slices.DeleteFunc(b.inOrder(want), grantable)

@@ -56,11 +56,17 @@ func (b *builder) devices() error {
 				return invalid("config.devices["+itoa(i)+"].container_path", node.Path, "must not be a device that every container has")
 			}
 			b.addDevice(node)
+			if b.in.Host.NoDeviceRules && access != "rwm" {
+				return invalid("config.devices["+itoa(i)+"].permissions", access, "must be rwm: this host has no rules for devices")
+			}
 			if !b.privileged && node.Type != "p" {
 				major, minor := node.Major, node.Minor
 				r.Devices = append(r.Devices, specs.LinuxDeviceCgroup{Allow: true, Type: node.Type, Major: &major, Minor: &minor, Access: access})
 			}
 		}
+	}
+	if b.in.Host.NoDeviceRules {
+		r.Devices = nil
 	}
 	return nil
 }

@@ -34,6 +34,9 @@ type Host struct {
 	CgroupV2 bool
 	// Controllers are those that can be used; nil means that all can.
 	Controllers []string
+	// NoDeviceRules tells that no cgroup can keep a container from a device node that it has. Then it gets none: CAP_MKNOD is
+	// withheld, and its root file system is to be mounted nodev.
+	NoDeviceRules bool
 	// SwapLimit tells that swap can be limited (memory.swap.max or memory.memsw.limit_in_bytes).
 	SwapLimit bool
 	// Devices are all device nodes below the host's /dev, for privileged containers; they change while the daemon runs.

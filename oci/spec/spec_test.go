@@ -492,6 +492,27 @@ func TestAppArmorProfiles(t *testing.T) {
 	}
 }
 
+// Where no cgroup rules for devices can be had, no node may be made, and nothing is claimed to be limited.
+func TestNoDeviceRules(t *testing.T) {
+	in := testInput()
+	in.Host.NoDeviceRules = true
+	in.securityContext().Capabilities = &runtimeapi.Capability{AddCapabilities: []string{"MKNOD"}, AddAmbientCapabilities: []string{"MKNOD", "CHOWN"}}
+	s, notes, err := Container(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c := s.Process.Capabilities; slices.Contains(c.Bounding, "CAP_MKNOD") || len(c.Ambient) != 1 || s.Linux.Resources.Devices != nil {
+		t.Errorf("capabilities %+v, device rules %v", c, s.Linux.Resources.Devices)
+	}
+	if len(notes) != 1 || !strings.Contains(notes[0].Rule, "no rules for devices") {
+		t.Errorf("notes %v", notes)
+	}
+	in.Container.Devices = []*runtimeapi.Device{{HostPath: "/dev/fuse", ContainerPath: "/dev/fuse", Permissions: "r"}}
+	in.Devices = map[string][]specs.LinuxDevice{"/dev/fuse": {{Path: "/dev/fuse", Type: "c", Major: 10, Minor: 229}}}
+	_, _, err = Container(in)
+	wantInvalid(t, err, "config.devices[0].permissions", "must be rwm")
+}
+
 func TestPIDNamespaces(t *testing.T) {
 	const pod, target = "/proc/7/ns/pid", "/proc/8/ns/pid"
 	const own, host = "own", "host"

@@ -578,6 +578,18 @@ func TestDevicesByProgram(t *testing.T) {
 	}
 }
 
+func TestDeviceRules(t *testing.T) {
+	if d := open(t); !d.DeviceRules() {
+		t.Error("the host has no rules for devices")
+	}
+	if d := pure(t); !d.DeviceRules() {
+		t.Error("version 2 has no rules for devices")
+	}
+	if (&Driver{}).DeviceRules() {
+		t.Error("a host without cgroups has rules for devices")
+	}
+}
+
 func TestVersion2Alone(t *testing.T) {
 	d := pure(t)
 	if !d.V2() {

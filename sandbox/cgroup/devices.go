@@ -14,12 +14,12 @@ func (d *Driver) limitDevices(rel string, rules []specs.LinuxDeviceCgroup) error
 	if len(rules) == 0 {
 		return nil
 	}
-	if !d.pure {
-		h, err := d.controller("devices")
-		if err != nil {
-			return err
-		}
+	h, err := d.controller("devices")
+	if err == nil {
 		return h.devicesV1(rel, rules)
+	}
+	if d.unified == nil {
+		return err
 	}
 	program, err := deviceProgram(rules)
 	if err != nil {
@@ -34,6 +34,22 @@ func (d *Driver) limitDevices(rel string, rules []specs.LinuxDeviceCgroup) error
 		return fmt.Errorf("attach device rules to %s: %w", f.Name(), err)
 	}
 	return nil
+}
+
+// DeviceRules tells whether device rules can be set: by version 1, or by programs where the kernel attaches them to cgroups and takes them from
+// this process.
+func (d *Driver) DeviceRules() bool {
+	if _, err := d.controller("devices"); err == nil {
+		return true
+	}
+	if d.unified == nil {
+		return false
+	}
+	fd, err := deny.load()
+	if err == nil {
+		unix.Close(fd)
+	}
+	return err == nil
 }
 
 func (h *hierarchy) devicesV1(rel string, rules []specs.LinuxDeviceCgroup) error {

@@ -141,8 +141,8 @@ func accessBits(access string) (int32, error) {
 	return bits, nil
 }
 
-// attach loads the program and attaches it to a cgroup, beside what may be attached already: all must allow. The kernel drops it with the cgroup.
-func (p program) attach(cgroup int) error {
+// load hands the program to the kernel. The caller closes it.
+func (p program) load() (int, error) {
 	license := []byte("Apache-2.0\x00")
 	load := struct { // union bpf_attr, BPF_PROG_LOAD
 		kind, count       uint32
@@ -156,9 +156,18 @@ func (p program) attach(cgroup int) error {
 	runtime.KeepAlive(p)
 	runtime.KeepAlive(license)
 	if errno != 0 {
-		return fmt.Errorf("load program: %w", errno)
+		return -1, fmt.Errorf("load program: %w", errno)
 	}
-	defer unix.Close(int(fd))
+	return int(fd), nil
+}
+
+// attach loads the program and attaches it to a cgroup, beside what may be attached already: all must allow. The kernel drops it with the cgroup.
+func (p program) attach(cgroup int) error {
+	fd, err := p.load()
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
 	attach := struct { // union bpf_attr, BPF_PROG_ATTACH
 		target, program, kind, flags uint32
 	}{target: uint32(cgroup), program: uint32(fd), kind: unix.BPF_CGROUP_DEVICE, flags: unix.BPF_F_ALLOW_MULTI}

@@ -1,8 +1,10 @@
 package uml_test
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -224,4 +226,68 @@ func TestNoAppArmorParser(t *testing.T) {
 	if got := pod.Run(d.Sleeper("unasked")).Sh(own); got != "unconfined" {
 		t.Errorf("a container that asks for none has %q", got)
 	}
+}
+
+const mounts = `profile berth-test-mounts flags=(attach_disconnected) {
+  file,
+  capability,
+  signal,
+  mount,
+  umount,
+}
+`
+
+// No /proc of a container, and nothing in one, is what a process gets its profile by (CVE-2019-16884, CVE-2025-52881).
+func TestProfilesAreNotWrittenToAContainersProc(t *testing.T) {
+	loadProfile(t, mounts)
+	d := harness.Start(t)
+	pod := d.RunPod(d.Pod("fake"))
+	fake := t.TempDir()
+	files := []string{"exec", "current", "apparmor/exec", "apparmor/current", "attr/exec", "attr/apparmor/exec"}
+	for _, name := range files {
+		if err := os.MkdirAll(filepath.Dir(filepath.Join(fake, name)), 0o777); err != nil {
+			t.Fatal(err)
+		}
+		write(t, filepath.Join(fake, name), "")
+	}
+	for i, target := range []string{"/proc/self/attr", "/proc/thread-self/attr", "/proc/1/attr", "/proc/self"} {
+		c, err := pod.TryCreate(d.Sleeper(fmt.Sprintf("volume%d", i), harness.Mounts(&runtimeapi.Mount{HostPath: fake, ContainerPath: target})))
+		if err != nil || c.TryStart() != nil {
+			continue // refused
+		}
+		if got := strings.TrimSpace(c.Host("attr/current")); got != isDefault {
+			t.Errorf("with a volume at %s the first process has profile %q", target, got)
+		}
+	}
+	c := pod.Run(d.Sleeper("inside", appArmor(localhost("berth-test-mounts")), harness.Security(func(s *runtimeapi.LinuxContainerSecurityContext) {
+		s.Capabilities = &runtimeapi.Capability{AddCapabilities: []string{"SYS_ADMIN"}}
+		s.Seccomp = profile(runtimeapi.SecurityProfile_Unconfined)
+	}), harness.Mounts(&runtimeapi.Mount{HostPath: fake, ContainerPath: "/fake"})))
+	c.Sh("mount -t tmpfs none /proc && for d in self thread-self; do mkdir /proc/$d && cp -r /fake/attr /proc/$d/; done && mount -o bind /fake/attr /proc/thread-self/attr")
+	done := make(chan error, 1)
+	go func() {
+		_, err := c.TryExec(0, "sleep", "1000")
+		done <- err
+	}()
+	var pid string
+	d.Eventually(harness.Timeout, "the exec runs", func() bool {
+		procs, _ := filepath.Glob(cgroupFolder(c) + "/exec-*/cgroup.procs")
+		for _, p := range procs {
+			if text, err := os.ReadFile(p); err == nil && len(text) > 0 {
+				pid = strings.TrimSpace(string(text))
+			}
+		}
+		comm, err := os.ReadFile("/proc/" + pid + "/comm")
+		return err == nil && string(comm) == "sleep\n"
+	})
+	if got := read(t, "/proc/"+pid+"/attr/current"); got != "berth-test-mounts (enforce)" {
+		t.Errorf("the exec has profile %q", got)
+	}
+	for _, name := range files {
+		if got := read(t, filepath.Join(fake, name)); got != "" {
+			t.Errorf("%q was written to the fake %s", got, name)
+		}
+	}
+	c.Stop(0)
+	<-done
 }

@@ -40,11 +40,11 @@ func manyLayers(t *testing.T, plan *Plan, n int) {
 // What a kernel does that takes layers only in one string: the same tree, and nothing on the host's mount table.
 func TestManyLayersInOneString(t *testing.T) {
 	withoutAppending(t)
-	plan := testPlan(t, "sh", "-c", "cat /every; set -- /layers/*; echo $#; echo changed >/every; cat /every")
+	plan := testPlan(t, "sh", "-c", "cat /every; set -- /layers/*; echo $#; echo changed >/every; cat /every; grep -c ' / overlay rw,nodev,' /proc/mounts")
 	manyLayers(t, plan, 130)
 	plan.Rootfs.Options = append(plan.Rootfs.Options, "index=off", "volatile")
 	plan.Rootfs.Set = unix.MOUNT_ATTR_NODEV
-	if out, ws := output(t, plan); out != "129\n130\nchanged\n" || ws.ExitStatus() != 0 {
+	if out, ws := output(t, plan); out != "129\n130\nchanged\n1\n" || ws.ExitStatus() != 0 {
 		t.Errorf("status %v, output %q", ws, out)
 	}
 	after, err := os.ReadFile("/proc/self/mountinfo")

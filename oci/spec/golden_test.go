@@ -40,7 +40,7 @@ func testInput() Input {
 			Group:  []byte("root:x:0:\nwww:x:1001:\nlogs:x:50:web,root\n"),
 		},
 		Host: Host{
-			Capabilities: knownCapabilities, RlimitHard: map[string]uint64{"RLIMIT_NOFILE": 1048576}, CgroupV2: true, SwapLimit: true,
+			Capabilities: knownCapabilities, RlimitHard: map[string]uint64{"RLIMIT_NOFILE": 1048576}, Cgroups: Cgroups{CgroupV2: true, SwapLimit: true},
 			Hostname: "node", Arch: "amd64", Kernel: [2]uint64{6, 18}, Seccomp: true,
 			Devices: []specs.LinuxDevice{{Path: "/dev/null", Type: "c", Major: 1, Minor: 3}, {Path: "/dev/kmsg", Type: "c", Major: 1, Minor: 11}, {Path: "/dev/sda", Type: "b", Major: 8}},
 		},

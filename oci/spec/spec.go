@@ -30,15 +30,7 @@ type Host struct {
 	Rlimits []specs.POSIXRlimit
 	// PidsLimit is the operator's default, in tasks; 0 sets none.
 	PidsLimit int64
-	// CgroupV2 tells that the unified hierarchy has the controllers.
-	CgroupV2 bool
-	// Controllers are those that can be used; nil means that all can.
-	Controllers []string
-	// NoDeviceRules tells that no cgroup can keep a container from a device node that it has. Then it gets none: CAP_MKNOD is
-	// withheld, and its root file system is to be mounted nodev.
-	NoDeviceRules bool
-	// SwapLimit tells that swap can be limited (memory.swap.max or memory.memsw.limit_in_bytes).
-	SwapLimit bool
+	Cgroups
 	// Devices are all device nodes below the host's /dev, for privileged containers; they change while the daemon runs.
 	Devices []specs.LinuxDevice
 	// Hostname is the HOSTNAME of containers whose pod has no name of its own.
@@ -52,6 +44,19 @@ type Host struct {
 	AppArmor AppArmor
 	// SELinux tells that SELinux is enabled and that the engine sets labels; else a request's options mean nothing.
 	SELinux bool
+}
+
+// Cgroups are what the mounted cgroup hierarchies can do.
+type Cgroups struct {
+	// CgroupV2 tells that the unified hierarchy has the controllers.
+	CgroupV2 bool
+	// Controllers are those that can be used; nil means that all can.
+	Controllers []string
+	// NoDeviceRules tells that no cgroup can keep a container from a device node that it has. Then it gets none: CAP_MKNOD is
+	// withheld, and its root file system is to be mounted nodev.
+	NoDeviceRules bool
+	// SwapLimit tells that swap can be limited (memory.swap.max or memory.memsw.limit_in_bytes).
+	SwapLimit bool
 }
 
 // AppArmor is the state of AppArmor on the host.

@@ -610,7 +610,7 @@ func TestPodWithoutFilesMountsNone(t *testing.T) {
 }
 
 func TestResources(t *testing.T) {
-	v2 := Host{CgroupV2: true, SwapLimit: true}
+	v2 := Host{Cgroups: Cgroups{CgroupV2: true, SwapLimit: true}}
 	for _, tc := range []struct {
 		name string
 		req  *runtimeapi.LinuxContainerResources

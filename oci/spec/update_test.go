@@ -52,7 +52,7 @@ func TestMergeResources(t *testing.T) {
 func TestUpdateTouchesWhatItNames(t *testing.T) {
 	was := &limitsOf{CpuShares: 5, CpuQuota: 10000, CpuPeriod: 50000, CpusetCpus: "1", CpusetMems: "0", MemoryLimitInBytes: 1 << 20, HugepageLimits: []*runtimeapi.HugepageLimit{huge("2MB", 1)},
 		Unified: map[string]string{"memory.high": "1"}}
-	host := Host{CgroupV2: true, SwapLimit: true, PidsLimit: 100}
+	host := Host{Cgroups: Cgroups{CgroupV2: true, SwapLimit: true}, PidsLimit: 100}
 	for _, tc := range []struct {
 		name   string
 		update *limitsOf

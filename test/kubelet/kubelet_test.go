@@ -4,7 +4,6 @@ import (
 	"context"
 	"flag"
 	"fmt"
-	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -17,6 +16,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berthd/berth/test/harness"
 	"github.com/berthd/berth/test/kubelet"
@@ -47,6 +47,10 @@ type world struct {
 func TestKubelet(t *testing.T) {
 	w := open(t)
 	list := scenarios()
+	if !w.mapsUsers(t) {
+		t.Log("no pod with a user namespace: this kernel, the file system of the test's folder, or the OCI runtime that is tested cannot")
+		list = slices.DeleteFunc(list, func(s scenario) bool { return s.name == "user-namespace" })
+	}
 	for _, s := range list {
 		w.put(t, s)
 	}
@@ -78,6 +82,18 @@ func TestKubelet(t *testing.T) {
 	}
 }
 
+// mapsUsers tells whether pods can have user namespaces.
+func (w *world) mapsUsers(t *testing.T) bool {
+	t.Helper()
+	r, err := w.d.Runtime.Status(w.d.Context(), &runtimeapi.StatusRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return slices.ContainsFunc(r.RuntimeHandlers, func(h *runtimeapi.RuntimeHandler) bool {
+		return h.Name == "" && h.Features.GetUserNamespaces()
+	})
+}
+
 // open starts berthd and the kubelet, and arranges that they end.
 func open(t *testing.T) *world {
 	if os.Geteuid() != 0 {
@@ -89,7 +105,10 @@ func open(t *testing.T) *world {
 		t.Fatal(err)
 	}
 	t.Logf("the kubelet was built or found in %s", time.Since(start).Round(time.Second))
-	w := &world{root: fmt.Sprintf("/kubelettest-%08x", rand.Uint32()), ports: freePorts(t, "$HOSTNETWORK", "$HOSTPORT"), before: readParameters(t)}
+	if err := kubelet.Sweep(); err != nil {
+		t.Fatal(err)
+	}
+	w := &world{root: kubelet.CgroupRoot(), ports: freePorts(t, "$HOSTNETWORK", "$HOSTPORT"), before: readParameters(t)}
 	w.d = harness.Start(t, harness.WithCgroupParent(w.root))
 	w.hooks = httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		w.mu.Lock()
@@ -97,7 +116,7 @@ func open(t *testing.T) *world {
 		w.called = append(w.called, r.URL.Path)
 	}))
 	t.Cleanup(w.hooks.Close)
-	w.k, err = kubelet.New(kubelet.Options{Program: program, Dir: filepath.Join(w.d.Dir, "k"), Socket: w.d.Options().Socket, CgroupRoot: w.root})
+	w.k, err = kubelet.New(kubelet.Options{Program: program, Dir: kubelet.Folder(w.d.Dir), Socket: w.d.Options().Socket, CgroupRoot: w.root})
 	if w.k != nil {
 		t.Cleanup(func() { w.close(t) })
 	}

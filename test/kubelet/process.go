@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -204,10 +205,8 @@ func (k *Process) Close() error {
 	errs := []error{k.Kill()}
 	mounts, err := Mounts(k.opts.Dir)
 	errs = append(errs, err)
-	for i := len(mounts) - 1; i >= 0; i-- {
-		if err := unix.Unmount(mounts[i], unix.MNT_DETACH); err != nil && err != unix.EINVAL {
-			errs = append(errs, fmt.Errorf("unmount %s: %w", mounts[i], err))
-		}
+	for _, at := range slices.Backward(mounts) {
+		errs = append(errs, unmount(at))
 	}
 	return errors.Join(append(errs, removeCgroups(k.opts.CgroupRoot))...)
 }
@@ -220,7 +219,7 @@ func Mounts(dir string) ([]string, error) {
 	}
 	var found []string
 	for line := range strings.Lines(string(text)) {
-		if at := mountpoint(line); at == dir || strings.HasPrefix(at, dir+"/") {
+		if at := mountpoint(line); at == dir || strings.HasPrefix(at, strings.TrimSuffix(dir, "/")+"/") {
 			found = append(found, at)
 		}
 	}

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"slices"
 	"strings"
 	"unsafe"
 
@@ -80,6 +81,24 @@ func (m *Mount) attributes() []setting {
 		all = append(all, setting{flags, unix.MountAttr{Attr_set: m.Set, Attr_clr: clear}})
 	}
 	return all
+}
+
+// detach keeps what the child mounts from showing on the host. A volume that is shared with the host must be a peer of the
+// host's until it is bound, so then only those mounts of the host upon which the child mounts become slaves, and the others in pivot.
+func (p *program) detach(plan *Plan) {
+	p.at("make", "the host's mounts slaves")
+	if !plan.shares() {
+		p.sys(unix.SYS_MOUNT, num(0), p.text("/"), num(0), num(unix.MS_REC|unix.MS_SLAVE), num(0))
+		return
+	}
+	for _, path := range []string{"/", "/proc"} {
+		p.sys(unix.SYS_MOUNT, num(0), p.text(path), num(0), num(unix.MS_SLAVE), num(0))
+	}
+}
+
+// shares tells whether what the container mounts in a volume shows on the host.
+func (p *Plan) shares() bool {
+	return slices.ContainsFunc(p.Mounts, func(m Mount) bool { return m.Type == "bind" && m.Propagation == unix.MS_SHARED })
 }
 
 // follows tells whether a mount must show what is mounted below its source from the container's start on. A detached clone of

@@ -1,7 +1,6 @@
 package engine
 
 import (
-	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -204,24 +203,6 @@ func (p *program) tree(plan *Plan, cgroups Cgroups, root int, d *descriptors) er
 		})
 	}
 	return nil
-}
-
-// detach keeps what the child mounts from showing on the host. A volume that is shared with the host must be a peer of the
-// host's until it is bound, so then only those mounts of the host upon which the child mounts become slaves, and the others in pivot.
-func (p *program) detach(plan *Plan) {
-	p.at("make", "the host's mounts slaves")
-	if !plan.shares() {
-		p.sys(unix.SYS_MOUNT, num(0), p.text("/"), num(0), num(unix.MS_REC|unix.MS_SLAVE), num(0))
-		return
-	}
-	for _, path := range []string{"/", "/proc"} {
-		p.sys(unix.SYS_MOUNT, num(0), p.text(path), num(0), num(unix.MS_SLAVE), num(0))
-	}
-}
-
-// shares tells whether what the container mounts in a volume shows on the host.
-func (p *Plan) shares() bool {
-	return slices.ContainsFunc(p.Mounts, func(m Mount) bool { return m.Type == "bind" && m.Propagation == unix.MS_SHARED })
 }
 
 // fresh mounts a new file system.

@@ -165,10 +165,13 @@ func (s *runtimeService) ContainerStatus(_ context.Context, r *runtimeapi.Contai
 // sortedContainers are all containers, the newest first.
 func (s *runtimeService) sortedContainers() []sandbox.Container {
 	all := s.containers.Containers()
-	slices.SortFunc(all, func(a, b sandbox.Container) int {
-		return cmp.Or(b.CreatedAt.Compare(a.CreatedAt), cmp.Compare(a.ID, b.ID))
-	})
+	slices.SortFunc(all, newestContainer)
 	return all
+}
+
+// newestContainer puts the newest first.
+func newestContainer(a, b sandbox.Container) int {
+	return cmp.Or(b.CreatedAt.Compare(a.CreatedAt), cmp.Compare(a.ID, b.ID))
 }
 
 // matchContainer says whether a container passes a filter. IDs in a filter may be the start of one.

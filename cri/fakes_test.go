@@ -37,6 +37,7 @@ type fakeSandboxes struct {
 	interfaces []netns.Interface
 	resources  *runtimeapi.LinuxContainerResources
 	updates    []*runtimeapi.LinuxContainerResources
+	events     chan sandbox.Event
 }
 
 func (f *fakeSandboxes) call(method, id string) error {
@@ -212,7 +213,7 @@ func newWorld(t *testing.T) *world {
 		t.Fatal(err)
 	}
 	w.server = NewServer(Config{
-		Pods: w.sandboxes, Containers: w.sandboxes, Images: w.images, Network: w.network, Stats: w.sandboxes, Limits: w.sandboxes, Layers: w.sandboxes,
+		Pods: w.sandboxes, Containers: w.sandboxes, Images: w.images, Network: w.network, Stats: w.sandboxes, Limits: w.sandboxes, Layers: w.sandboxes, Events: w.sandboxes,
 		Streaming: w.streaming,
 		Handlers:  []Handler{{Name: ""}, {Name: "berth"}},
 		Version:   "0.0.1-test", Facts: func() map[string]string { return map[string]string{"root": "/r"} }, Logger: klog.Background(),
@@ -309,6 +310,26 @@ func (f *fakeSandboxes) UpdateContainer(_ context.Context, id string, r *runtime
 func (f *fakeSandboxes) UpdatePod(_ context.Context, id string, overhead, r *runtimeapi.LinuxContainerResources) error {
 	f.updates = append(f.updates, overhead, r)
 	return f.call("UpdatePod", id)
+}
+
+// Events sends what is in the channel; when it is closed, the method's error.
+func (f *fakeSandboxes) Events(ctx context.Context, ready func() error, each func(sandbox.Event) error) error {
+	if err := ready(); err != nil {
+		return err
+	}
+	for {
+		select {
+		case e, ok := <-f.events:
+			if !ok {
+				return f.fail["Events"]
+			}
+			if err := each(e); err != nil {
+				return err
+			}
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
 }
 
 func (f *fakeSandboxes) Resources(id string) (*runtimeapi.LinuxContainerResources, error) {

@@ -92,9 +92,10 @@ func finished(logger klog.Logger, method string, duration time.Duration, err err
 	}
 }
 
-// expected says that a call's refusal is everyday: asking for what is gone, or for what is not built.
+// expected says that a call's refusal is everyday: asking for what is gone, or for what is not built, and the end of what has no other.
 func expected(method string, code codes.Code) bool {
-	return code == codes.Unimplemented || code == codes.NotFound && !changes(method)
+	forever := method == "GetContainerEvents" && (code == codes.Canceled || code == codes.Unavailable)
+	return forever || code == codes.Unimplemented || code == codes.NotFound && !changes(method)
 }
 
 // changes says that a method changes something on the host.

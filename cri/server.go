@@ -101,6 +101,7 @@ type Config struct {
 	Stats      Stats
 	Limits     Limits
 	Layers     Layers
+	Events     Events
 	Streaming  Streaming
 	// Handlers that a pod may name, as Status lists them; "" is the one that is used when a pod names none.
 	Handlers []Handler
@@ -115,6 +116,8 @@ type Config struct {
 // Server serves the CRI.
 type Server struct {
 	grpc *grpc.Server
+	// end ends the streams that would go on for ever.
+	end context.CancelFunc
 }
 
 // NewServer makes a Server that waits for Serve.
@@ -136,13 +139,14 @@ func NewServer(c Config) *Server {
 	for _, h := range c.Handlers {
 		handlers[h.Name] = true
 	}
+	ending, end := context.WithCancel(context.Background())
 	runtimeapi.RegisterRuntimeServiceServer(g, &runtimeService{
 		pods: c.Pods, containers: c.Containers, images: c.Images, network: c.Network, stats: c.Stats, limits: c.Limits, layers: c.Layers,
-		streaming: c.Streaming,
-		handlers:  c.Handlers, known: handlers, version: c.Version, facts: c.Facts,
+		events: c.Events, ending: ending, streaming: c.Streaming,
+		handlers: c.Handlers, known: handlers, version: c.Version, facts: c.Facts,
 	})
 	runtimeapi.RegisterImageServiceServer(g, &imageServer{images: c.Images, known: handlers})
-	return &Server{grpc: g}
+	return &Server{grpc: g, end: end}
 }
 
 // Serve answers calls that come in through l until Shutdown. It closes l.
@@ -151,6 +155,7 @@ func (s *Server) Serve(l net.Listener) error { return s.grpc.Serve(l) }
 // Shutdown takes no more calls and waits for those under way until ctx ends, then cancels them. A cancelled call is undone by
 // who carries it out, and its client asks the next daemon.
 func (s *Server) Shutdown(ctx context.Context) {
+	s.end()
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -175,6 +180,8 @@ type runtimeService struct {
 	stats      Stats
 	limits     Limits
 	layers     Layers
+	events     Events
+	ending     context.Context //nolint:containedctx // the life of the server itself
 	streaming  Streaming
 	handlers   []Handler
 	known      knownHandlers

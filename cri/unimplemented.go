@@ -6,7 +6,6 @@ var unimplemented = map[string]string{
 	"StreamContainerStats":    "berth does not stream lists yet: use ListContainerStats",
 	"StreamPodSandboxStats":   "berth does not stream lists yet: use ListPodSandboxStats",
 	"StreamPodSandboxMetrics": "berth does not stream lists yet: use ListPodSandboxMetrics",
-	"GetContainerEvents":      "berth does not send events yet: list containers",
 
 	"StreamPodSandboxes": "berth does not stream lists yet: use ListPodSandbox",
 	"StreamContainers":   "berth does not stream lists yet: use ListContainers",

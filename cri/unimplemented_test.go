@@ -10,12 +10,16 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/reflect/protoregistry"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berthd/berth/sandbox"
 )
 
 // A method that is neither built nor in the table would answer with grpc's own words; one that is in the table but built
 // would never be reached.
 func TestEveryMethodIsBuiltOrInTheUnimplementedTable(t *testing.T) {
 	w := newWorld(t)
+	w.sandboxes.events = make(chan sandbox.Event)
+	close(w.sandboxes.events) // so that this stream has an end
 	seen := map[string]bool{}
 	services := runtimeapi.File_staging_src_k8s_io_cri_api_pkg_apis_runtime_v1_api_proto.Services()
 	for i := range services.Len() {

@@ -81,6 +81,7 @@ func (m *Manager) updateContainer(c *container, change func(*store.Container)) e
 	}
 	m.mu.Lock()
 	c.rec = rec
+	m.tellContainer(c, before)
 	m.mu.Unlock()
 	if rec.State == store.Exited && before != store.Exited {
 		close(c.exited)
@@ -101,6 +102,9 @@ func (m *Manager) forgetContainer(c *container) {
 	delete(m.containers, c.id)
 	if m.childNames[c.name] == c {
 		delete(m.childNames, c.name)
+	}
+	if c.rec.State != store.Creating { // nobody has heard of it
+		m.tell(c.pod, c.id, EventDeleted)
 	}
 }
 

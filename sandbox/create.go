@@ -158,6 +158,7 @@ func (m *Manager) setUpContainer(ctx context.Context, c *container, r CreateRequ
 		return fmt.Errorf("sandbox %s is %s, not Ready: %w", c.pod.id, c.pod.rec.State, ErrState)
 	}
 	c.rec = rec
+	m.tell(c.pod, c.id, EventCreated)
 	return nil
 }
 

@@ -58,7 +58,7 @@ func (m *Manager) ContainerDetails(containerID string) (Details, error) {
 	}
 	out := Details{Details: read, Cgroup: rec.Cgroup, OpenFiles: openFilesLimit(rec.PID)}
 	for _, device := range read.Devices {
-		out.Devices = append(out.Devices, DeviceIO{DeviceIO: device, Name: m.devices.name(device.Major, device.Minor)})
+		out.Devices = append(out.Devices, DeviceIO{DeviceIO: device, Name: m.meters.devices.name(device.Major, device.Minor)})
 	}
 	pids, err := m.cfg.Cgroups.AllPIDs(rec.Cgroup, maxCountedProcesses)
 	if err != nil {

@@ -35,9 +35,12 @@
 // # Concurrency
 //
 // A Manager may be used from any number of goroutines. The lists and the status of objects are answered from memory: no lock is held over the
-// disk, the network or a monitor. Locks are taken in this order: a sandbox's turn, a container's turn, a record's writer, Manager.mu.
+// disk, the network or a monitor. Locks are taken in this order: a sandbox's turn, a container's turn, a record's writer, a gauge's, Manager.mu, that of events.
 // A sandbox's turn belongs to whoever makes, stops, removes or recovers it; a container's to whoever makes, starts or removes it. A turn is
 // waited for with the caller's context.
+//
+// An event is told within the change of memory that it is about, so it comes in the order of the changes, with all of the sandbox as it was
+// then. Who waits for events has a queue; nobody waits for who waits.
 //
 // Recovery gives each sandbox five seconds, in the background; calls that change an object wait until it is recovered, reads do not.
 //

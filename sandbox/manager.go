@@ -36,8 +36,8 @@ type Manager struct {
 	adding sync.RWMutex
 	hooks  hooks
 	// meters are those that are open.
-	meters  meters
-	devices deviceNames
+	meters meters
+	events events
 
 	mu         sync.RWMutex // guards what follows, and the fields of pod and container that say so
 	pods       map[string]*pod
@@ -81,7 +81,7 @@ func open(ctx context.Context, cfg Config, hooks hooks) (*Manager, error) {
 		return nil, err
 	}
 	m := &Manager{cfg: cfg, store: records, pins: netns.New(cfg.NetNSFolder, cfg.Instance), bootID: strings.TrimSpace(string(bootID)),
-		hooks: hooks, meters: meters{most: maxMeters()},
+		hooks: hooks, meters: meters{most: maxMeters()}, events: newEvents(),
 		pods: map[string]*pod{}, containers: map[string]*container{}, names: map[string]*pod{}, childNames: map[string]*container{}}
 	m.ctx, m.background.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	if err := m.recover(); err != nil {

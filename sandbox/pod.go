@@ -32,6 +32,7 @@ type pod struct {
 	link       *link
 	message    string
 	updated    *runtimeapi.PodSandboxConfig // config with the resources of an update; nil: never updated
+	told       bool                         // its stop, by an event
 	lingering  bool                         // its creation failed and could not be undone: its name is free, StopPod and RemovePod try again
 }
 
@@ -62,7 +63,11 @@ func (m *Manager) updatePod(p *pod, change func(*store.Pod)) error {
 		}
 	}
 	m.mu.Lock()
+	became := p.rec.State != rec.State && rec.State == store.Ready
 	p.rec = rec
+	if became {
+		m.tell(p, p.id, EventCreated, EventStarted)
+	}
 	m.mu.Unlock()
 	return err
 }
@@ -178,6 +183,9 @@ func (m *Manager) forgetPod(p *pod) {
 	delete(m.pods, p.id)
 	if m.names[p.name] == p {
 		delete(m.names, p.name)
+	}
+	if p.rec.State != store.Creating { // nobody has heard of it
+		m.tell(p, p.id, EventDeleted)
 	}
 }
 

@@ -45,6 +45,10 @@ func (m *Manager) recover() error {
 		m.load(&folders[i])
 	}
 	m.background.start(func() {
+		pause(m.ctx, recentTime)
+		m.events.forgetRecent()
+	})
+	m.background.start(func() {
 		slots := make(chan struct{}, recoveryWidth)
 		var group sync.WaitGroup
 		for _, p := range m.loaded() {
@@ -110,9 +114,17 @@ func (m *Manager) load(folder *store.PodFolder) {
 	if !p.lingering && (m.names[p.name] == nil || p.rec.State == store.Ready) {
 		m.names[p.name] = p
 	}
+	p.told = p.rec.State == store.NotReady
 	for i := range folder.Containers {
 		m.loadContainer(p, &folder.Containers[i])
+		p.told = p.told && !m.runs(folder.Containers[i].ID)
 	}
+}
+
+// runs tells whether the record of a container says that it runs: then a stop of its sandbox was cut short. Preconditions: m.mu held.
+func (m *Manager) runs(containerID string) bool {
+	c := m.containers[containerID]
+	return c != nil && c.rec.State == store.Running
 }
 
 // loadContainer puts one container into memory. Preconditions: m.mu held.

@@ -135,8 +135,9 @@ func (g *gauge) rate(now sample, start time.Time) (nanoCores uint64, known bool)
 
 // meters counts the meters that are open. Those beyond most are opened for each call.
 type meters struct {
-	open atomic.Int64
-	most int64
+	open    atomic.Int64
+	most    int64
+	devices deviceNames
 }
 
 // maxMeters is how many meters may be open: a third of the descriptors that the daemon may have.

@@ -49,6 +49,7 @@ func (m *Manager) stopPod(ctx context.Context, p *pod) error {
 	if err := each(m.containersOf(p), func(c *container) error { return by.end(ctx, c) }); err != nil {
 		return err
 	}
+	m.tellStopped(p)
 	return m.tearDown(ctx, p)
 }
 

@@ -121,7 +121,7 @@ func (p *parts) server(f flags, c config, logger klog.Logger) *cri.Server {
 	native.UserNamespaces = p.users == nil
 	return cri.NewServer(cri.Config{
 		Pods: p.manager, Containers: p.manager, Images: p.images, Network: network{p.network},
-		Stats: p.manager, Limits: p.manager, Layers: p.images, Streaming: p.streams,
+		Stats: p.manager, Limits: p.manager, Layers: p.images, Events: p.manager, Streaming: p.streams,
 		Handlers: c.handlers(klog.NewContext(context.Background(), logger), native),
 		Version:  semanticVersion(version), Logger: logger,
 		Facts: func() map[string]string {

@@ -17,19 +17,16 @@ type Events interface {
 	Events(ctx context.Context, ready func() error, each func(sandbox.Event) error) error
 }
 
-// errShuttingDown is what a stream ends with that would go on for ever.
-var errShuttingDown = errors.New("the daemon is ending")
-
 // GetContainerEvents sends what happens to sandboxes and containers from now on. The answer's header says that nothing is missed any more.
 // A client that does not keep up gets ResourceExhausted, and lists anew.
 func (s *runtimeService) GetContainerEvents(_ *runtimeapi.GetEventsRequest, stream runtimeapi.RuntimeService_GetContainerEventsServer) error {
 	ctx, cancel := context.WithCancelCause(stream.Context())
 	defer cancel(nil)
-	defer context.AfterFunc(s.ending, func() { cancel(errShuttingDown) })()
+	defer context.AfterFunc(s.ending, func() { cancel(sandbox.ErrClosing) })()
 	err := s.events.Events(ctx,
 		func() error { return stream.SendHeader(metadata.MD{}) },
 		func(e sandbox.Event) error { return stream.Send(s.eventMessage(e)) })
-	if cause := context.Cause(ctx); errors.Is(cause, errShuttingDown) {
+	if cause := context.Cause(ctx); errors.Is(cause, sandbox.ErrClosing) {
 		return cause
 	}
 	return err

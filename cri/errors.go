@@ -48,7 +48,7 @@ var rules = []rule{
 	{is: unix.ENOMEM, code: codes.ResourceExhausted},
 	{is: sandbox.ErrExhausted, code: codes.ResourceExhausted},
 	{is: sandbox.ErrLagged, code: codes.ResourceExhausted},
-	{is: errShuttingDown, code: codes.Unavailable},
+	{is: sandbox.ErrClosing, code: codes.Unavailable},
 	{is: streaming.ErrTooMany, code: codes.ResourceExhausted},
 
 	{is: sandbox.ErrNameInUse, code: codes.AlreadyExists},

@@ -172,7 +172,7 @@ func (m *Manager) Events(ctx context.Context, ready func() error, each func(Even
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-m.ctx.Done():
-			return errClosing
+			return ErrClosing
 		}
 	}
 }

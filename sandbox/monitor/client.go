@@ -107,7 +107,8 @@ func mapsUsers(p *engine.Plan) bool {
 	return p.Users != nil || slices.ContainsFunc(p.Mounts, func(m engine.Mount) bool { return len(m.UIDs) > 0 })
 }
 
-// Start starts a container and returns its first process once it has executed. On an error no process is left.
+// Start starts a container and returns its first process once it has executed. On an error no process is left, or what is being made is
+// undone as soon as it can be: ctx may end while the monitor waits for a file system.
 func (c *Client) Start(ctx context.Context, r StartRequest) (pid int, err error) {
 	if err := c.confines(ctx, &r.Plan.Process); err != nil {
 		return 0, err
@@ -134,7 +135,7 @@ func (c *Client) Start(ctx context.Context, r StartRequest) (pid int, err error)
 	}
 	m.Body = wire.Encode(&body)
 	var started wire.Exit // only its PID
-	err = c.call(ctx, m, &started)
+	err = c.converse(ctx, m, conversation{into: &started, end: letEnd})
 	return started.PID, err
 }
 

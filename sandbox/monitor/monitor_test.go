@@ -346,8 +346,68 @@ func TestExitIsToldDuringABirth(t *testing.T) {
 	if err := <-failed; err == nil {
 		t.Error("Start took a FIFO for a namespace")
 	}
-	if children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", p.process.PID, p.process.PID)); err == nil && len(children) > 0 {
-		t.Errorf("the monitor has children: %s", children)
+	if list := p.children(); list != "" {
+		t.Errorf("the monitor has children: %s", list)
+	}
+}
+
+// A start whose call ends either has come about, and its caller was told, or leaves nothing.
+func TestStartThatIsCancelledLeavesNothing(t *testing.T) {
+	p := newPod(t, nil)
+	plan := p.plan("sleep", "1000")
+	for i := range 200 { // so that it takes its time
+		plan.Mounts = append(plan.Mounts, engine.Mount{Type: "tmpfs", Source: "tmpfs", Target: fmt.Sprint("/tmp/", i)})
+	}
+	started, cancelled := 0, 0
+	for i := range 60 {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Duration(i)*300*time.Microsecond)
+		id := fmt.Sprint("c", i)
+		_, err := p.Start(ctx, StartRequest{ContainerID: id, Plan: plan, LogPath: p.log()})
+		cancel()
+		if err == nil {
+			started++
+			if err := p.Signal(p.context(), id, unix.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+			p.exit()
+			if err := p.Forget(p.context(), id); err != nil {
+				t.Fatal(err)
+			}
+			continue
+		}
+		if !errors.Is(err, context.DeadlineExceeded) {
+			t.Fatalf("Start = %v", err)
+		}
+		cancelled++
+		p.eventually("the start is undone", func() bool {
+			hello, err := p.Hello(p.context())
+			return err == nil && len(hello.Containers) == 0 && p.children() == ""
+		})
+	}
+	t.Logf("%d started, %d were cancelled", started, cancelled)
+	if started == 0 {
+		p.start("true")
+	}
+	p.eventually("no descriptor is left", func() bool { return p.descriptors() < 20 })
+}
+
+// children are the processes of all the monitor's threads; "" also where the kernel does not tell.
+func (p *pod) children() (list string) {
+	files, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", p.process.PID))
+	for _, f := range files {
+		b, _ := os.ReadFile(f)
+		list += string(b)
+	}
+	return list
+}
+
+// eventually waits for what comes about by itself.
+func (p *pod) eventually(what string, ok func() bool) {
+	p.t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			p.t.Fatal(what, ": it does not come about")
+		}
 	}
 }
 

@@ -39,8 +39,8 @@ func newContainer(id string) *container {
 	return &container{id: id, pidfd: -1, pidns: -1, unified: -1, memory: -1, stdio: stdio{input: -1, slave: -1}, ended: make(chan struct{})}
 }
 
-// start makes a container.
-func (a *Agent) start(m wire.Message) (wire.Coder, error) {
+// start makes a container. With a connection that closes before it runs, what was made is undone.
+func (a *Agent) start(conn *wire.Conn, m wire.Message) (wire.Coder, error) {
 	var r wire.Start
 	if err := wire.Decode(m.Body, &r); err != nil {
 		return nil, wire.ErrMalformed
@@ -62,7 +62,11 @@ func (a *Agent) start(m wire.Message) (wire.Coder, error) {
 	if taken {
 		return nil, &wire.Failure{Text: "container " + c.id + " was started before"}
 	}
-	if err := a.birth(c, &r, dirs, a.maker(&r.Command, runtimeGroup)); err != nil {
+	undone, err := a.birth(c, &r, dirs, a.maker(&r.Command, runtimeGroup), hangup(conn))
+	if err != nil {
+		if undone != nil {
+			<-undone
+		}
 		a.mu.Lock()
 		delete(a.containers, c.id)
 		a.mu.Unlock()
@@ -72,18 +76,19 @@ func (a *Agent) start(m wire.Message) (wire.Coder, error) {
 	return &wire.Exit{ContainerID: c.id, PID: c.pid}, nil
 }
 
-func (a *Agent) birth(c *container, r *wire.Start, dirs []int, by maker) error {
+// birth makes the container, unless gone is closed first. With an error, undone tells the end of a process that is being killed; it may be nil.
+func (a *Agent) birth(c *container, r *wire.Start, dirs []int, by maker, gone <-chan struct{}) (undone <-chan unix.WaitStatus, err error) {
 	groups, err := c.joins(r.Plan.CgroupPath, r.Cgroups, dirs)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if c.log, err = openLog(strings.Clone(r.LogPath)); err != nil {
-		return err
+		return nil, err
 	}
 	process := &r.Plan.Process
 	io, ends, err := c.pipes(process)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer func() {
 		for _, fd := range ends {
@@ -94,16 +99,24 @@ func (a *Agent) birth(c *container, r *wire.Start, dirs []int, by maker) error {
 	defer a.born()
 	if r.Plan.Users != nil {
 		if a.users == nil {
-			return &wire.Failure{Text: "the pod has no user namespace"}
+			return nil, &wire.Failure{Text: "the pod has no user namespace"}
 		}
 		r.Plan.Users = a.users
 	}
 	child, err := by.start(&r.Plan, groups, io)
 	if err != nil {
-		return err
+		return nil, err
+	}
+	c.pidfd = child.PIDFD
+	select {
+	case <-gone:
+		closeIf(child.Master)
+		c.kill()
+		return a.register(child.PID), &wire.Failure{Text: "connection closed"}
+	default:
 	}
 	a.mu.Lock()
-	c.pid, c.pidfd, c.startedAt = child.PID, child.PIDFD, time.Now().UnixNano()
+	c.pid, c.startedAt = child.PID, time.Now().UnixNano()
 	if r.Plan.Users != nil {
 		c.namespaces |= unix.CLONE_NEWUSER
 	}
@@ -126,7 +139,7 @@ func (a *Agent) birth(c *container, r *wire.Start, dirs []int, by maker) error {
 	}
 	c.ownPID = r.Plan.NewPID
 	go a.await(c, ended)
-	return nil
+	return nil, nil
 }
 
 // joins sorts the descriptors of a container's cgroups by hierarchy and keeps what its end needs.

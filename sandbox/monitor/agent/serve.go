@@ -68,7 +68,7 @@ func (a *Agent) answer(conn *wire.Conn, failed error, stop func()) {
 	case wire.VerbHello:
 		body, err = a.hello(), failed
 	case wire.VerbStart:
-		body, err = a.start(m)
+		body, err = a.start(conn, m)
 	case wire.VerbSignal:
 		body, err = a.signal(m)
 	case wire.VerbReopenLog:

@@ -298,3 +298,109 @@ func TestExecGetsNothingOfTheHost(t *testing.T) {
 		}
 	}
 }
+
+// Threat A4, CVE-2016-9962: a process that appears in a container's pid namespace is open to whoever has CAP_SYS_PTRACE in there, from its
+// first moment. It has the container's root then, and nothing of the monitor's.
+func TestExecAppearsWithoutTheHost(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes seconds")
+	}
+	canary, err := os.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer canary.Close()
+	plan := testPlan(t, "sleep", "1000")
+	plan.NewCgroup = true
+	c, err := Start(plan, Cgroups{Unified: -1}, Stdio{-1, -1, -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer end(c)
+	defer unix.PidfdSendSignal(c.PIDFD, unix.SIGKILL, nil, 0)
+	proc := "/proc/" + strconv.Itoa(c.PID)
+	pidns, err := os.Open(proc + "/ns/pid")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pidns.Close()
+	root, err := os.Stat(proc + "/root")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var stop atomic.Bool
+	var watching sync.WaitGroup
+	var seen atomic.Int32
+	watching.Go(func() {
+		for !stop.Load() {
+			for _, pid := range nested() {
+				if info, err := os.Stat("/proc/" + pid + "/root"); err == nil && !os.SameFile(info, root) {
+					t.Errorf("a process appeared with another root than the container's")
+				}
+				list, _ := filepath.Glob("/proc/" + pid + "/fd/*")
+				for _, fd := range list {
+					if to, err := os.Readlink(fd); err == nil && to == canary.Name() {
+						t.Errorf("a process appeared with a descriptor of its maker's: %s", fd)
+					}
+				}
+				seen.Add(1)
+			}
+		}
+	})
+	target := Target{PIDFD: c.PIDFD, PIDNamespace: int(pidns.Fd()), Namespaces: unix.CLONE_NEWCGROUP}
+	pr := &Process{Args: []string{"/bin/true"}, Cwd: "/"}
+	for until := time.Now().Add(4 * time.Second); time.Now().Before(until) && !t.Failed(); {
+		e, err := Exec(pr, target, Cgroups{Unified: -1}, Stdio{-1, -1, -1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		end(e)
+	}
+	stop.Store(true)
+	watching.Wait()
+	if seen.Load() == 0 {
+		t.Error("nothing was seen")
+	}
+}
+
+// nested lists children of this process that are in another pid namespace, but for its first process.
+func nested() (pids []string) {
+	tasks, _ := filepath.Glob("/proc/self/task/*/children")
+	for _, f := range tasks {
+		children, _ := os.ReadFile(f)
+		for _, pid := range strings.Fields(string(children)) {
+			status, _ := os.ReadFile("/proc/" + pid + "/status")
+			_, rest, _ := strings.Cut(string(status), "NSpid:")
+			line, _, _ := strings.Cut(rest, "\n")
+			if ids := strings.Fields(line); len(ids) == 2 && ids[1] != "1" {
+				pids = append(pids, pid)
+			}
+		}
+	}
+	return pids
+}
+
+func BenchmarkExec(b *testing.B) {
+	plan := testPlanB(b)
+	plan.Process.Args = []string{"/bin/sleep", "1000"}
+	os.Link(plan.Rootfs.Source+"/bin/true", plan.Rootfs.Source+"/bin/sleep")
+	c, err := Start(plan, Cgroups{Unified: -1}, Stdio{-1, -1, -1})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer end(c)
+	defer unix.PidfdSendSignal(c.PIDFD, unix.SIGKILL, nil, 0)
+	pidns, err := os.Open("/proc/" + strconv.Itoa(c.PID) + "/ns/pid")
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer pidns.Close()
+	target := Target{PIDFD: c.PIDFD, PIDNamespace: int(pidns.Fd())}
+	for b.Loop() {
+		e, err := Exec(&Process{Args: []string{"/bin/true"}, Cwd: "/"}, target, Cgroups{Unified: -1}, Stdio{-1, -1, -1})
+		if err != nil {
+			b.Fatal(err)
+		}
+		end(e)
+	}
+}

@@ -24,8 +24,8 @@ type scmRights struct {
 	_      int32
 }
 
-// console adds what gives the process a terminal; it returns nil when none is asked for.
-func (p *program) console(pr *Process, root arg, mode int, d *descriptors) (*console, error) {
+// newConsole makes what the terminal's master comes by; it is nil when no terminal is asked for.
+func newConsole(pr *Process, d *descriptors) (*console, error) {
 	if !pr.Terminal {
 		return nil, nil
 	}
@@ -33,7 +33,11 @@ func (p *program) console(pr *Process, root arg, mode int, d *descriptors) (*con
 	if err != nil {
 		return nil, &Error{"make", "the terminal's socket", errno(err)}
 	}
-	t := &console{parent: d.add(pair[0]), child: d.add(pair[1])}
+	return &console{parent: d.add(pair[0]), child: d.add(pair[1])}, nil
+}
+
+// console gives the process its terminal.
+func (p *program) console(t *console, pr *Process, root arg, mode int) {
 	p.at("open", "the terminal")
 	p.scope(func() {
 		master, slave := p.register(), p.register()
@@ -59,7 +63,6 @@ func (p *program) console(pr *Process, root arg, mode int, d *descriptors) (*con
 		p.close(master)
 		p.close(slave)
 	})
-	return t, nil
 }
 
 // bindConsole mounts the terminal on /dev/console.

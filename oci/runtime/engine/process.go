@@ -30,6 +30,8 @@ type sockFprog struct {
 
 // early does what needs the host's view and the host's root: files of the host's /proc.
 func (p *program) early(pr *Process) {
+	// It is a copy of the monitor, which is not dumpable either: no process of a container sees into it (CVE-2016-9962).
+	p.sys(unix.SYS_PRCTL, num(unix.PR_SET_DUMPABLE), num(0))
 	p.sys(unix.SYS_UMASK, num(0))
 	p.signals()
 	p.oomScore(pr)
@@ -94,7 +96,6 @@ func (p *program) stdio(pr *Process, io Stdio, null int) {
 // runtime-spec config.md#process and runc: a filter that the process may not add by itself (no_new_privs unset) goes in
 // while the child still has its capabilities, and everything after it is what any filter must allow to let a program start.
 func (p *program) become(pr *Process, root arg) {
-	p.confine(pr)
 	p.at("change to directory", pr.Cwd)
 	p.scope(func() {
 		cwd := p.register()

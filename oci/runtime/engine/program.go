@@ -70,7 +70,8 @@ type program struct {
 	users *UserNamespace // the process's, or nil when it is the host's
 	// help is what the parent does for the child that it has cloned, before it waits for it; nil is nothing.
 	help func(pid int) error
-	proc int // the folder of confinement
+	proc int    // the folder of confinement
+	pipe [2]int // what the child reports by; start makes it, unless it is there
 }
 
 type step struct{ verb, object string }
@@ -224,12 +225,22 @@ func (p *program) store(r reg, v *int32) {
 	o.kind, o.store = opStore, v
 }
 
+func (p *program) makePipe() error {
+	if p.pipe[1] > 0 {
+		return nil
+	}
+	if err := unix.Pipe2(p.pipe[:], unix.O_CLOEXEC); err != nil {
+		return &Error{"make", "the start pipe", errno(err)}
+	}
+	return nil
+}
+
 // start clones a child that runs the program and waits until it has executed or failed.
 func (p *program) start(flags uint64, cgroup, pidns int) (Child, error) {
-	var pipe [2]int
-	if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC); err != nil {
-		return Child{}, &Error{"make", "the start pipe", errno(err)}
+	if err := p.makePipe(); err != nil {
+		return Child{}, err
 	}
+	pipe := p.pipe
 	defer unix.Close(pipe[0])
 	pidfd := new(int32)
 	// By memory: the kernel gets the address as a number, so it must be one that no growing stack takes along.

@@ -91,11 +91,13 @@ func Start(plan *Plan, cgroups Cgroups, io Stdio) (Child, error) {
 	if err := p.tree(plan, cgroups, root, &d); err != nil {
 		return Child{}, err
 	}
-	terminal, err := p.console(&plan.Process, num(root), consoleBind, &d)
+	terminal, err := newConsole(&plan.Process, &d)
 	if err != nil {
 		return Child{}, err
 	}
-	if terminal == nil {
+	if terminal != nil {
+		p.console(terminal, &plan.Process, num(root), consoleBind)
+	} else {
 		p.stdio(&plan.Process, io, null)
 	}
 	p.restrict(plan, num(root))
@@ -104,6 +106,7 @@ func Start(plan *Plan, cgroups Cgroups, io Stdio) (Child, error) {
 		p.at("join", "the container's memory cgroup")
 		p.sys(unix.SYS_WRITE, num(fd), p.text("0"), num(1))
 	}
+	p.confine(&plan.Process)
 	p.become(&plan.Process, num(root))
 	return p.startWith(terminal, flags, unified, pidns)
 }

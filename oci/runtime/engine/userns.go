@@ -166,7 +166,7 @@ func (p *program) birth(flags uint64, cgroup int) {
 		args.flags |= unix.CLONE_INTO_CGROUP
 		args.cgroup = uint64(cgroup)
 	}
-	p.at("clone", "the container's first process")
+	p.at("clone", "the process")
 	o := p.sys(unix.SYS_CLONE3, memory(p, args), num(cloneArgsSize))
 	o.kind = opBirth
 }

@@ -1,7 +1,9 @@
 package integration_test
 
 import (
+	"context"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -11,7 +13,10 @@ import (
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/berthd/berth/cri/streaming/streamingtest"
+	"github.com/berthd/berth/sandbox"
 	"github.com/berthd/berth/test/harness"
+	"github.com/berthd/berth/test/streamclient"
 )
 
 func TestSharedPIDInUserNamespace(t *testing.T) {
@@ -198,4 +203,57 @@ func processes(t testing.TB, program os.FileInfo) int {
 		}
 	}
 	return n
+}
+
+// TestStreamingInUserNamespace: exec with and without a terminal, attach, and port forwarding.
+func TestStreamingInUserNamespace(t *testing.T) {
+	d := startWithUsers(t)
+	pod := d.RunPod(d.Pod("stream", users(300000)))
+	c := pod.Run(d.Sleeper("c", likePod(pod), with(func(s *security) { s.RunAsUser = value(1000) })))
+	client := harness.Streaming{Daemon: d, Transport: streamclient.WebSocket}
+	ctx, cancel := contextFor(t, 20*time.Second)
+	defer cancel()
+	for _, terminal := range []bool{false, true} {
+		var out streamingtest.Buffer
+		code, err := client.Exec(ctx, c.ID, []string{"sh", "-c", "test -t 0 && stat -c '%u %g' $(tty); id -u; cat /proc/self/uid_map; exit 3"},
+			sandbox.Streams{Stdin: strings.NewReader(""), Stdout: &out, Terminal: terminal})
+		want := "1000 0 300000 65536"
+		if terminal {
+			want = "1000 5 " + want
+		}
+		if got := strings.Join(strings.Fields(out.String()), " "); err != nil || code != 3 || got != want {
+			t.Errorf("exec (terminal %t): code %d, %v, %q, want %q", terminal, code, err, got, want)
+		}
+	}
+	shell := pod.Run(d.Container("shell", []string{"cat"}, likePod(pod), func(c *runtimeapi.ContainerConfig) { c.Tty, c.Stdin = true, true }))
+	var shown streamingtest.Buffer
+	read, write := io.Pipe()
+	attached, leave := context.WithCancel(ctx)
+	ended := make(chan error, 1)
+	go func() {
+		err := client.Attach(attached, shell.ID, sandbox.Streams{Stdin: read, Stdout: &shown, Terminal: true})
+		read.CloseWithError(fmt.Errorf("attach has ended: %v", err)) // nobody waits for a reader
+		ended <- err
+	}()
+	if _, err := io.WriteString(write, "hello\n"); err != nil {
+		t.Fatal(err)
+	}
+	shown.Wait(t, "hello\r\nhello\r\n")
+	leave()
+	<-ended
+
+	pod.Run(server(d, "forwarded"))
+	d.Eventually(10*time.Second, "the page by a forwarded port", func() bool {
+		conn, err := client.Dial(ctx, pod.ID, 80)
+		if err != nil {
+			return false
+		}
+		defer conn.Close()
+		fmt.Fprint(conn, "GET / HTTP/1.0\r\n\r\n")
+		if half, ok := conn.(interface{ CloseWrite() error }); !ok || half.CloseWrite() != nil {
+			return false
+		}
+		page, err := io.ReadAll(conn)
+		return err == nil && strings.Contains(string(page), "page of forwarded")
+	})
 }

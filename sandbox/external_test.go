@@ -7,8 +7,13 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berthd/berth/sandbox/monitor"
 )
 
 // runcContainer starts a container that runc makes, and returns its ID and its sandbox's.
@@ -26,6 +31,149 @@ func runcContainer(t *testing.T, m *Manager, script string, change func(*CreateR
 		change(&r)
 	}
 	return p, start(t, m, r)
+}
+
+// slowly makes runs of runc take long, until a file is there; it returns that file.
+func slowly(t *testing.T, cfg *Config, command string) (release string) {
+	t.Helper()
+	runc, dir := cfg.Handlers["runc"], t.TempDir()
+	release = filepath.Join(dir, "go")
+	script := "#!/bin/sh\ncase \"$*\" in *\" " + command + " \"*) >" + dir + "/began; while [ ! -e " + release + " ]; do sleep 0.01; done ;; esac\nexec " + runc.Path + " \"$@\"\n"
+	if err := os.WriteFile(filepath.Join(dir, "runc"), []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	runc.Path = filepath.Join(dir, "runc")
+	return release
+}
+
+// began waits until the runtime is at it.
+func began(t *testing.T, release string) {
+	t.Helper()
+	waitFor(t, func() bool { _, err := os.Stat(filepath.Join(filepath.Dir(release), "began")); return err == nil })
+}
+
+// nothing checks that nothing is on the host of a container that does not run.
+func nothing(t *testing.T, m *Manager, containerID string) {
+	t.Helper()
+	c := m.containers[containerID]
+	waitFor(t, func() bool {
+		group := m.cfg.Cgroups
+		_, bundle := os.Lstat(m.bundle(c))
+		_, state := os.Lstat(filepath.Join(m.cfg.Handlers["runc"].Root, c.id))
+		return !group.Exists(m.containerRecord(c).Cgroup) && !group.Exists(group.RuntimePath(c.id)) && os.IsNotExist(bundle) && os.IsNotExist(state)
+	})
+}
+
+// A start that is under way in the runtime, at each of its commands, ends with its sandbox.
+func TestRuncStopDuringStart(t *testing.T) {
+	for _, command := range []string{"create", "start"} {
+		t.Run(command, func(t *testing.T) {
+			m, cfg := realManager(t)
+			release := slowly(t, &cfg, command)
+			p, err := m.RunPod(t.Context(), podConfig("runc"), "runc")
+			if err != nil {
+				t.Fatal(err)
+			}
+			c := create(t, m, createRequest(p, "c", "/bin/sleep", "1000"))
+			started := make(chan error, 1)
+			go func() { started <- m.StartContainer(t.Context(), c) }()
+			began(t, release)
+			if err := m.StopPod(t.Context(), p); err != nil {
+				t.Error(err)
+			}
+			if err := <-started; !errors.Is(err, ErrState) {
+				t.Errorf("StartContainer = %v, want ErrState", err)
+			}
+			nothing(t, m, c)
+			remove(t, m, p)
+		})
+	}
+}
+
+// The monitor dies while the runtime makes a container: the runtime goes too, since nobody would be the container's parent.
+func TestRuncMonitorDiesDuringStart(t *testing.T) {
+	m, cfg := realManager(t)
+	release := slowly(t, &cfg, "create")
+	p, err := m.RunPod(t.Context(), podConfig("runc"), "runc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := create(t, m, createRequest(p, "c", "/bin/sleep", "1000"))
+	started := make(chan error, 1)
+	go func() { started <- m.StartContainer(t.Context(), c) }()
+	began(t, release)
+	if err := unix.Kill(m.linkOf(m.pods[p]).process.PID, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-started; err == nil {
+		t.Error("StartContainer = nil")
+	}
+	waitFor(t, func() bool { got, _ := m.Pod(p); return got.State == PodNotReady })
+	nothing(t, m, c)
+	if got, err := m.Container(c); err != nil || got.State != ContainerExited {
+		t.Errorf("container = %+v, %v", got, err)
+	}
+	remove(t, m, p)
+}
+
+// The daemon dies while the runtime makes a container: the next one ends that, and can start the container.
+func TestRuncDaemonDiesDuringStart(t *testing.T) {
+	for _, command := range []string{"create", "start"} {
+		t.Run(command, func(t *testing.T) {
+			idle, cfg := realManager(t)
+			if err := idle.Close(t.Context()); err != nil { // it would sweep what is not its own
+				t.Fatal(err)
+			}
+			var dead atomic.Bool
+			end := make(chan struct{})
+			release := slowly(t, &cfg, command)
+			dying, err := open(context.Background(), cfg, hooks{readExit: monitor.ReadExit, fault: func(string) error {
+				if dead.Load() {
+					<-end
+					return errors.New("the daemon is dead")
+				}
+				return nil
+			}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			p, err := dying.RunPod(t.Context(), podConfig("runc"), "runc")
+			if err != nil {
+				t.Fatal(err)
+			}
+			c := create(t, dying, createRequest(p, "c", "/bin/sleep", "1000"))
+			started := make(chan error, 1)
+			go func() { started <- dying.StartContainer(t.Context(), c) }()
+			began(t, release)
+			dead.Store(true)
+			m, err := Open(context.Background(), cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := m.recoveredContainer(t.Context(), c); err != nil {
+				t.Fatal(err)
+			}
+			nothing(t, m, c)
+			if err := os.WriteFile(release, nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if got, err := m.Container(c); err != nil || got.State != ContainerCreated {
+				t.Errorf("container = %+v, %v", got, err)
+			} else if err := m.StartContainer(t.Context(), c); err != nil {
+				t.Errorf("start again: %v", err)
+			} else if result, err := m.ExecSync(t.Context(), c, []string{"/bin/sh", "-c", "echo runs"}, 0); err != nil || string(result.Stdout) != "runs\n" {
+				t.Errorf("ExecSync = %q, %v", result.Stdout, err)
+			}
+			remove(t, m, p)
+			close(end)
+			<-started
+			for _, manager := range []*Manager{m, dying} {
+				ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+				manager.Close(ctx)
+				cancel()
+			}
+		})
+	}
 }
 
 func TestRuncExec(t *testing.T) {

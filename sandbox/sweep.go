@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berthd/berth/cni"
+	"github.com/berthd/berth/oci/runtime/external"
 	"github.com/berthd/berth/sandbox/store"
 )
 
@@ -124,7 +125,7 @@ func (m *Manager) sweepRuntimeStates(context.Context) error {
 	for _, path := range folders {
 		if id := filepath.Base(path); store.ValidID(id) && !m.knowsContainer(id) {
 			m.swept("runtime state", path)
-			errs = append(errs, os.RemoveAll(path))
+			errs = append(errs, external.RemoveState(path))
 		}
 	}
 	return errors.Join(errs...)

@@ -27,6 +27,9 @@ const (
 	typeOCI    = "oci"
 )
 
+// ownOptions of a program are given by berthd, or contradict how it uses cgroups.
+var ownOptions = []string{"root", "log", "log-format", "systemd-cgroup"}
+
 // handlerRule is Kubernetes' for the handler of a RuntimeClass: a label of DNS (RFC 1123).
 var handlerRule = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
 
@@ -53,8 +56,15 @@ func parseRuntimes(files map[string]runtimeFile, byDefault string) (map[string]*
 			return nil, bad(".type", "%q is neither %q nor %q", f.Type, typeNative, typeOCI)
 		case !filepath.IsAbs(f.Path):
 			return nil, bad(".path", "%q is not an absolute path", f.Path)
-		case slices.ContainsFunc(f.Options, func(o string) bool { return !strings.HasPrefix(o, "-") || strings.ContainsRune(o, 0) }):
-			return nil, bad(".options", "%q: each must begin with - and hold its value after =", f.Options)
+		}
+		for _, o := range f.Options {
+			option, _, _ := strings.Cut(o, "=")
+			switch {
+			case !strings.HasPrefix(o, "-") || strings.ContainsRune(o, 0):
+				return nil, bad(".options", "%q: each must begin with - and hold its value after =", o)
+			case slices.Contains(ownOptions, strings.TrimLeft(option, "-")):
+				return nil, bad(".options", "%q is berthd's to say", option)
+			}
 		}
 		handlers[name] = &external.Program{Path: filepath.Clean(f.Path), Options: f.Options}
 	}

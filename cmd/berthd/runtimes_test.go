@@ -44,16 +44,17 @@ type = "native"
 
 func TestRuntimesThatAreRefused(t *testing.T) {
 	for text, says := range map[string]string{
-		"[runtimes.Runc]\ntype = \"oci\"\npath = \"/r\"":                 "not a handler's name",
-		"[runtimes.berth]\ntype = \"oci\"\npath = \"/r\"":                "built-in",
-		"[runtimes.r]\ntype = \"vm\"\npath = \"/r\"":                     "runtimes.r.type",
-		"[runtimes.r]\npath = \"/r\"":                                    "runtimes.r.type",
-		"[runtimes.r]\ntype = \"oci\"":                                   "runtimes.r.path",
-		"[runtimes.r]\ntype = \"oci\"\npath = \"runc\"":                  "runtimes.r.path",
-		"[runtimes.r]\ntype = \"native\"\npath = \"/r\"":                 "has no path",
-		"[runtimes.r]\ntype = \"oci\"\npath = \"/r\"\noptions = [\"a\"]": "runtimes.r.options",
-		"[runtimes.r]\ntype = \"oci\"\npath = \"/r\"\nroot = \"/x\"":     "unknown key runtimes.r.root",
-		"[runtime]\ndefault = \"none\"":                                  "runtime.default",
+		"[runtimes.Runc]\ntype = \"oci\"\npath = \"/r\"":                         "not a handler's name",
+		"[runtimes.berth]\ntype = \"oci\"\npath = \"/r\"":                        "built-in",
+		"[runtimes.r]\ntype = \"vm\"\npath = \"/r\"":                             "runtimes.r.type",
+		"[runtimes.r]\npath = \"/r\"":                                            "runtimes.r.type",
+		"[runtimes.r]\ntype = \"oci\"":                                           "runtimes.r.path",
+		"[runtimes.r]\ntype = \"oci\"\npath = \"runc\"":                          "runtimes.r.path",
+		"[runtimes.r]\ntype = \"native\"\npath = \"/r\"":                         "has no path",
+		"[runtimes.r]\ntype = \"oci\"\npath = \"/r\"\noptions = [\"a\"]":         "runtimes.r.options",
+		"[runtimes.r]\ntype = \"oci\"\npath = \"/r\"\nroot = \"/x\"":             "unknown key runtimes.r.root",
+		"[runtimes.r]\ntype = \"oci\"\npath = \"/r\"\noptions = [\"--root=/x\"]": "berthd's to say",
+		"[runtime]\ndefault = \"none\"":                                          "runtime.default",
 	} {
 		if _, err := readConfig(write(t, text)); err == nil || !strings.Contains(err.Error(), says) {
 			t.Errorf("%q: %v, want an error with %q", text, err, says)

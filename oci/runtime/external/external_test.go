@@ -139,6 +139,41 @@ func TestDelete(t *testing.T) {
 	}
 }
 
+// A runtime that is killed while its program is mounted over a file of its state leaves that behind.
+func TestRemoveStateWithAMount(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root for mounts")
+	}
+	dir := t.TempDir()
+	state, victim := filepath.Join(dir, "the state"), filepath.Join(dir, "victim")
+	for _, d := range []string{filepath.Join(state, "a"), victim} {
+		if err := os.MkdirAll(d, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, f := range []string{filepath.Join(state, "runc.x"), filepath.Join(victim, "file")} {
+		if err := os.WriteFile(f, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for source, target := range map[string]string{"/proc/self/exe": "runc.x", victim: "a"} {
+		if err := unix.Mount(source, filepath.Join(state, target), "", unix.MS_BIND, ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 2 {
+		if err := RemoveState(state); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := os.Stat(state); !os.IsNotExist(err) {
+		t.Errorf("the state is still there: %v", err)
+	}
+	if _, err := os.Stat(filepath.Join(victim, "file")); err != nil {
+		t.Errorf("what was mounted was removed: %v", err)
+	}
+}
+
 func TestDeleteDoesNotWaitForEver(t *testing.T) {
 	p := script(t, "sleep 1000")
 	if err := os.MkdirAll(filepath.Join(p.Root, "id"), 0o700); err != nil {

@@ -10,11 +10,13 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go/features"
+	"golang.org/x/sys/unix"
 
 	"github.com/berthd/berth/oci/runtime"
 )
@@ -76,7 +78,44 @@ func (p *Program) Delete(ctx context.Context, folder, containerID string) error 
 	if err != nil {
 		err = fmt.Errorf("delete container by %s: %w", p.Path, err)
 	}
-	return errors.Join(err, os.RemoveAll(state))
+	return errors.Join(err, RemoveState(state))
+}
+
+// unescape undoes the escapes of mountinfo (proc_pid_mountinfo(5)).
+var unescape = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
+
+// RemoveState removes a folder in which a runtime that runs no more kept its state. It may have been ended at any moment: runc mounts itself there
+// for an instant (CVE-2019-5736).
+func RemoveState(folder string) error {
+	folder, err := filepath.EvalSymlinks(folder) // the kernel tells of mounts by such paths
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	var table []byte
+	if err == nil {
+		table, err = os.ReadFile("/proc/self/mountinfo")
+	}
+	if err != nil {
+		return fmt.Errorf("remove a runtime's state: %w", err)
+	}
+	var errs []error
+	lines := slices.Collect(strings.Lines(string(table)))
+	for _, line := range slices.Backward(lines) { // what was mounted last goes first
+		fields := strings.Fields(line)
+		if len(fields) < 5 {
+			continue
+		}
+		path := unescape.Replace(fields[4])
+		if strings.HasPrefix(path, folder+"/") {
+			if err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
+				errs = append(errs, fmt.Errorf("unmount %s: %w", path, err))
+			}
+		}
+	}
+	if len(errs) > 0 { // never walk into what is mounted
+		return errors.Join(errs...)
+	}
+	return os.RemoveAll(folder)
 }
 
 // run executes a command line with nothing of the daemon's environment.

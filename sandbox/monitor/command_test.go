@@ -1,9 +1,11 @@
 package monitor
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -96,6 +98,35 @@ func TestCommandsThatFail(t *testing.T) {
 	if _, err := p.startBy(p.command("sleep 1000 & echo $! >pid", ""), engine.Process{Console: engine.Console{Terminal: true}}); err == nil ||
 		!strings.Contains(err.Error(), "terminal") {
 		t.Errorf("Start = %v, want an error about the terminal that did not come", err)
+	}
+}
+
+// The end of the call is the end of the runtime, whatever it is doing, and the container was not started.
+func TestCallerOfACommandGivesUp(t *testing.T) {
+	p := newPod(t, nil)
+	ctx, cancel := context.WithCancel(p.context())
+	c := p.command("exec sleep 1000 & echo $! >child; echo $$ >self; wait", "")
+	failed := make(chan error, 1)
+	go func() {
+		_, err := p.Start(ctx, StartRequest{ContainerID: "c1", Plan: &engine.Plan{NewPID: true}, Command: c})
+		failed <- err
+	}()
+	var self []byte
+	for deadline := time.Now().Add(20 * time.Second); len(self) == 0 && time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+		self, _ = os.ReadFile(filepath.Join(c.Folder, "self"))
+	}
+	cancel()
+	if err := <-failed; !errors.Is(err, context.Canceled) {
+		t.Errorf("Start = %v", err)
+	}
+	waitGone(t, strings.TrimSpace(string(self)))
+	if child, err := os.ReadFile(filepath.Join(c.Folder, "child")); err != nil { // there is no cgroup here that would end it, too
+		t.Error(err)
+	} else if pid, err := strconv.Atoi(strings.TrimSpace(string(child))); err != nil || unix.Kill(pid, unix.SIGKILL) != nil {
+		t.Errorf("kill %q: %v", child, err)
+	}
+	if err := p.Signal(p.context(), "c1", unix.SIGTERM); !errors.Is(err, ErrNotFound) {
+		t.Errorf("the monitor knows the container: %v", err)
 	}
 }
 

@@ -51,7 +51,7 @@ func TestExecNeedsThePIDNamespace(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := a.execBirth(c, r, files); kind(err) != wire.FailedOther {
+	if _, _, err := a.execBirth(c, r, files, nil); kind(err) != wire.FailedOther {
 		t.Errorf("execBirth = %v, want a refusal", err)
 	}
 }

@@ -62,7 +62,8 @@ func (a *Agent) start(conn *wire.Conn, m wire.Message) (wire.Coder, error) {
 	if taken {
 		return nil, &wire.Failure{Text: "container " + c.id + " was started before"}
 	}
-	undone, err := a.birth(c, &r, dirs, a.maker(&r.Command, runtimeGroup), hangup(conn))
+	gone := hangup(conn)
+	undone, err := a.birth(c, &r, dirs, a.maker(&r.Command, runtimeGroup, gone), gone)
 	if err != nil {
 		if undone != nil {
 			<-undone
@@ -105,6 +106,7 @@ func (a *Agent) birth(c *container, r *wire.Start, dirs []int, by maker, gone <-
 	}
 	child, err := by.start(&r.Plan, groups, io)
 	if err != nil {
+		killGroup(c.unified) // what another runtime has half made
 		return nil, err
 	}
 	c.pidfd = child.PIDFD
@@ -211,14 +213,23 @@ func (a *Agent) await(c *container, ended <-chan unix.WaitStatus) {
 
 // kill ends all processes of the container, also those that took another session or pid namespace.
 func (c *container) kill() {
-	if c.unified >= 0 {
-		if fd, err := unix.Openat(c.unified, "cgroup.kill", unix.O_WRONLY|unix.O_CLOEXEC, 0); err == nil {
-			unix.Write(fd, []byte("1"))
-			unix.Close(fd)
-			return
-		}
+	if !killGroup(c.unified) {
+		unix.PidfdSendSignal(c.pidfd, unix.SIGKILL, nil, 0)
 	}
-	unix.PidfdSendSignal(c.pidfd, unix.SIGKILL, nil, 0)
+}
+
+// killGroup ends all processes of a cgroup, a folder in the unified hierarchy. False: there is none, or the kernel cannot.
+func killGroup(dir int) bool {
+	if dir < 0 {
+		return false
+	}
+	fd, err := unix.Openat(dir, "cgroup.kill", unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fd)
+	_, err = unix.Write(fd, []byte("1"))
+	return err == nil
 }
 
 // oomKills counts processes that the memory limit killed (memory.events on cgroup v2, memory.oom_control on v1).

@@ -22,8 +22,12 @@ func (a *Agent) exec(conn *wire.Conn, m *wire.Message) (wire.Coder, error) {
 	if err != nil {
 		return nil, err
 	}
-	child, ended, err := a.execBirth(c, &r, fds)
+	gone := hangup(conn)
+	child, ended, err := a.execBirth(c, &r, fds, gone)
 	if err != nil {
+		if fds.kill >= 0 {
+			unix.Write(fds.kill, []byte("1")) // what another runtime has half made
+		}
 		return nil, err
 	}
 	defer unix.Close(child.PIDFD)
@@ -42,7 +46,6 @@ func (a *Agent) exec(conn *wire.Conn, m *wire.Message) (wire.Coder, error) {
 		conn.Send(started) // a peer that is gone is seen below
 	}
 	closeIf(child.Master) // it is the peer's: with the peer gone its processes are hung up
-	gone := hangup(conn)
 	select {
 	case status := <-ended:
 		return &wire.Exit{ContainerID: c.id, PID: child.PID, ExitCode: exitCode(status)}, nil
@@ -107,7 +110,7 @@ func execDescriptors(r *wire.Exec, fds []int) (execFiles, error) {
 	return files, nil
 }
 
-func (a *Agent) execBirth(c *container, r *wire.Exec, files execFiles) (engine.Child, <-chan unix.WaitStatus, error) {
+func (a *Agent) execBirth(c *container, r *wire.Exec, files execFiles, gone <-chan struct{}) (engine.Child, <-chan unix.WaitStatus, error) {
 	a.births.RLock()
 	defer a.born()
 	a.mu.Lock()
@@ -135,7 +138,7 @@ func (a *Agent) execBirth(c *container, r *wire.Exec, files execFiles) (engine.C
 	if unknown && len(r.Command.Args) == 0 {
 		return engine.Child{}, nil, &wire.Failure{Text: "pid namespace of container " + c.id + " could not be opened"}
 	}
-	child, err := a.maker(&r.Command, files.program).exec(&r.Process, target, files.groups, files.io)
+	child, err := a.maker(&r.Command, files.program, gone).exec(&r.Process, target, files.groups, files.io)
 	if err != nil {
 		return engine.Child{}, nil, err
 	}

@@ -35,15 +35,16 @@ func (native) exec(process *engine.Process, target engine.Target, groups engine.
 type program struct {
 	agent   *Agent
 	command *wire.Command
-	cgroup  int // folder in the unified hierarchy that the program runs in, or -1
+	cgroup  int             // folder in the unified hierarchy that the program runs in, or -1
+	gone    <-chan struct{} // closed when nobody waits any more
 }
 
-// maker is what a request names.
-func (a *Agent) maker(command *wire.Command, cgroup int) maker {
+// maker is what a request names. The folder cgroup may be -1.
+func (a *Agent) maker(command *wire.Command, cgroup int, gone <-chan struct{}) maker {
 	if len(command.Args) == 0 {
 		return native{}
 	}
-	return &program{a, command, cgroup}
+	return &program{a, command, cgroup, gone}
 }
 
 func (p *program) start(plan *engine.Plan, _ engine.Cgroups, io engine.Stdio) (engine.Child, error) {
@@ -99,9 +100,11 @@ func (p *program) make(process *engine.Process, io engine.Stdio) (engine.Child, 
 	return child, nil
 }
 
-// run executes a command line and waits for its end. No descriptor but the standard ones goes into the program, and nothing of the environment.
+// run executes a command line and waits for its end, which it brings about when nobody waits any more. No descriptor but the standard ones goes
+// into the program, and nothing of the environment.
 func (p *program) run(args []string, io engine.Stdio) error {
-	sys := &syscall.SysProcAttr{Setsid: true}
+	pidfd := -1
+	sys := &syscall.SysProcAttr{Setsid: true, PidFD: &pidfd}
 	if p.cgroup >= 0 {
 		sys.UseCgroupFD, sys.CgroupFD = true, p.cgroup
 	}
@@ -117,7 +120,16 @@ func (p *program) run(args []string, io engine.Stdio) error {
 	if err != nil {
 		return &wire.Failure{Text: "execute " + args[0] + ": " + err.Error()}
 	}
-	status := <-ended
+	defer closeIf(pidfd)
+	var status unix.WaitStatus
+	select {
+	case status = <-ended:
+	case <-p.gone:
+		// What it has started and not yet put into the container's cgroup ends with it.
+		killGroup(p.cgroup)
+		unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0)
+		status = <-ended
+	}
 	switch {
 	case status.Signaled():
 		return &wire.Failure{Text: args[0] + " was ended by signal " + strconv.Itoa(int(status.Signal()))}

@@ -24,14 +24,23 @@ var (
 	sysctlValue = regexp.MustCompile(`^[A-Za-z0-9_.,:/\- \t]*$`)
 )
 
-// Sysctls returns the pod's sysctls, sorted by name. All are of namespaces that the pod has for itself: others would be
-// set for the host (CVE-2022-0532), and are refused.
+// ownNetwork are those that a network namespace of the pod's own gets when the request does not name them: no port and no ping needs a
+// capability there, as with containerd.
+var ownNetwork = [][2]string{{"net.ipv4.ip_unprivileged_port_start", "0"}, {"net.ipv4.ping_group_range", "0 2147483647"}}
+
+// Sysctls returns the pod's sysctls: those that every pod gets, then the request's, sorted by name. All are of namespaces that the
+// pod has for itself: others would be set for the host (CVE-2022-0532), and are refused.
 func Sysctls(cfg *runtimeapi.PodSandboxConfig) ([][2]string, error) {
 	options := cfg.GetLinux().GetSecurityContext().GetNamespaceOptions()
 	hostNet := options.GetNetwork() == runtimeapi.NamespaceMode_NODE
 	hostIPC := options.GetIpc() == runtimeapi.NamespaceMode_NODE
 	all := cfg.GetLinux().GetSysctls()
-	out := make([][2]string, 0, len(all))
+	out := make([][2]string, 0, len(all)+len(ownNetwork))
+	for _, s := range ownNetwork {
+		if _, asked := all[s[0]]; !asked && !hostNet {
+			out = append(out, s)
+		}
+	}
 	for _, name := range slices.Sorted(maps.Keys(all)) {
 		value := all[name]
 		if len(name) > maxName || !sysctlName.MatchString(name) {

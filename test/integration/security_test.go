@@ -235,6 +235,21 @@ func TestCapabilities(t *testing.T) {
 	}
 }
 
+// TestPortsAndPingOfAnyUser: what an image made for containerd's defaults expects.
+func TestPortsAndPingOfAnyUser(t *testing.T) {
+	d := harness.Start(t)
+	pod := d.RunPod(d.Pod("ports"))
+	user := with(func(s *security) {
+		s.RunAsUser, s.RunAsGroup, s.NoNewPrivs, s.Capabilities = value(1000), value(1000), true, &runtimeapi.Capability{DropCapabilities: []string{"ALL"}}
+	})
+	pod.Run(d.Container("server", []string{"probe", "serve", ":80", "page of anybody"}, user))
+	wantPage(d, pod.IPs()[0]+":80", "page of anybody")
+	c := pod.Run(d.Sleeper("c", user))
+	if got := c.Exec("probe", "call", "socket-ping").Stdout; got != "ok\n" {
+		t.Errorf("ping: %s", got)
+	}
+}
+
 func TestNoNewPrivileges(t *testing.T) {
 	d := harness.Start(t)
 	layer := registrytestLayer(t, func(b *builder) { b.Program("bin/su-id", mustBusybox(t)) })

@@ -271,6 +271,7 @@ func exit(args []string) error {
 var calls = map[string]func() error{
 	"socket-alg":      func() error { return socket(unix.AF_ALG, unix.SOCK_SEQPACKET, 0) },
 	"socket-vsock":    func() error { return socket(unix.AF_VSOCK, unix.SOCK_STREAM, 0) },
+	"socket-ping":     func() error { return socket(unix.AF_INET, unix.SOCK_DGRAM, unix.IPPROTO_ICMP) },
 	"socket-raw":      func() error { return socket(unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_ICMP) },
 	"unshare-user":    func() error { return unix.Unshare(unix.CLONE_NEWUSER) },
 	"unshare-mount":   func() error { return unix.Unshare(unix.CLONE_NEWNS) },

@@ -90,6 +90,7 @@ func (w *world) killBerthd(t *testing.T, list []scenario) {
 			return
 		}
 	}
+	checkStreams(w.watch(t, "streams"))
 	after := w.pods(t)
 	new := map[string]kubelet.Pod{}
 	for name, p := range after {

@@ -100,7 +100,7 @@ containers:
   volumeMounts: [{name: once, mountPath: /once}]
 - name: tcp
   image: $IMAGE
-  command: [sh, -c, "trap 'exit 9' TERM; [ -e /once/tcp ] && probe health :90 /bin & touch /once/tcp; sleep 3600 & wait"]
+  command: [sh, -c, "trap 'exit 9' TERM; if [ -e /once/tcp ]; then probe health :90 /bin & fi; touch /once/tcp; sleep 3600 & wait"]
   livenessProbe: {tcpSocket: {port: 90}, periodSeconds: 1, initialDelaySeconds: 1, timeoutSeconds: 10, failureThreshold: 10}
   volumeMounts: [{name: once, mountPath: /once}]
 - name: grpc
@@ -245,6 +245,7 @@ containers:
   image: $IMAGE
   command: [probe, serve, ":80", welcome]
   ports: [{containerPort: 80, hostPort: $HOSTPORT}]
+  readinessProbe: {tcpSocket: {port: 80}, periodSeconds: 1, timeoutSeconds: 10}
 `, func(w *watch) {
 			w.ready()
 			until(w.T, "the page by the host's port", func() (any, bool) {
@@ -396,6 +397,12 @@ volumes:
 		{"streams", `
 containers:
 - {name: shell, image: $IMAGE, command: [sh, -c, "$WAIT"]}
+- {name: reader, image: $IMAGE, stdin: true, command: [sh, -c, "while read l; do echo got $l; done"]}
+- name: server
+  image: $IMAGE
+  command: [probe, serve, "127.0.0.1:80", forwarded]
+  readinessProbe: {exec: {command: [probe, get, "http://127.0.0.1/"]}, periodSeconds: 1, timeoutSeconds: 10}
+terminationGracePeriodSeconds: 1
 `, checkStreams, nil},
 
 		{"counter", `
@@ -412,7 +419,10 @@ volumes: [{name: out, hostPath: {path: $DIR}}]
 
 		{"web", `
 containers:
-- {name: server, image: $IMAGE, command: [probe, serve, ":80", page]}
+- name: server
+  image: $IMAGE
+  command: [probe, serve, ":80", page]
+  readinessProbe: {tcpSocket: {port: 80}, periodSeconds: 1, timeoutSeconds: 10}
 - {name: client, image: $IMAGE, command: [sh, -c, "while ! probe get http://127.0.0.1/; do sleep 0.1; done; echo loopback; $WAIT"]}
 `, func(w *watch) {
 			p := w.ready()

@@ -118,17 +118,22 @@ func (s *Spawner) Spawn(ctx context.Context, p Pod) (*Process, error) {
 	}
 	listener := os.NewFile(uintptr(socket), p.Socket)
 	defer listener.Close()
+	made, err := makeNamespaces(p)
+	if err != nil {
+		return nil, err
+	}
+	defer made.close()
 	var process *Process
 	finished := make(chan struct{})
 	s.work <- func() {
 		defer close(finished)
-		process, err = s.start(p, wire.Encode(&setup), listener)
+		process, err = s.start(p, wire.Encode(&setup), listener, made)
 	}
 	<-finished
 	return process, err
 }
 
-func (s *Spawner) start(p Pod, setup []byte, listener *os.File) (*Process, error) {
+func (s *Spawner) start(p Pod, setup []byte, listener *os.File, made namespaces) (*Process, error) {
 	r, w, err := os.Pipe()
 	if err != nil {
 		return nil, fmt.Errorf("make set-up pipe: %w", err)
@@ -155,11 +160,7 @@ func (s *Spawner) start(p Pod, setup []byte, listener *os.File) (*Process, error
 	if s.unified >= 0 {
 		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, s.unified
 	}
-	start := cmd.Start
-	if len(p.UIDs) > 0 {
-		start = func() error { return startInNamespaces(p, cmd) }
-	}
-	if err := start(); err != nil {
+	if err := made.start(cmd); err != nil {
 		return nil, fmt.Errorf("start %s: %w", cmd.Args[0], err)
 	}
 	unix.SetNonblock(pidfd, true) // so that a goroutine can wait for it; a pidfd always takes the flag
@@ -171,46 +172,6 @@ func (s *Spawner) start(p Pod, setup []byte, listener *os.File) (*Process, error
 	}
 	// The caller waits by pidfd; the process handle of package os is not needed.
 	return process, cmd.Process.Release()
-}
-
-// inUsers are the namespaces that a pod's user namespace owns, and their flags.
-var inUsers = []struct {
-	name string
-	flag int
-}{{"net", unix.CLONE_NEWNET}, {"ipc", unix.CLONE_NEWIPC}, {"uts", unix.CLONE_NEWUTS}}
-
-// startInNamespaces makes the pod's namespaces, and starts the monitor in all but the user namespace, of which it gets a
-// descriptor: the monitor has the host's root, and writes the host's logs. A process starts where the thread is that starts it,
-// so the calling one, which is the Spawner's own, goes there and back.
-func startInNamespaces(p Pod, cmd *exec.Cmd) (err error) {
-	var names []string
-	for _, n := range inUsers {
-		names = append(names, n.name)
-	}
-	made, err := engine.NewNamespaces(p.UIDs, p.GIDs, names...)
-	if err != nil {
-		return fmt.Errorf("make user namespace: %w", err)
-	}
-	users := os.NewFile(uintptr(made[0]), "user namespace")
-	defer users.Close()
-	cmd.ExtraFiles = append(cmd.ExtraFiles, users)
-	for i, n := range inUsers {
-		defer unix.Close(made[i+1])
-		home, err := unix.Open("/proc/thread-self/ns/"+n.name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-		if err != nil {
-			return fmt.Errorf("open %s namespace: %w", n.name, err)
-		}
-		defer func() {
-			if e := unix.Setns(home, n.flag); e != nil {
-				panic("monitor: a thread cannot go back to its " + n.name + " namespace: " + e.Error()) // nothing that it does would be right
-			}
-			unix.Close(home)
-		}()
-		if err := unix.Setns(made[i+1], n.flag); err != nil {
-			return fmt.Errorf("enter %s namespace: %w", n.name, err)
-		}
-	}
-	return cmd.Start()
 }
 
 func (p *Pod) cloneFlags() uintptr {

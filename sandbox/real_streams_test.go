@@ -284,9 +284,11 @@ func TestRealAttachStdinOnce(t *testing.T) {
 	const script = "cat; echo eof; echo err >&2; exit 4"
 	p, c, _ := attachable(t, m, script, once)
 	other := attachTo(t, m, c, pipes) // has stdin open as well, and must not keep it open
+	other.types(t, "other ")
+	other.await(t, "other ")
 	first := attachTo(t, m, c, pipes)
 	first.types(t, "text")
-	other.await(t, "text")
+	other.await(t, "other text")
 	first.await(t, "text")
 	first.in.Close()
 	err := first.ended(t)
@@ -366,13 +368,17 @@ func TestRealAttachThatStalls(t *testing.T) {
 	m, _ := realManager(t)
 	const lines = 400000 // 50 MiB
 	line := strings.Repeat("0123456789", 12)
-	p, c, log := attachable(t, m, fmt.Sprintf("read go; i=0; dd if=/dev/zero bs=%d count=%d 2>/dev/null | tr '\\000' x; echo done >&2; exit 0", len(line), lines),
+	p, c, log := attachable(t, m, fmt.Sprintf("read ignored; read go; dd if=/dev/zero bs=%d count=%d 2>/dev/null | tr '\\000' x; echo done >&2; exit 0", len(line), lines),
 		func(c *runtimeapi.ContainerConfig) { c.Stdin = true })
 	release := make(chan struct{})
 	stalled := make(chan error, 1)
+	in, attached := io.Pipe()
 	go func() {
-		stalled <- m.Attach(t.Context(), c, Streams{Stdout: writerFunc(func(b []byte) (int, error) { <-release; return len(b), nil })})
+		stalled <- m.Attach(t.Context(), c, Streams{Stdin: in, Stdout: writerFunc(func(b []byte) (int, error) { <-release; return len(b), nil })})
 	}()
+	if _, err := attached.Write([]byte("ignored\n")); err != nil { // somebody reads once it is attached
+		t.Fatal(err)
+	}
 	quick := attachTo(t, m, c, pipes)
 	quick.types(t, "go\n")
 	exited(t, m, c)
@@ -384,6 +390,7 @@ func TestRealAttachThatStalls(t *testing.T) {
 	case <-time.After(30 * time.Second):
 		t.Error("a client that stalls is not let go of")
 	}
+	attached.Close()
 	close(release)
 	quick.ended(t)
 	text, err := os.ReadFile(log)

@@ -1,6 +1,6 @@
 // Command uml boots a User-Mode Linux kernel on this machine's own root file system and runs tests there:
 //
-//	go run ./hack/uml [-timeout 6m] [-mem 2G] [-skip REGEXP] "[NAME=VALUE ]PACKAGE[=REGEXP]"...
+//	go run ./hack/uml [-timeout 8m] [-mem 2G] [-skip REGEXP] "[NAME=VALUE ]PACKAGE[=REGEXP]"...
 //
 // REGEXP chooses tests of the package, as go test's -run; all are run without. That of -skip leaves tests out of every package.
 //
@@ -63,7 +63,7 @@ func main() {
 	var o options
 	flag.StringVar(&o.mem, "mem", "2G", "`memory` of the guest")
 	flag.StringVar(&o.skip, "skip", "", "`regexp` of tests to leave out")
-	flag.DurationVar(&o.timeout, "timeout", 6*time.Minute, "how `long` the guest may take")
+	flag.DurationVar(&o.timeout, "timeout", 8*time.Minute, "how `long` the guest may take")
 	flag.Parse()
 	if o.suites = flag.Args(); len(o.suites) == 0 {
 		flag.Usage()

@@ -43,6 +43,9 @@ func (m *Manager) runtimeOf(handler string) *store.Runtime {
 
 func (m *Manager) handlerOf(p *pod) handler {
 	rec := m.record(p)
+	if rec.Config == nil {
+		return unknownHandler{nativeHandler{m}}
+	}
 	if rec.Runtime == nil {
 		return nativeHandler{m}
 	}
@@ -86,6 +89,20 @@ func (h nativeHandler) exec(c *container, process *specs.Process, r *monitor.Exe
 func (nativeHandler) execFault(_ *container, _ *execution, err error) error { return err }
 
 func (nativeHandler) end(context.Context, *container) error { return nil }
+
+// unknownHandler made the containers of a sandbox whose record cannot be read. They only end.
+type unknownHandler struct{ nativeHandler }
+
+func (h unknownHandler) end(ctx context.Context, c *container) error {
+	m := h.m
+	group := m.cfg.Cgroups.RuntimePath(c.id)
+	states, err := filepath.Glob(filepath.Join(m.cfg.State, "runtimes", "*", c.id))
+	errs := []error{err, m.cfg.Cgroups.Kill(group), m.cfg.Cgroups.Remove(ctx, group)}
+	for _, path := range states {
+		errs = append(errs, external.RemoveState(path))
+	}
+	return errors.Join(append(errs, external.Remove(m.bundle(c)))...)
+}
 
 // externalHandler is another OCI runtime. The monitor executes it and is the parent of what it makes.
 type externalHandler struct {

@@ -3,6 +3,7 @@ package engine
 import (
 	"strconv"
 	"strings"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -59,6 +60,18 @@ func (p *program) signals() {
 	action := memory(p, &[4]uintptr{})                                               // SIG_DFL
 	p.sys(unix.SYS_RT_SIGACTION, num(1), action, num(0), num(8)).upTo(0, last).any() // SIGKILL and SIGSTOP have no other
 	p.sys(unix.SYS_RT_SIGPROCMASK, num(unix.SIG_SETMASK), action, num(0), num(8))
+}
+
+// DefaultSignals gives the caller's ignored signals their default action again, for the programs that it executes: make, for one, leaves two of the
+// C library's ignored. Go's own handlers stay.
+func DefaultSignals() {
+	for sig := uintptr(1); sig <= 64; sig++ {
+		var old, action [4]uintptr // struct sigaction as the kernel has it: the handler first, 0 is SIG_DFL, 1 is SIG_IGN
+		unix.RawSyscall6(unix.SYS_RT_SIGACTION, sig, 0, uintptr(unsafe.Pointer(&old)), 8, 0, 0)
+		if old[0] == 1 {
+			unix.RawSyscall6(unix.SYS_RT_SIGACTION, sig, uintptr(unsafe.Pointer(&action)), 0, 8, 0, 0)
+		}
+	}
 }
 
 // oomScore sets the process's score. Without one in the request it is 0, and not the monitor's own, which is low.

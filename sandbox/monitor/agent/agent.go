@@ -52,6 +52,7 @@ func Run(setup io.Reader, socket int) error {
 		a.users = &engine.UserNamespace{UIDs: a.setup.UIDs, GIDs: a.setup.GIDs, Descriptor: users}
 	}
 	protect()
+	engine.DefaultSignals()
 	signal.Notify(a.ended, unix.SIGCHLD)
 	// The daemon's end, a terminal's end and a closed log are no reasons to end. Caught and not ignored: what is ignored
 	// stays ignored in the containers.

@@ -85,7 +85,11 @@ type Server struct {
 
 // Listen takes the address. Clients wait until Serve.
 func Listen(ctx context.Context, c Config) (*Server, error) {
-	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", c.Address.String())
+	network := "tcp"
+	if c.Address.Addr().Is4() { // else 0.0.0.0 would be IPv6 as well
+		network = "tcp4"
+	}
+	l, err := (&net.ListenConfig{}).Listen(ctx, network, c.Address.String())
 	if err != nil {
 		return nil, fmt.Errorf("listen for streaming clients: %w", err)
 	}

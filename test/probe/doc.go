@@ -3,6 +3,7 @@
 //	probe serve ADDR TEXT          answer every HTTP request with TEXT and the client's address; sctp is not served
 //	probe health ADDR FILE         answer HTTP requests and gRPC health checks: well while FILE is there, ill while it is not
 //	probe udp ADDR                 send every datagram back
+//	probe echo ADDR                send back what comes over each TCP connection, until its end
 //	probe get URL                  print what an HTTP server says
 //	probe lines RATE PREFIX        write "PREFIX N" RATE times a second, N from 0, to standard output
 //	probe bytes N CHAR             write N bytes without a newline, then end

@@ -27,6 +27,7 @@ var commands = map[string]struct {
 	"serve":   {2, serve},
 	"health":  {2, health},
 	"udp":     {1, udp},
+	"echo":    {1, echo},
 	"get":     {1, get},
 	"lines":   {2, lines},
 	"bytes":   {2, writeBytes},
@@ -95,6 +96,23 @@ func health(args []string) error {
 		}
 	})
 	return server.ListenAndServe()
+}
+
+func echo(args []string) error {
+	l, err := net.Listen("tcp", args[0])
+	if err != nil {
+		return err
+	}
+	for {
+		conn, err := l.Accept()
+		if err != nil {
+			return err
+		}
+		go func() {
+			defer conn.Close()
+			io.Copy(conn, conn)
+		}()
+	}
 }
 
 func udp(args []string) error {

@@ -450,6 +450,17 @@ func TestRealDial(t *testing.T) {
 	} else {
 		conn.Close()
 	}
+	// A listener whose queue is full does not answer.
+	full := fullListener(t)
+	before := monitorHas(t, m, onHost)
+	for range 5 {
+		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		if conn, err := m.Dial(ctx, onHost, full); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("Dial to a listener that does not answer = %v, %v", conn, err)
+		}
+		cancel()
+	}
+	waitFor(t, func() bool { return monitorHas(t, m, onHost).descriptors <= before.descriptors+1 })
 	if err := m.StopPod(t.Context(), p); err != nil {
 		t.Error(err)
 	}
@@ -459,4 +470,31 @@ func TestRealDial(t *testing.T) {
 	remove(t, m, p)
 	remove(t, m, six)
 	remove(t, m, onHost)
+}
+
+// fullListener is a port of 127.0.0.1 that takes no more connections.
+func fullListener(t *testing.T) uint16 {
+	t.Helper()
+	open := func() int {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { unix.Close(fd) })
+		return fd
+	}
+	listener := open()
+	address := &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}
+	if err := errors.Join(unix.Bind(listener, address), unix.Listen(listener, 0)); err != nil {
+		t.Fatal(err)
+	}
+	name, err := unix.Getsockname(listener)
+	if err != nil {
+		t.Fatal(err)
+	}
+	address.Port = name.(*unix.SockaddrInet4).Port
+	for range 4 {
+		unix.Connect(open(), address)
+	}
+	return uint16(address.Port)
 }

@@ -36,6 +36,7 @@ func (a *Agent) attach(conn *wire.Conn, m *wire.Message) (wire.Coder, error) {
 		c.streams[which].attach(t)
 		defer c.streams[which].detach(t)
 	}
+	dropBody(m)
 	started := wire.Message{Verb: wire.AnswerStarted, Body: wire.Encode(&wire.ID{ContainerID: c.id})}
 	if input >= 0 {
 		started.Descriptors = []int{input}

@@ -38,6 +38,7 @@ func (a *Agent) exec(conn *wire.Conn, m *wire.Message) (wire.Coder, error) {
 	}
 	defer closeIf(kill)
 	m.CloseDescriptors()
+	dropBody(m)
 	if r.Started {
 		started := wire.Message{Verb: wire.AnswerStarted, Body: wire.Encode(&wire.Exit{ContainerID: c.id, PID: child.PID})}
 		if child.Master >= 0 {

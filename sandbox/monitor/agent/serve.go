@@ -57,7 +57,7 @@ func (a *Agent) answer(conn *wire.Conn, failed error, stop func()) {
 		return
 	}
 	m, err := conn.ReceiveInto(newBody)
-	defer releaseBody(m.Body)
+	defer dropBody(&m)
 	if err != nil {
 		return
 	}
@@ -113,7 +113,7 @@ var spareBody atomic.Pointer[[spareBodySize]byte]
 const spareBodySize = 8 << 10
 
 func newBody(size int) []byte {
-	if size > spareBodySize {
+	if size == 0 || size > spareBodySize {
 		return make([]byte, size)
 	}
 	b := spareBody.Swap(nil)
@@ -123,8 +123,11 @@ func newBody(size int) []byte {
 	return b[:size]
 }
 
-// releaseBody gives a request's memory to the next one. What was decoded from it is gone then, and not by chance: it is zero.
-func releaseBody(b []byte) {
+// dropBody gives a request's memory to the next one: a call that takes long does so as soon as it can, and all do at their end. What was
+// decoded from it is gone then, and not by chance: it is zero.
+func dropBody(m *wire.Message) {
+	b := m.Body
+	m.Body = nil
 	clear(b)
 	if cap(b) == spareBodySize {
 		spareBody.Store((*[spareBodySize]byte)(b[:spareBodySize]))

@@ -116,9 +116,9 @@ func build(ctx context.Context, dir string, o options) error {
 	if err != nil {
 		return err
 	}
-	for _, name := range []string{"berthd", "berth-monitor", "berth"} {
-		if bin != dir {
-			if err := os.Symlink(filepath.Join(bin, name), filepath.Join(dir, name)); err != nil {
+	if bin != dir {
+		for _, name := range []string{"berthd", "berth-monitor", "berth"} {
+			if err := copyProgram(filepath.Join(bin, name), filepath.Join(dir, name)); err != nil {
 				return err
 			}
 		}
@@ -129,6 +129,15 @@ func build(ctx context.Context, dir string, o options) error {
 		}
 	}
 	return nil
+}
+
+// copyProgram copies: a link may lead to what the guest has hidden under its own /tmp or /var/tmp.
+func copyProgram(from, to string) error {
+	program, err := os.ReadFile(from)
+	if err != nil {
+		return fmt.Errorf("copy program: %w", err)
+	}
+	return os.WriteFile(to, program, 0o755)
 }
 
 // buildTests puts a package's tests into dir: the program "run", and the arguments and the environment that it is to be started with.

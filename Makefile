@@ -19,14 +19,15 @@ UML_PACKAGES := user-mode-linux kmod apparmor e2fsprogs runc
 UML_SUITES := ./test/uml ./oci/apparmor ./sandbox/cgroup ./oci/runtime/engine \
 	'./test/integration=^Test(LifeOfAPod|ExitCodes|StopSignalAndGrace|TheWholeTreeEnds|ExecSync|ExecTimeout|LowerOOMScore|DefaultCgroup|SmallLimits|$\
 	PidsLimitReached|OutOfMemory|TheMonitorIsOutside|UsersAndGroups|Capabilities|NoNewPrivileges|Privileged|Devices|Seccomp|NothingLeaks|$\
-	RestartKeepsEverything|MonitorKilled|BadRecords|RunFolderGone|SharedPIDNamespace|Sysctls|HostileMountTargets|MountPropagation|DefaultMounts)' \
+	RestartKeepsEverything|MonitorKilled|BadRecords|RunFolderGone|SharedPIDNamespace|Sysctls|HostileMountTargets|MountPropagation|DefaultMounts|$\
+	UpdateRunning|UpdateMemory|UpdateCreated|StatsOfKnown|MetricsOf|StatusSays)' \
 	'BERTH_TEST_HANDLER=runc ./test/integration=^Test(Handlers|ExecTimeout|OutOfMemory|DefaultCgroup|SharedPIDNamespace|MonitorKilled)$$'
 
 # Tests of images alone, which run no container: no handler changes them.
 IMAGES := Pull|Mirrors|StackEquals|ImageFsInfo|RemovedWhileInUse
 
-# What is not: races that take long and are the machine's own as well, and a measurement that a slow processor spoils.
-UML_SKIP := ^Test(MeterAgainstKnownLoads|BoundVolumesMissNoMount|CwdThroughDescriptors|SwappedVolumeLeadsNowhere)$$
+# What is not: races that take long and are the machine's own as well.
+UML_SKIP := ^Test(BoundVolumesMissNoMount|CwdThroughDescriptors|SwappedVolumeLeadsNowhere)$$
 
 UNIT = $(shell $(GO) list ./... | grep -v -E '/test/(integration|kubelet|uml)$$')
 

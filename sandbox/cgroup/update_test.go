@@ -26,12 +26,16 @@ func values(t *testing.T, d *Driver, p string) Limits {
 
 func TestUpdateIsAllOrNothing(t *testing.T) {
 	d := open(t)
-	if d.V2() {
-		t.Skip("the values below are version 1's")
+	if _, err := d.controller("memory"); err != nil {
+		t.Skip(err)
 	}
 	p := d.Tree() + "/pod/leaf"
 	create(t, d, p, limits(d))
 	before := values(t, d, p)
+	refused := map[string]string{"memory.high": "1"} // on version 1
+	if d.V2() {
+		refused = map[string]string{"memory.high": "8388608", "memory.oom.group": "7"}
+	}
 	lower := &specs.LinuxMemory{Limit: ptr(int64(32 << 20)), Swap: ptr(int64(32 << 20))}
 	higher := &specs.LinuxMemory{Limit: ptr(int64(256 << 20)), Swap: ptr(int64(300 << 20))}
 	cpu := specs.LinuxCPU{Shares: ptr(uint64(100)), Quota: ptr(int64(7000)), Period: ptr(uint64(20000))}
@@ -43,7 +47,7 @@ func TestUpdateIsAllOrNothing(t *testing.T) {
 		"a quota that is too small":            {CPU: &specs.LinuxCPU{Shares: ptr(uint64(100)), Quota: ptr(int64(5))}, Memory: lower},
 		"swap below memory":                    {CPU: &cpu, Memory: &specs.LinuxMemory{Limit: ptr(int64(40 << 20)), Swap: ptr(int64(20 << 20))}},
 		"huge pages of no size":                {CPU: &cpu, Memory: lower, HugepageLimits: []specs.LinuxHugepageLimit{{Pagesize: "3KB", Limit: 1}}},
-		"files of version 2":                   {CPU: &cpu, Unified: map[string]string{"memory.high": "1"}},
+		"files of version 2":                   {CPU: &cpu, Unified: refused},
 	} {
 		if err := d.Update(p, res); err == nil {
 			t.Errorf("%s: no error", name)
@@ -56,8 +60,11 @@ func TestUpdateIsAllOrNothing(t *testing.T) {
 		if err := d.Update(p, &specs.LinuxResources{CPU: &cpu, Memory: memory}); err != nil {
 			t.Fatal(err)
 		}
-		got := values(t, d, p)
-		if got.Shares != 100 || got.Quota != 7000 || got.Period != 20000 || got.Memory != uint64(*memory.Limit) || d.swapFiles && got.MemorySwap != uint64(*memory.Swap) || got.Cpus != before.Cpus {
+		got, err := d.Limits(p, 100)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got.Shares != 100 || got.Quota != 7000 || got.Period != 20000 || got.Memory != uint64(*memory.Limit) || d.SwapLimit() && got.MemorySwap != uint64(*memory.Swap) || got.Cpus != before.Cpus {
 			t.Errorf("%+v", got)
 		}
 	}

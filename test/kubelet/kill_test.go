@@ -120,34 +120,6 @@ func (w *world) ranOnce(t *testing.T, pods map[string]kubelet.Pod) {
 	}
 }
 
-// killKubelet kills the kubelet: the next one finds everything as it was. That one asks the runtime for what the other asked cAdvisor.
-func (w *world) killKubelet(t *testing.T) {
-	before := w.pods(t)
-	if err := w.k.Kill(); err != nil {
-		t.Fatal(err)
-	}
-	if err := w.k.Configure("PodAndContainerStatsFromCRI"); err != nil {
-		t.Fatal(err)
-	}
-	if err := w.k.Start(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	var after map[string]kubelet.Pod
-	until(t, "pods are as they were", func() (any, bool) {
-		after = w.pods(t)
-		var missing []string
-		for name, p := range before {
-			if ready(p) && !ready(after[name]) || p.Status.Phase != after[name].Status.Phase {
-				missing = append(missing, name)
-			}
-		}
-		return missing, len(missing) == 0
-	})
-	if diff := cmp.Diff(lives(before), lives(after)); diff != "" {
-		t.Errorf("containers (-before the kubelet's kill, +after it):\n%s", diff)
-	}
-}
-
 // remove takes all pods' files away, and waits until the kubelet has removed everything that was theirs.
 func (w *world) remove(t *testing.T, list []scenario) {
 	files, err := os.ReadDir(w.k.Pods)

@@ -51,6 +51,7 @@ func TestKubelet(t *testing.T) {
 		t.Log("no pod with a user namespace: this kernel, the file system of the test's folder, or the OCI runtime that is tested cannot")
 		list = slices.DeleteFunc(list, func(s scenario) bool { return s.name == "user-namespace" })
 	}
+	more := again()
 	for _, s := range list {
 		w.put(t, s)
 	}
@@ -71,9 +72,11 @@ func TestKubelet(t *testing.T) {
 		{"host", w.checkHost},
 		{"statistics", func(t *testing.T) { w.checkSummary(t, "cpu", "memory") }},
 		{"berthd killed ten times", func(t *testing.T) { w.killBerthd(t, list) }},
-		{"kubelet killed", w.killKubelet},
+		{"kubelet killed", func(t *testing.T) { w.restartKubelet(t, "", "PodAndContainerStatsFromCRI") }},
 		{"statistics of berth", func(t *testing.T) { w.checkSummary(t, "network", "process_stats", "cpu", "memory"); w.checkCadvisor(t) }},
-		{"removed", func(t *testing.T) { w.remove(t, list) }},
+		{"events", func(t *testing.T) { w.checkEvents(t, more) }},
+		{"processors", w.checkProcessors},
+		{"removed", func(t *testing.T) { w.remove(t, slices.Concat(list, more)) }},
 		{"nothing is left", w.nothing},
 	} {
 		if !t.Run(step.name, step.do) {

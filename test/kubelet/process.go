@@ -68,15 +68,20 @@ func New(opts Options) (*Process, error) {
 	if err := os.WriteFile(k.path("resolv.conf"), []byte("nameserver 192.0.2.53\n"), 0o644); err != nil {
 		return k, fmt.Errorf("configure the kubelet: %w", err)
 	}
-	if err := k.Configure(); err != nil {
+	if err := k.Configure(""); err != nil {
 		return k, err
 	}
 	return k, makeCgroups(opts.CgroupRoot)
 }
 
-// Configure says which features the kubelet has from its next start on, besides those that it has anyway.
-func (k *Process) Configure(gates ...string) error {
-	if err := os.WriteFile(k.path("config.yaml"), []byte(k.config(gates)), 0o644); err != nil {
+// Configure says what the kubelet is told from its next start on besides what it always is: lines of its configuration, and
+// features by their gates.
+func (k *Process) Configure(more string, gates ...string) error {
+	text := k.config() + more + "featureGates:\n"
+	for _, g := range gates {
+		text += "  " + g + ": true\n"
+	}
+	if err := os.WriteFile(k.path("config.yaml"), []byte(text), 0o644); err != nil {
 		return fmt.Errorf("configure the kubelet: %w", err)
 	}
 	return nil
@@ -88,11 +93,7 @@ func (k *Process) path(name string) string { return filepath.Join(k.opts.Dir, na
 func (k *Process) PodLogs() string { return k.path("logs") }
 
 // config is what the kubelet of a small machine without an API server is told. Periods are short, so that tests are.
-func (k *Process) config(gates []string) string {
-	var features strings.Builder
-	for _, g := range gates {
-		fmt.Fprintf(&features, "  %s: true\n", g)
-	}
+func (k *Process) config() string {
 	return fmt.Sprintf(`apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
 staticPodPath: %s
@@ -120,9 +121,7 @@ fileCheckFrequency: 1s
 syncFrequency: 5s
 crashLoopBackOff: {maxContainerRestartPeriod: 1s}
 logging: {verbosity: 4}
-featureGates:
-  KubeletCrashLoopBackOffMax: true
-%s`, k.Pods, k.PodLogs(), k.opts.Socket, k.port, k.opts.CgroupRoot, k.path("resolv.conf"), k.path("plugins"), features.String())
+`, k.Pods, k.PodLogs(), k.opts.Socket, k.port, k.opts.CgroupRoot, k.path("resolv.conf"), k.path("plugins"))
 }
 
 func freePort() (int, error) {

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berthd/berth/cni"
+	"github.com/berthd/berth/oci/adjust"
 	"github.com/berthd/berth/oci/runtime"
 	"github.com/berthd/berth/oci/runtime/external"
 	"github.com/berthd/berth/oci/spec"
@@ -57,6 +58,12 @@ type Streamer interface {
 	Dial(ctx context.Context, port uint16) (*os.File, error)
 }
 
+// Adjuster changes what containers are to be before anything of them exists, see package adjust.
+type Adjuster interface {
+	// Adjust changes c.Spec. An error refuses the container; *spec.InvalidError is one about the request.
+	Adjust(ctx context.Context, c *adjust.Container) error
+}
+
 // Config is what a Manager is made of. Fields without a default must be set.
 type Config struct {
 	Root, State string // absolute folders; made when missing
@@ -73,6 +80,8 @@ type Config struct {
 	// Handlers are what sandboxes may name, and how their containers are made then; nil is the native engine, which also serves "" when nothing
 	// is said about it.
 	Handlers map[string]*external.Program
+	// Adjusters are asked in this order for each container that is created.
+	Adjusters []Adjuster
 	// NetNSFolder is where network namespaces are pinned; "" means netns.Folder.
 	NetNSFolder string
 }

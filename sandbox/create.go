@@ -12,6 +12,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/berthd/berth/oci/adjust"
 	"github.com/berthd/berth/oci/apparmor"
 	"github.com/berthd/berth/oci/spec"
 	"github.com/berthd/berth/oci/spec/host"
@@ -206,7 +207,24 @@ func (m *Manager) containerSpec(ctx context.Context, c *container, r CreateReque
 	for _, note := range notes {
 		m.logger(ctx).Info("Container does not get all that it asks for", "containerID", c.id, "field", note.Field, "rule", note.String())
 	}
-	return made, err
+	if err != nil {
+		return nil, err
+	}
+	return made, m.adjustSpec(ctx, c, made)
+}
+
+// adjustSpec has the adjusters change a spec.
+func (m *Manager) adjustSpec(ctx context.Context, c *container, made *specs.Spec) error {
+	if len(m.cfg.Adjusters) == 0 {
+		return nil
+	}
+	in := &adjust.Container{ID: c.id, SandboxID: c.pod.id, Handler: m.record(c.pod).Handler, Pod: c.pod.config, Config: c.config, Spec: made}
+	for _, a := range m.cfg.Adjusters {
+		if err := a.Adjust(ctx, in); err != nil {
+			return fmt.Errorf("adjust container: %w", err)
+		}
+	}
+	return nil
 }
 
 // appArmor is the state of AppArmor as it matters to a container. The default profile is loaded when a container first needs it: it may

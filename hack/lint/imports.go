@@ -60,7 +60,7 @@ var rules = []rule{
 	{"cni", nil, slices.Concat(grpc, criAPI, logging, webs), "the network sees an attachment, not a pod"},
 	{"oci", nil, slices.Concat(grpc, criAPI, logging, webs, linuxes), "running a container needs no daemon"},
 	{"oci/spec", []string{"oci/seccomp"}, slices.Concat(grpc, logging, webs, linuxes), "PURE: CRI config + image config -> spec"},
-	{"oci/adjust", nil, slices.Concat(grpc, logging, webs, linuxes), "changes a spec, and nothing else"},
+	{"oci/adjust", []string{"oci/spec"}, slices.Concat(grpc, logging, webs, linuxes), "changes a spec, and nothing else"},
 	{"oci/runtime", []string{"oci/seccomp"}, slices.Concat(grpc, criAPI, logging, webs, linuxes),
 		"the engine runs in the monitor too, and does not know why a container exists"},
 	{"oci/seccomp", nil, slices.Concat(grpc, criAPI, logging, webs, linuxes), "a profile goes in, a program comes out"},

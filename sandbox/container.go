@@ -28,15 +28,21 @@ type container struct {
 
 	write recordLock
 
+	start  startState
 	root   rootState
 	exec   execState
 	gauge  gauge
 	limits limits
 
 	// Guarded by Manager.mu:
-	rec      store.Container
-	starting int64         // when the start began, nanoseconds since 1970
-	exited   chan struct{} // closed when rec.State becomes Exited
+	rec    store.Container
+	exited chan struct{} // closed when rec.State becomes Exited
+}
+
+// startState is what is known of a container's start.
+type startState struct {
+	at      int64  // when it began, nanoseconds since 1970; guarded by Manager.mu
+	unheard *error // how it went, when the caller had gone by then; guarded by turn
 }
 
 // rootState is the root filesystem of a container.

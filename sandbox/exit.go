@@ -84,7 +84,7 @@ func (m *Manager) settle(c *container, rec *store.Container, e exit) {
 	}
 	if rec.StartedAt == 0 && e.reason != ReasonStartError {
 		m.mu.RLock()
-		rec.StartedAt = c.starting
+		rec.StartedAt = c.start.at
 		m.mu.RUnlock()
 		if rec.StartedAt == 0 || rec.StartedAt > e.at {
 			rec.StartedAt = e.at

@@ -210,7 +210,11 @@ func (m *Manager) lostMonitor(p *pod, l *link) {
 	if m.linkOf(p) != l { // it was ended by StopPod, or the sandbox is gone
 		return
 	}
-	m.logger(m.ctx).Error(nil, "Lost the monitor of a sandbox", "podSandboxID", p.id, "pid", l.process.PID)
+	if m.record(p).State == store.NotReady { // a stop that was given up had asked it to end
+		m.logger(m.ctx).V(2).Info("Went on with the stop of a sandbox", "podSandboxID", p.id)
+	} else {
+		m.logger(m.ctx).Error(nil, "Lost the monitor of a sandbox", "podSandboxID", p.id, "pid", l.process.PID)
+	}
 	ctx, cancel := context.WithTimeout(m.ctx, undoTimeout)
 	defer cancel()
 	m.abandon(ctx, p, ReasonMonitorLost)

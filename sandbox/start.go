@@ -20,14 +20,26 @@ import (
 )
 
 // StartContainer starts a created container. A start that has begun is carried through even if ctx ends; then the container runs, or has
-// exited, and its status says so. One that the engine could not start is Exited, reason StartError.
+// exited, its status says so, and the next call for it returns how that start went. One that the engine could not start is Exited, reason
+// StartError.
 // Errors: ErrNotFound, ErrState (it is not Created, or its sandbox not Ready), ErrInvalid (the request cannot be executed).
 func (m *Manager) StartContainer(ctx context.Context, containerID string) error {
 	c, err := m.readyContainer(ctx, containerID)
 	if err != nil {
 		return err
 	}
-	err = m.carryThrough(ctx, c, startTimeout, func(ctx context.Context) error { return m.startContainer(ctx, c) })
+	err = m.carryThrough(ctx, c, startTimeout, func(work context.Context) error {
+		outcome := c.start.unheard
+		if outcome == nil {
+			err := m.startContainer(work, c)
+			outcome = &err
+		}
+		c.start.unheard = nil
+		if ctx.Err() != nil {
+			c.start.unheard = outcome
+		}
+		return *outcome
+	})
 	if err != nil {
 		return fmt.Errorf("start container %s: %w", c.id, err)
 	}
@@ -80,7 +92,7 @@ func (m *Manager) startContainer(ctx context.Context, c *container) error {
 		return m.undoStart(ctx, c, err)
 	}
 	m.mu.RLock()
-	started := c.starting
+	started := c.start.at
 	m.mu.RUnlock()
 	err = m.updateContainer(c, func(rec *store.Container) {
 		rec.PID = pid
@@ -129,7 +141,7 @@ func (m *Manager) launch(ctx context.Context, c *container) (pid int, err error)
 		return 0, by.started(ctx, c, &request, err)
 	}
 	m.mu.Lock()
-	c.starting = now()
+	c.start.at = now()
 	m.mu.Unlock()
 	request.Cgroups, request.Plan.Process.Stdin = group.Dirs, c.config.GetStdin()
 	err = m.effect("start container")

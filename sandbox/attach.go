@@ -68,13 +68,14 @@ func (m *Manager) attachTo(ctx context.Context, c *container, s Streams) error {
 	}
 	err = client.Attach(call, request)
 	a.release()
-	switch cause := context.Cause(call); {
-	case errors.Is(cause, errDetached):
+	if cause := context.Cause(call); cause != nil {
+		err = cause
+	}
+	switch {
+	case errors.Is(err, errDetached):
 		return nil
-	case cause != nil:
-		return cause
 	case errors.Is(err, monitor.ErrSlow):
-		a.deliver(call, stallTimeout) //nolint:errcheck // that it fell behind says more
+		a.deliver(ctx, stallTimeout) //nolint:errcheck // that it fell behind says more
 	case err == nil:
 		err = a.deliver(call, 0)
 	}
@@ -90,29 +91,46 @@ type attachment struct {
 	input     *os.File // the container's stdin, when the client is to end it
 }
 
-// prepare makes the pipes for the output.
+// prepare makes the ways for the output.
 func (a *attachment) prepare(r *monitor.AttachRequest) error {
 	for _, out := range []struct {
 		name string
 		to   io.Writer
-		pipe **os.File
+		end  **os.File
 	}{{"stdout", a.client.Stdout, &r.Stdout}, {"stderr", a.client.Stderr, &r.Stderr}} {
 		if out.to == nil {
 			continue
 		}
-		p, err := newPipe()
+		ours, theirs, err := newChannel()
 		if err != nil {
 			return err
 		}
-		unix.FcntlInt(uintptr(p[0]), unix.F_SETPIPE_SZ, drainMost) //nolint:errcheck // it has 64 KiB without
-		unix.SetNonblock(p[0], true)                               //nolint:errcheck // a pipe takes the flag
-		*out.pipe = os.NewFile(uintptr(p[1]), "pipe")
-		a.theirs = append(a.theirs, *out.pipe)
+		*out.end = theirs
+		a.theirs = append(a.theirs, theirs)
 		b := newBacklog(out.to, func(err error) { a.failed(fmt.Errorf("deliver %s: %w", out.name, err)) })
 		a.backlogs = append(a.backlogs, b)
-		a.outlets = append(a.outlets, carry(os.NewFile(uintptr(p[0]), "pipe"), b, func(error) { b.end() }))
+		a.outlets = append(a.outlets, carry(ours, b, func(err error) {
+			b.end()
+			if err != nil {
+				a.failed(err)
+			}
+		}))
 	}
 	return nil
+}
+
+// channelSize is what the monitor can write before the daemon has to read: a monitor does not wait, and a busy host may let the daemon
+// wait. Of the kernel's memory it takes what is not read yet.
+const channelSize = 16 << 20
+
+// newChannel makes a way for the output of a container. A pipe holds no more than a container writes in some milliseconds.
+func newChannel() (ours, theirs *os.File, err error) {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return nil, nil, fmt.Errorf("make a channel to the monitor: %w", err)
+	}
+	unix.SetsockoptInt(pair[1], unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, channelSize) //nolint:errcheck // it has 200 KiB without
+	return os.NewFile(uintptr(pair[0]), "channel"), os.NewFile(uintptr(pair[1]), "channel"), nil
 }
 
 // started takes the way to the container's stdin, or its terminal.

@@ -6,11 +6,14 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/berthd/berth/sandbox/monitor"
 )
 
-// Bounds of what attached clients have not taken yet, besides their pipes.
+// Bounds of what attached clients have not taken yet.
 const (
 	backlogMost    = 16 << 20 // of one stream
+	backlogLeast   = 1 << 20  // of one stream, however much the others have
 	allBacklogMost = 64 << 20 // of all clients
 	chunkMost      = 32 << 10 // so that many small writes are not many small pieces
 )
@@ -18,8 +21,8 @@ const (
 // allBacklog is the size of all backlogs together.
 var allBacklog atomic.Int64
 
-// backlog is a Writer that takes bytes for a client as they come, and passes them on as fast as the client can. One that is full makes Write
-// wait; then the pipe in front of it fills, and the monitor lets go of the client.
+// backlog is a Writer that takes bytes for a client as they come, and passes them on as fast as the client can. It never waits: one that is full
+// takes no more.
 type backlog struct {
 	to     io.Writer
 	failed func(error)   // told when the client takes no more
@@ -41,15 +44,16 @@ func newBacklog(to io.Writer, failed func(error)) *backlog {
 	return b
 }
 
-// Write takes p, or returns why the client takes no more.
+// Write takes p, or returns why it does not: the client's error, or monitor.ErrSlow.
 func (b *backlog) Write(p []byte) (int, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for b.err == nil && b.size > 0 && (b.size+len(p) > backlogMost || allBacklog.Load()+int64(len(p)) > allBacklogMost) {
-		b.change.Wait() // for this client: what it holds is a part of all
-	}
 	if b.err != nil {
 		return 0, b.err
+	}
+	size := b.size + len(p)
+	if size > backlogMost || size > backlogLeast && allBacklog.Load()+int64(len(p)) > allBacklogMost {
+		return 0, monitor.ErrSlow
 	}
 	if last := len(b.chunks) - 1; last >= 0 && len(b.chunks[last])+len(p) <= chunkMost {
 		b.chunks[last] = append(b.chunks[last], p...)

@@ -401,6 +401,24 @@ func TestRealAttachThatStalls(t *testing.T) {
 	remove(t, m, p)
 }
 
+// TestRealAttachTakesABurst has a client that gets everything of a container that writes faster than the daemon is scheduled.
+func TestRealAttachTakesABurst(t *testing.T) {
+	m, _ := realManager(t)
+	p, c, _ := attachable(t, m, "read go; seq 1000001 1750000; exit 0", func(c *runtimeapi.ContainerConfig) { c.Stdin = true })
+	release := make(chan struct{})
+	var got said
+	s := newSession(t, func(ctx context.Context, s *session, r *io.PipeReader) error {
+		return m.Attach(ctx, c, Streams{Stdin: r, Stdout: writerFunc(func(b []byte) (int, error) { <-release; return got.Write(b) })})
+	})
+	s.types(t, "go\n")
+	exited(t, m, c)
+	close(release)
+	if err := s.ended(t); err != nil || len(got.String()) != 8*750000 || !strings.HasSuffix(got.String(), "1750000\n") {
+		t.Errorf("Attach = %v with %d bytes of %d", err, len(got.String()), 8*750000)
+	}
+	remove(t, m, p)
+}
+
 func TestRealDial(t *testing.T) {
 	m, _ := realManager(t)
 	p := run(t, m, podConfig("dial"))

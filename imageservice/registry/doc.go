@@ -6,7 +6,17 @@
 // A Client knows the operator's settings. Client.Open reads the hosts.toml of one registry and gives a Source: the
 // endpoints (mirrors in order, the registry itself last), the credentials of one pull, and the tokens that they bought.
 // Source.Manifest follows an index to the manifest of this machine's platform. Source.Blob streams a blob, resumes it
-// where the connection broke, and verifies size and digest on the bytes that it hands out.
+// where the connection broke, and verifies size and digest on the bytes that it hands out. Source.Endpoints tells whom a
+// pull may ask, why, and what came of it.
+//
+// # Chunks
+//
+// A blob of more than two chunks is fetched by Connections at a time, in chunks that wait in memory for their turn. The
+// first answer tells whether the host knows ranges; a host that answers with everything, with another range, with another
+// ETag or with an error to a chunk ahead gets no more of those, and the blob goes on over one connection. What has come
+// of a chunk is kept when its connection breaks. Chunks that do not add up to the digest are fetched once more, in one
+// piece, before the hosts are blamed. A pull has one connection of its own; all others, and the memory, come from the
+// client's budget (MaxConnections, MaxBuffered).
 //
 // # Files
 //
@@ -26,7 +36,8 @@
 //
 // Endpoints are tried in order; one that does not answer within Patience is asked again only after the others.
 // Connections that break or stall (fewer than StallBytes in StallTimeout, counting only the time spent waiting) are
-// resumed by Range, as long as each try makes progress. 429 and 503 wait as Retry-After says, at most a minute.
+// resumed by Range, as long as each try makes progress. 429 and 503 wait as Retry-After says, at most a minute. Only
+// HTTP/1.1 is spoken: over HTTP/2 all layers and chunks would share one connection.
 //
 // # Errors
 //

@@ -37,6 +37,7 @@ type endpoint struct {
 	base     *url.URL // guarded by mu while guessing
 	guessing bool     // guarded by mu: the scheme of a loopback registry is not known yet
 	slow     bool     // guarded by mu: it let its turn pass; ask it last
+	use      use      // guarded by mu
 }
 
 // stallRule is when a connection counts as dead: fewer than bytes in window, counting only the time spent waiting.
@@ -81,7 +82,7 @@ func (e *endpoint) open(ctx context.Context, g get) (answer, error) {
 	if re.Op == "" || re.Op == g.op {
 		re.Op = g.op
 	} else {
-		re = &Error{Op: g.op, Host: e.host(), Err: re, retry: re.retry, after: re.after}
+		re = &Error{Op: g.op, Host: e.host(), Err: re, status: re.status, retry: re.retry, after: re.after}
 	}
 	return answer{}, re
 }

@@ -29,12 +29,16 @@ type Error struct {
 	Detail string // for people; no secrets
 	Err    error  // a sentinel of this package, or what it wraps
 
-	retry bool          // asking again may help
-	after time.Duration // the host asked for this pause
+	status int           // of the answer; 0 = there was none
+	retry  bool          // asking again may help
+	after  time.Duration // the host asked for this pause
 }
 
 func (e *Error) Error() string {
-	s := e.Op + " from " + e.Host
+	s := e.Host
+	if e.Op != "" {
+		s = e.Op + " from " + e.Host
+	}
 	if e.Detail != "" {
 		s += ": " + e.Detail
 	}
@@ -55,7 +59,7 @@ func retryable(err error) (bool, time.Duration) {
 // statusError makes an error of an answer, and reads and closes its body.
 func statusError(resp *http.Response) *Error {
 	defer resp.Body.Close()
-	e := &Error{Host: resp.Request.URL.Host, Detail: fmt.Sprintf("status %d", resp.StatusCode), Err: ErrUnavailable}
+	e := &Error{Host: resp.Request.URL.Host, status: resp.StatusCode, Detail: fmt.Sprintf("status %d", resp.StatusCode), Err: ErrUnavailable}
 	raw, err := io.ReadAll(io.LimitReader(resp.Body, maxErrorBody))
 	if err == nil {
 		if text := specError(raw); text != "" {
@@ -84,7 +88,7 @@ func foreignError(resp *http.Response) *Error {
 	discard(resp)
 	return &Error{
 		Host: resp.Request.URL.Host, Detail: fmt.Sprintf("status %d after a redirect", resp.StatusCode), Err: ErrUnavailable,
-		retry: true, after: retryAfter(resp.Header.Get("Retry-After"), time.Now()),
+		status: resp.StatusCode, retry: true, after: retryAfter(resp.Header.Get("Retry-After"), time.Now()),
 	}
 }
 

@@ -42,6 +42,7 @@ type hostSpec struct {
 	realms      []string // token servers that the operator trusts: scheme://host[:port]
 	override    bool     // the operator gave the path: its repositories may have other names than the reference's
 	own         bool     // the registry of the reference itself, so its credentials are meant for it
+	source      string   // what names it, for people
 	guess       bool     // loopback and nobody named a scheme: plain HTTP, or HTTPS if that does not work
 }
 
@@ -71,12 +72,17 @@ func hostSpecs(dir, host string) ([]hostSpec, error) {
 		return nil, fmt.Errorf("%w: find folder of %s: %w", ErrConfig, host, err)
 	}
 	if folder == "" {
-		return []hostSpec{defaultSpec(host)}, nil
+		spec := defaultSpec(host)
+		if spec.source = "the reference; hosts.toml files are not in use"; dir != "" {
+			spec.source = fmt.Sprintf("the reference; %s has no folder %s, and no _default", dir, host)
+		}
+		return []hostSpec{spec}, nil
 	}
 	file := filepath.Join(folder, "hosts.toml")
 	raw, err := readSmall(file)
 	if errors.Is(err, fs.ErrNotExist) || err == nil && len(bytes.TrimSpace(raw)) == 0 {
 		spec := defaultSpec(host)
+		spec.source = "the reference; " + file + " is not there or empty"
 		if err := spec.certFiles(folder); err != nil {
 			return nil, fmt.Errorf("%w: read certificates of %s: %w", ErrConfig, host, err)
 		}
@@ -89,6 +95,10 @@ func hostSpecs(dir, host string) ([]hostSpec, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: parse %s: %w", ErrConfig, file, err)
 	}
+	for i := range specs {
+		specs[i].source = fmt.Sprintf("%s, host %d", file, i+1)
+	}
+	specs[len(specs)-1].source = file + ", server"
 	if shared {
 		// A server in _default stands for every registry: it is a mirror, not the place that credentials are meant for.
 		last := &specs[len(specs)-1]

@@ -26,3 +26,9 @@ const (
 	maxIdleAttempts = 5        // connections in a row for one blob without progress
 	progressBytes   = 64 << 10 // what counts as progress of a connection
 )
+
+// Memory of chunks.
+const (
+	pieceSize  = 256 << 10
+	headPieces = 4 // of a chunk that is read while it comes, at most
+)

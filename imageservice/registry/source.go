@@ -25,6 +25,11 @@ type Config struct {
 	Patience     time.Duration // 2 s: how long a mirror may think before the next is asked
 	Backoff      time.Duration // 200 ms: first pause before asking again
 	Platform     Platform      // HostPlatform()
+
+	ChunkSize      int64 // 8 MiB: blobs of more than two chunks are fetched by chunks
+	Connections    int   // 4: of one such blob at a time; 1 = no chunks
+	MaxConnections int   // 16: of all pulls together, besides one that each pull has
+	MaxBuffered    int64 // 64 MiB: chunks in memory ahead of their readers, of all pulls together
 }
 
 func (c Config) withDefaults() Config {
@@ -37,8 +42,19 @@ func (c Config) withDefaults() Config {
 	set(&c.StallTimeout, time.Minute)
 	set(&c.Patience, 2*time.Second)
 	set(&c.Backoff, 200*time.Millisecond)
-	if c.StallBytes <= 0 {
-		c.StallBytes = progressBytes
+	number := func(n *int64, v int64) {
+		if *n <= 0 {
+			*n = v
+		}
+	}
+	number(&c.StallBytes, progressBytes)
+	number(&c.ChunkSize, 8<<20)
+	number(&c.MaxBuffered, 64<<20)
+	if c.Connections <= 0 {
+		c.Connections = 4
+	}
+	if c.MaxConnections <= 0 {
+		c.MaxConnections = 16
 	}
 	if c.Platform == nil {
 		c.Platform = HostPlatform()
@@ -49,19 +65,26 @@ func (c Config) withDefaults() Config {
 // Client opens Sources. It can be used by many goroutines.
 type Client struct {
 	config Config
+	budget *budget
 }
 
 // New makes a Client; nothing is read yet.
-func New(config Config) *Client { return &Client{config: config.withDefaults()} }
+func New(config Config) *Client {
+	config = config.withDefaults()
+	return &Client{config: config, budget: newBudget(config)}
+}
 
 // Source is one repository for the time of one pull. Close it.
 type Source struct {
 	ref       reference.Reference
 	config    Config
 	endpoints []*endpoint
+	budget    *budget
+	anonymous bool
+	own       chan struct{} // has one element while the pull's own connection is in use
 
-	mu  sync.Mutex
-	bad map[digest.Digest][]*endpoint // who served wrong bytes; guarded by mu
+	mu       sync.Mutex
+	verdicts map[digest.Digest]verdict // guarded by mu
 }
 
 // Open reads the hosts.toml that holds for the reference's host. Nothing is sent yet.
@@ -70,7 +93,9 @@ func (c *Client) Open(ref reference.Reference, cred Credentials) (*Source, error
 	if err != nil {
 		return nil, err
 	}
-	s := &Source{ref: ref, config: c.config, bad: map[digest.Digest][]*endpoint{}}
+	s := &Source{
+		ref: ref, config: c.config, budget: c.budget, anonymous: cred.empty(), own: make(chan struct{}, 1), verdicts: map[digest.Digest]verdict{},
+	}
 	for i, spec := range specs {
 		dialTimeout := c.config.DialTimeout
 		if i < len(specs)-1 {
@@ -156,7 +181,7 @@ func (s *Source) document(ctx context.Context, target string, want Descriptor) (
 	if want.Digest != "" {
 		g.op = "get manifest " + s.ref.Path + "@" + target
 	}
-	err = s.ask(ctx, need, nil, func(e *endpoint, wait time.Duration) error {
+	err = s.ask(ctx, question{need: need, rounds: maxRounds}, func(e *endpoint, wait time.Duration) error {
 		g.wait = wait
 		a, err := e.open(ctx, g)
 		if err != nil {
@@ -203,12 +228,19 @@ func readDocument(a answer, want Descriptor) ([]byte, error) {
 	return raw, nil
 }
 
+// question says whom to ask.
+type question struct {
+	need    capability
+	without []*endpoint
+	rounds  int // how often all are asked, when they are down
+}
+
 // ask calls fn for the endpoints in order until one succeeds, and all of them again while that may help. An endpoint
 // that is not the last has Patience to answer; if it lets that pass it is asked again after the others, with time.
-func (s *Source) ask(ctx context.Context, need capability, without []*endpoint, fn func(*endpoint, time.Duration) error) error {
+func (s *Source) ask(ctx context.Context, q question, fn func(*endpoint, time.Duration) error) error {
 	for round := 0; ; round++ {
-		order := s.order(need, without)
-		if len(order) == 0 && len(without) > 0 {
+		order := s.order(q.need, q.without)
+		if len(order) == 0 && len(q.without) > 0 {
 			return fmt.Errorf("%w: every host of %s served wrong bytes", ErrDigestMismatch, s.ref.Host)
 		}
 		if len(order) == 0 {
@@ -219,7 +251,7 @@ func (s *Source) ask(ctx context.Context, need capability, without []*endpoint, 
 			return err
 		}
 		again, after := retryable(err)
-		if !again || round+1 >= maxRounds {
+		if !again || round+1 >= q.rounds {
 			return err
 		}
 		if err := sleep(ctx, max(after, backoff(s.config.Backoff, round))); err != nil {
@@ -252,7 +284,7 @@ func (s *Source) round(ctx context.Context, order []*endpoint, fn func(*endpoint
 		if i < len(order)-1 {
 			wait = min(wait, s.config.Patience)
 		}
-		err := fn(e, wait)
+		err := e.asked(fn(e, wait))
 		if err == nil || ctx.Err() != nil {
 			return err
 		}
@@ -263,7 +295,7 @@ func (s *Source) round(ctx context.Context, order []*endpoint, fn func(*endpoint
 		}
 	}
 	for _, e := range late {
-		err := fn(e, s.config.StallTimeout)
+		err := e.asked(fn(e, s.config.StallTimeout))
 		if err == nil || ctx.Err() != nil {
 			return err
 		}
@@ -279,16 +311,4 @@ func (s *Source) round(ctx context.Context, order []*endpoint, fn func(*endpoint
 		return joined.all[0]
 	}
 	return joined
-}
-
-func (e *endpoint) isSlow() bool {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return e.slow
-}
-
-func (e *endpoint) setSlow() {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.slow = true
 }

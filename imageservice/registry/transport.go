@@ -38,6 +38,7 @@ func newTransports(spec hostSpec, dialTimeout time.Duration) (transports, error)
 	}, nil
 }
 
+// newTransport speaks HTTP/1.1 alone: over HTTP/2 all layers and all chunks would share one connection, its window and its losses.
 func newTransport(config *tls.Config, dialTimeout time.Duration) *http.Transport {
 	dialer := &net.Dialer{Timeout: dialTimeout, KeepAlive: 30 * time.Second}
 	return &http.Transport{
@@ -45,7 +46,6 @@ func newTransport(config *tls.Config, dialTimeout time.Duration) *http.Transport
 		DialContext:            dialer.DialContext,
 		TLSClientConfig:        config,
 		TLSHandshakeTimeout:    max(dialTimeout, time.Second),
-		ForceAttemptHTTP2:      true,
 		DisableCompression:     true, // a blob is what was sent, not what it may unpack to
 		MaxResponseHeaderBytes: maxHeader,
 		MaxIdleConnsPerHost:    16,

@@ -54,6 +54,9 @@ type Quirk int
 const (
 	IgnoreRange Quirk = 1 << iota // answer 200 with the whole blob to a Range request
 	WrongRange                    // answer 206 with a range that starts one byte early
+	ShortRange                    // answer 206 with half of what was asked for
+	LongRange                     // answer 206 with all of the rest
+	SpoilRange                    // answer 206 with the range that was asked for and a wrong first byte, but not at the beginning
 	NoLength                      // no Content-Length: chunked
 	Endless                       // after the blob, zeros without end; also no length
 )

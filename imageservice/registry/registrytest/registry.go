@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -42,6 +43,9 @@ type Registry struct {
 
 	server *httptest.Server
 	closed chan struct{}
+
+	serving atomic.Int64
+	most    atomic.Int64
 
 	mu        sync.Mutex
 	manifests map[string]manifest // "repo/digest" and "repo/tag"
@@ -189,3 +193,9 @@ func (reg *Registry) ClearRequests() {
 	defer reg.mu.Unlock()
 	reg.requests = nil
 }
+
+// Serving is how many requests are being answered.
+func (reg *Registry) Serving() int { return int(reg.serving.Load()) }
+
+// MostAtOnce is how many requests were being answered at once, at most.
+func (reg *Registry) MostAtOnce() int { return int(reg.most.Load()) }

@@ -18,7 +18,10 @@ func discardLog() *log.Logger { return log.New(io.Discard, "", 0) }
 
 // ServeHTTP is the pull half of the distribution-spec, and the token server.
 func (reg *Registry) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	now := reg.serving.Add(1)
+	defer reg.serving.Add(-1)
 	reg.mu.Lock()
+	reg.most.Store(max(reg.most.Load(), now))
 	reg.requests = append(reg.requests, Request{
 		Time: time.Now(), Method: r.Method, Path: r.URL.Path, Query: r.URL.Query(), Header: r.Header.Clone(),
 	})
@@ -109,16 +112,32 @@ func (reg *Registry) serveBytes(w http.ResponseWriter, r *http.Request, data []b
 	start, status := int64(0), http.StatusOK
 	w.Header().Set("Accept-Ranges", "bytes")
 	if spec, ok := strings.CutPrefix(r.Header.Get("Range"), "bytes="); ok && f.Quirks&IgnoreRange == 0 {
-		n, err := strconv.ParseInt(strings.TrimSuffix(spec, "-"), 10, 64)
-		if err != nil || n < 0 || n >= int64(len(data)) {
+		from, to, _ := strings.Cut(spec, "-")
+		n, err := strconv.ParseInt(from, 10, 64)
+		last, errLast := strconv.ParseInt(to, 10, 64)
+		if to == "" || last >= int64(len(data)) {
+			last, errLast = int64(len(data))-1, nil
+		}
+		if err != nil || errLast != nil || n < 0 || n > last {
 			w.WriteHeader(http.StatusRequestedRangeNotSatisfiable)
 			return
 		}
 		if f.Quirks&WrongRange != 0 && n > 0 {
 			n--
 		}
+		if f.Quirks&ShortRange != 0 {
+			last = n + (last-n)/2
+		}
+		if f.Quirks&LongRange != 0 {
+			last = int64(len(data)) - 1
+		}
 		start, status = n, http.StatusPartialContent
-		w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", start, len(data)-1, len(data)))
+		w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", start, last, len(data)))
+		data = data[:last+1]
+		if f.Quirks&SpoilRange != 0 && n > 0 {
+			data = append([]byte(nil), data...)
+			data[n] ^= 0xff
+		}
 	}
 	if f.Quirks&(NoLength|Endless) == 0 {
 		w.Header().Set("Content-Length", strconv.FormatInt(int64(len(data))-start, 10))

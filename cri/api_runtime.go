@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"strings"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
@@ -35,14 +36,18 @@ func (s *runtimeService) Status(ctx context.Context, r *runtimeapi.StatusRequest
 		}},
 		Features: &runtimeapi.RuntimeFeatures{SupplementalGroupsPolicy: true},
 	}
+	problems := handlerProblems{ready: answer.Status.Conditions[0]}
 	for _, h := range s.handlers {
+		if problems.has(ctx, h) {
+			continue
+		}
 		handler := &runtimeapi.RuntimeHandler{Name: h.Name}
 		if h.Features != nil {
 			handler.Features = h.Features(ctx)
 		}
 		answer.RuntimeHandlers = append(answer.RuntimeHandlers, handler)
 	}
-	for _, w := range s.network.Warnings(ctx) {
+	for _, w := range append(problems.warnings(), s.network.Warnings(ctx)...) {
 		answer.Status.Conditions = append(answer.Status.Conditions, &runtimeapi.RuntimeCondition{
 			Type: w.Type, Status: true, Message: redact(validText(w.Message)),
 		})
@@ -64,6 +69,37 @@ func (s *runtimeService) Status(ctx context.Context, r *runtimeapi.StatusRequest
 	}
 	answer.Info = map[string]string{"config": config, "pulls": pulls}
 	return answer, nil
+}
+
+// handlerProblems collects why handlers cannot be used. Without the default one the node cannot run most of its pods: it is not ready.
+type handlerProblems struct {
+	ready  *runtimeapi.RuntimeCondition
+	others []string
+}
+
+func (p *handlerProblems) has(ctx context.Context, h Handler) bool {
+	if h.Problem == nil {
+		return false
+	}
+	err := h.Problem(ctx)
+	switch {
+	case err == nil:
+		return false
+	case h.Name == "":
+		p.ready.Status, p.ready.Reason = false, "DefaultHandlerMissing"
+		p.ready.Message = redact(validText("The default runtime handler cannot be used: " + err.Error()))
+	default:
+		p.others = append(p.others, fmt.Sprintf("%s (%v)", h.Name, err))
+	}
+	return true
+}
+
+// warnings say which handlers pods cannot use.
+func (p *handlerProblems) warnings() []Warning {
+	if len(p.others) == 0 {
+		return nil
+	}
+	return []Warning{{Type: "HandlersMissing", Message: "These runtime handlers cannot be used: " + strings.Join(p.others, "; ")}}
 }
 
 // networkCondition is NetworkReady.

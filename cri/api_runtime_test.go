@@ -1,8 +1,11 @@
 package cri
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
+	"slices"
+	"strings"
 	"testing"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -62,6 +65,42 @@ func TestWarningsAreConditionsThatHold(t *testing.T) {
 	last := s.GetStatus().GetConditions()[2]
 	if last.GetType() != "NoIPv6" || !last.GetStatus() || last.GetMessage() == "" {
 		t.Errorf("condition = %v", last)
+	}
+}
+
+func TestHandlersThatCannotBeUsed(t *testing.T) {
+	missing := func(context.Context) error {
+		return errors.New("look at runtime: stat /opt/runc: no such file or directory")
+	}
+	w := newWorld(t, func(c *Config) {
+		c.Handlers = []Handler{{Name: ""}, {Name: "berth"}, {Name: "runc", Problem: missing}, {Name: "fine", Problem: func(context.Context) error { return nil }}}
+	})
+	s, err := w.runtime.Status(t.Context(), &runtimeapi.StatusRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, h := range s.GetRuntimeHandlers() {
+		names = append(names, h.GetName())
+	}
+	conditions := s.GetStatus().GetConditions()
+	if !slices.Equal(names, []string{"", "berth", "fine"}) || !conditions[0].GetStatus() {
+		t.Errorf("handlers %q, %v, want those that work, ready", names, conditions[0])
+	}
+	if c := conditions[2]; c.GetType() != "HandlersMissing" || !c.GetStatus() || !strings.Contains(c.GetMessage(), "runc (look at runtime: stat /opt/runc") {
+		t.Errorf("condition = %v", c)
+	}
+	w = newWorld(t, func(c *Config) {
+		c.Handlers = []Handler{{Name: "", Problem: missing}, {Name: "berth"}, {Name: "runc", Problem: missing}}
+	})
+	if s, err = w.runtime.Status(t.Context(), &runtimeapi.StatusRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	if c := s.GetStatus().GetConditions()[0]; c.GetType() != "RuntimeReady" || c.GetStatus() || c.GetReason() == "" || !strings.Contains(c.GetMessage(), "/opt/runc") {
+		t.Errorf("condition = %v, want not ready", c)
+	}
+	if h := s.GetRuntimeHandlers(); len(h) != 1 || h[0].GetName() != "berth" {
+		t.Errorf("handlers = %v, want berth alone", h)
 	}
 }
 

@@ -201,7 +201,7 @@ type world struct {
 	image     runtimeapi.ImageServiceClient
 }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t *testing.T, change ...func(*Config)) *world {
 	t.Helper()
 	w := &world{
 		sandboxes: &fakeSandboxes{fail: map[string]error{}, panics: map[string]bool{}},
@@ -212,12 +212,16 @@ func newWorld(t *testing.T) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.server = NewServer(Config{
+	config := Config{
 		Pods: w.sandboxes, Containers: w.sandboxes, Images: w.images, Network: w.network, Stats: w.sandboxes, Limits: w.sandboxes, Layers: w.sandboxes, Events: w.sandboxes,
 		Streaming: w.streaming,
 		Handlers:  []Handler{{Name: ""}, {Name: "berth"}},
 		Version:   "0.0.1-test", Facts: func() map[string]string { return map[string]string{"root": "/r"} }, Logger: klog.Background(),
-	})
+	}
+	for _, c := range change {
+		c(&config)
+	}
+	w.server = NewServer(config)
 	served := make(chan error, 1)
 	go func() { served <- w.server.Serve(l) }()
 	t.Cleanup(func() {

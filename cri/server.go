@@ -90,6 +90,8 @@ type Handler struct {
 	Name string
 	// Features are what it can do on this host; nil is none. They are cheap to ask for.
 	Features func(context.Context) *runtimeapi.RuntimeHandlerFeatures
+	// Problem is why pods cannot use it now; nil, or nil from it: they can. It is cheap to ask for.
+	Problem func(context.Context) error
 }
 
 // Config is what a Server is made of. Every field but Facts must be set.

@@ -82,6 +82,8 @@ type Config struct {
 	Handlers map[string]*external.Program
 	// Adjusters are asked in this order for each container that is created.
 	Adjusters []Adjuster
+	// Prober looks at the programs of handlers; nil: nobody does before they are used.
+	Prober *external.Prober
 	// NetNSFolder is where network namespaces are pinned; "" means netns.Folder.
 	NetNSFolder string
 }

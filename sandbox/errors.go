@@ -18,6 +18,7 @@ var (
 	ErrInvalid        = errors.New("invalid request")
 	ErrState          = errors.New("not in the state for this") // the text names the state
 	ErrUnknownHandler = errors.New("unknown runtime handler")
+	ErrHandlerMissing = errors.New("runtime handler cannot be used") // its program is missing or broken; it may come
 	ErrExhausted      = errors.New("resource is exhausted")
 	ErrTimeout        = errors.New("timed out")
 	ErrClosing        = errors.New("the daemon is ending") // the cause of contexts that end with the daemon

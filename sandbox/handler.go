@@ -41,6 +41,18 @@ func (m *Manager) runtimeOf(handler string) *store.Runtime {
 	return &store.Runtime{Path: p.Path, Root: p.Root, Options: slices.Clone(p.Options)}
 }
 
+// usable is ErrHandlerMissing when the program that makes the containers of a new sandbox is missing or broken.
+func (m *Manager) usable(ctx context.Context, rec *store.Pod) error {
+	if rec.Runtime == nil || m.cfg.Prober == nil {
+		return nil
+	}
+	program := external.Program{Path: rec.Runtime.Path, Options: rec.Runtime.Options}
+	if err := m.cfg.Prober.Usable(ctx, &program); err != nil {
+		return fmt.Errorf("%w: handler %q: %w", ErrHandlerMissing, rec.Handler, err)
+	}
+	return nil
+}
+
 func (m *Manager) handlerOf(p *pod) handler {
 	rec := m.record(p)
 	if rec.Config == nil {

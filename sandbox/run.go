@@ -30,7 +30,7 @@ const setupTimeout = 20 * time.Second
 
 // RunPod makes a sandbox and returns its ID. With the metadata and configuration of one that is ready it returns that one's; with those of one
 // that is being made it waits for it. When ctx ends and nobody else waits, the sandbox is undone behind the call.
-// Errors: ErrNameInUse, ErrUnknownHandler, ErrInvalid, *spec.InvalidError, ErrExhausted, ErrState (the network is not ready).
+// Errors: ErrNameInUse, ErrUnknownHandler, ErrHandlerMissing, ErrInvalid, *spec.InvalidError, ErrExhausted, ErrState (the network is not ready).
 func (m *Manager) RunPod(ctx context.Context, config *runtimeapi.PodSandboxConfig, handler string) (string, error) {
 	if err := m.checkPod(config, handler); err != nil {
 		return "", err
@@ -168,6 +168,10 @@ func (m *Manager) undoPod(ctx context.Context, p *pod) error {
 
 // setUpPod makes the sandbox: record, monitor, network and files, as much at once as can be.
 func (m *Manager) setUpPod(ctx context.Context, p *pod) error {
+	rec := m.record(p)
+	if err := m.usable(ctx, &rec); err != nil { // before anything is made
+		return err
+	}
 	request := m.networkRequest(p)
 	rec, err := m.planPod(ctx, p, request)
 	if err != nil {

@@ -88,6 +88,7 @@ type config struct {
 	mtu       int
 	monitor   string
 	runtimes  map[string]*external.Program // by the handler's name; nil is the native engine
+	prober    *external.Prober             // looks at their programs
 	streaming streamingConfig
 	verbosity int
 }
@@ -168,7 +169,7 @@ func decode(text []byte, into *fileConfig) error {
 func (f fileConfig) parse() (config, error) {
 	c := config{
 		hostsDir: f.Registry.ConfigPath, confDir: f.Network.ConfDir, binDirs: f.Network.BinDirs, bridge: f.Network.Bridge,
-		mtu: f.Network.MTU, monitor: f.Runtime.Monitor, verbosity: defaultVerbosity,
+		mtu: f.Network.MTU, monitor: f.Runtime.Monitor, verbosity: defaultVerbosity, prober: &external.Prober{},
 	}
 	setDefault(&c.hostsDir, defaultHostsDir)
 	setDefault(&c.confDir, defaultCNIConf)

@@ -8,8 +8,9 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
+	"time"
 
-	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
 
@@ -88,15 +89,26 @@ func placeRuntimes(handlers map[string]*external.Program, state string) {
 	}
 }
 
-// missing says of each program that it cannot be executed now. Pods of other handlers run without it.
-func missing(logger klog.Logger, handlers map[string]*external.Program) {
-	for _, name := range slices.Sorted(maps.Keys(handlers)) {
-		if program := handlers[name]; program != nil && name != "" {
-			if err := unix.Access(program.Path, unix.X_OK); err != nil {
-				logger.Info("Runtime of a handler cannot be executed", "handler", name, "path", program.Path, "err", err)
-			}
+// lookTimeout bounds how long programs that hang hold up the start.
+const lookTimeout = 2 * time.Second
+
+// logMissing says of each program that cannot be used now, and why. Pods of other handlers run without it, and nothing needs a restart when it comes.
+func (c config) logMissing(ctx context.Context) {
+	looking, cancel := context.WithTimeout(ctx, lookTimeout)
+	defer cancel()
+	var all sync.WaitGroup
+	for _, name := range slices.Sorted(maps.Keys(c.runtimes)) {
+		program := c.runtimes[name]
+		if program == nil || name == "" { // "" is the same program as another one
+			continue
 		}
+		all.Go(func() {
+			if err := c.prober.Usable(looking, program); err != nil {
+				klog.FromContext(ctx).Info("Runtime of a handler cannot be used", "handler", name, "path", program.Path, "default", program == c.runtimes[""], "err", err)
+			}
+		})
 	}
+	all.Wait()
 }
 
 // handlers are what Status tells of the handlers, the default one first; native are the engine's features.
@@ -104,12 +116,14 @@ func (c config) handlers(ctx context.Context, native runtime.Features) []cri.Han
 	logger := klog.FromContext(ctx)
 	var all []cri.Handler
 	for _, name := range slices.Sorted(maps.Keys(c.runtimes)) {
-		program, prober := c.runtimes[name], &external.Prober{}
-		all = append(all, cri.Handler{Name: name, Features: func(ctx context.Context) *runtimeapi.RuntimeHandlerFeatures {
-			if program == nil {
-				return features(native)
-			}
-			f, err := prober.Features(ctx, program)
+		program := c.runtimes[name]
+		if program == nil {
+			all = append(all, cri.Handler{Name: name, Features: func(context.Context) *runtimeapi.RuntimeHandlerFeatures { return features(native) }})
+			continue
+		}
+		problem := func(ctx context.Context) error { return c.prober.Usable(ctx, program) }
+		all = append(all, cri.Handler{Name: name, Problem: problem, Features: func(ctx context.Context) *runtimeapi.RuntimeHandlerFeatures {
+			f, err := c.prober.Features(ctx, program)
 			if err != nil {
 				logger.V(4).Info("Could not learn a runtime's features", "handler", name, "err", err)
 			}

@@ -86,10 +86,10 @@ func openParts(ctx context.Context, f flags, c config, instance string) (p *part
 		klog.FromContext(ctx).Info("Pods cannot have user namespaces", "err", p.users)
 	}
 	placeRuntimes(c.runtimes, f.state)
-	missing(klog.FromContext(ctx), c.runtimes)
+	c.logMissing(ctx)
 	p.manager, err = sandbox.Open(ctx, sandbox.Config{
 		Root: f.root, State: f.state, Instance: instance, Network: p.network, RootFS: rootFS{p.images},
-		Spawner: spawner, Cgroups: cgroups, Host: facts, UserNamespaces: p.users, Handlers: c.runtimes,
+		Spawner: spawner, Cgroups: cgroups, Host: facts, UserNamespaces: p.users, Handlers: c.runtimes, Prober: c.prober,
 	})
 	if err != nil {
 		return p, fmt.Errorf("open sandboxes: %w", err)

@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -125,22 +126,97 @@ func TestHandlerLeavesTheConfiguration(t *testing.T) {
 	d.AsBefore()
 }
 
-// TestRuntimeIsMissing: what the program cannot do is said with its path, and nothing is left of it.
+// TestRuntimeIsMissing: a handler whose program is missing or broken is not offered, and is said; its pods are refused before anything is made, and
+// taken once the program is there.
 func TestRuntimeIsMissing(t *testing.T) {
-	d := harness.Start(t, harness.WithConfig("[runtimes.none]\ntype = \"oci\"\npath = \"/opt/no-such-runtime\"\n[runtimes.broken]\ntype = \"oci\"\npath = \"/bin/false\"\n"))
-	for handler, says := range map[string]string{"none": "/opt/no-such-runtime", "broken": "/bin/false"} {
-		pod := runWith(d, "pod-"+handler, handler)
-		c := pod.Create(d.Sleeper("c"))
-		err := c.TryStart()
-		if err == nil || !strings.Contains(err.Error(), says) {
-			t.Errorf("StartContainer = %v, want an error that names %s", err, says)
-		}
-		if s := c.Status(); s.State != exited || !strings.Contains(s.Message, says) {
-			t.Errorf("status = %s, %q", s.State, s.Message)
-		}
-		d.Check()
-		pod.Remove()
+	runc, err := exec.LookPath("runc")
+	if err != nil {
+		t.Fatal("runc is needed:", err)
 	}
+	late := filepath.Join(t.TempDir(), "runc")
+	d := harness.Start(t, harness.WithConfig(fmt.Sprintf(
+		"[runtimes.late]\ntype = \"oci\"\npath = %q\n[runtimes.broken]\ntype = \"oci\"\npath = \"/bin/false\"\n", late)))
+	for handler, says := range map[string]string{"late": late, "broken": "/bin/false"} {
+		if offered(d, handler) {
+			t.Errorf("handler %q is offered", handler)
+		}
+		if c := d.Status()["HandlersMissing"]; !c.GetStatus() || !strings.Contains(c.GetMessage(), says) {
+			t.Errorf("condition = %v, want %s in it", c, says)
+		}
+		_, err := d.Runtime.RunPodSandbox(d.Context(), &runtimeapi.RunPodSandboxRequest{Config: d.Pod("pod-" + handler), RuntimeHandler: handler})
+		refused(t, "handler "+handler, err, codes.FailedPrecondition, handler, says)
+	}
+	if !d.Status()["RuntimeReady"].GetStatus() {
+		t.Error("not ready for want of a handler that is not the default one")
+	}
+	d.AsBefore()
+
+	if err := os.Symlink(runc, late); err != nil {
+		t.Fatal(err)
+	}
+	if !offered(d, "late") {
+		t.Error("the handler is not offered once its program is there")
+	}
+	pod := runWith(d, "pod-late", "late")
+	c := pod.Run(d.Sleeper("c"))
+	if err := os.Remove(late); err != nil {
+		t.Fatal(err)
+	}
+	// A pod that is there goes on: what cannot be done without the program says so, and it can be ended.
+	again := pod.Create(d.Sleeper("again"))
+	if err := again.TryStart(); err == nil || !strings.Contains(err.Error(), late) {
+		t.Errorf("StartContainer = %v, want an error that names %s", err, late)
+	}
+	if s := again.Status(); s.State != exited || !strings.Contains(s.Message, late) {
+		t.Errorf("status = %s, %q", s.State, s.Message)
+	}
+	c.Stop(5 * time.Second)
+	pod.Remove()
+	d.AsBefore()
+}
+
+// offered tells whether Status lists a handler.
+func offered(d *harness.Daemon, handler string) bool {
+	d.T.Helper()
+	r, err := d.Runtime.Status(d.Context(), &runtimeapi.StatusRequest{})
+	if err != nil {
+		d.T.Fatal(err)
+	}
+	return slices.ContainsFunc(r.RuntimeHandlers, func(h *runtimeapi.RuntimeHandler) bool { return h.Name == handler })
+}
+
+// TestDefaultRuntimeIsMissing: the node is not ready, in a sentence, and becomes ready without a restart.
+func TestDefaultRuntimeIsMissing(t *testing.T) {
+	harness.Native(t, "the default handler is the test's own")
+	runc, err := exec.LookPath("runc")
+	if err != nil {
+		t.Fatal("runc is needed:", err)
+	}
+	program := filepath.Join(t.TempDir(), "runc")
+	if err := os.Symlink(runc, program); err != nil {
+		t.Fatal(err)
+	}
+	d := harness.Start(t, harness.WithConfig(fmt.Sprintf("[runtime]\ndefault = \"r\"\n[runtimes.r]\ntype = \"oci\"\npath = %q\n", program)))
+	if err := os.Remove(program); err != nil {
+		t.Fatal(err)
+	}
+	d.Restart()
+	if c := d.Status()["RuntimeReady"]; c.GetStatus() || c.GetReason() == "" || !strings.Contains(c.GetMessage(), program) {
+		t.Errorf("condition = %v, want not ready, with %s", c, program)
+	}
+	if offered(d, "") || offered(d, "r") || !offered(d, "berth") {
+		t.Error("offered are not those that work")
+	}
+	_, err = d.Runtime.RunPodSandbox(d.Context(), &runtimeapi.RunPodSandboxRequest{Config: d.Pod("refused")})
+	refused(t, "default handler", err, codes.FailedPrecondition, program)
+	runWith(d, "native", "berth").Remove()
+	if err := os.Symlink(runc, program); err != nil {
+		t.Fatal(err)
+	}
+	if !d.Status()["RuntimeReady"].GetStatus() {
+		t.Error("not ready with the program there again")
+	}
+	d.RunPod(d.Pod("taken")).Remove()
 	d.AsBefore()
 }
 

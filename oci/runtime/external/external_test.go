@@ -91,7 +91,7 @@ func rewrite(t *testing.T, p *Program, text string) {
 func TestFeaturesAreAskedForAgainWhenTheProgramChanges(t *testing.T) {
 	native := runtime.NativeFeatures().RecursiveReadOnlyMounts
 	asked := filepath.Join(t.TempDir(), "asked")
-	p := script(t, "echo x >>"+asked+"\n"+`echo '{"mountOptions":["ro","rro"],"linux":{"mountExtensions":{"idmap":{"enabled":true}}}}'`)
+	p := script(t, "test $1 = features || exit 0; echo x >>"+asked+"\n"+`echo '{"mountOptions":["ro","rro"],"linux":{"mountExtensions":{"idmap":{"enabled":true}}}}'`)
 	var prober Prober
 	for range 3 {
 		got, err := prober.Features(t.Context(), p)
@@ -102,17 +102,73 @@ func TestFeaturesAreAskedForAgainWhenTheProgramChanges(t *testing.T) {
 	if text, err := os.ReadFile(asked); err != nil || string(text) != "x\n" {
 		t.Errorf("asked %q times, %v", text, err)
 	}
-	rewrite(t, p, "echo 'no such command: features' >&2; exit 1")
+	rewrite(t, p, "test $1 = --version && exit; echo 'no such command: features' >&2; exit 1")
 	for range 2 {
 		if got, err := prober.Features(t.Context(), p); err == nil || !strings.Contains(err.Error(), "no such command") || got != (runtime.Features{}) {
 			t.Errorf("Features of an old program = %+v, %v", got, err)
 		}
+	}
+	if err := prober.Usable(t.Context(), p); err != nil {
+		t.Errorf("an old program cannot be used: %v", err)
 	}
 	if err := os.Remove(p.Path); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := prober.Features(t.Context(), p); err == nil {
 		t.Error("a program that is gone has features")
+	}
+}
+
+func TestUsable(t *testing.T) {
+	p := script(t, "exit 0")
+	var prober Prober
+	usable := func(says string) {
+		t.Helper()
+		err := prober.Usable(t.Context(), p)
+		if says == "" && err != nil || says != "" && (err == nil || !strings.Contains(err.Error(), says) || !strings.Contains(err.Error(), p.Path)) {
+			t.Errorf("Usable = %v, want %q", err, says)
+		}
+	}
+	usable("")
+	if err := os.Rename(p.Path, p.Path+".away"); err != nil {
+		t.Fatal(err)
+	}
+	usable("no such file")
+	rewrite(t, p, "echo libyajl is missing >&2; exit 127")
+	usable("libyajl is missing")
+	usable("libyajl is missing") // as it is known
+	rewrite(t, p, "exit 0")
+	usable("")
+	if err := os.Chmod(p.Path, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	usable("permission denied")
+	if err := os.Chmod(p.Path, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	usable("")
+	broken := *p
+	broken.Options = []string{"--nonsense"}
+	rewrite(t, p, "test $1 = --version")
+	p = &broken
+	usable("exit status 1")
+}
+
+// A caller that gives up is not an answer.
+func TestUsableForTheNextCaller(t *testing.T) {
+	gate := filepath.Join(t.TempDir(), "gate")
+	p := script(t, "test -e "+gate+" || sleep 1000")
+	var prober Prober
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if err := prober.Usable(ctx, p); err == nil {
+		t.Error("a program that hangs can be used")
+	}
+	if err := os.WriteFile(gate, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := prober.Usable(t.Context(), p); err != nil {
+		t.Errorf("Usable = %v", err)
 	}
 }
 

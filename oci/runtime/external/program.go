@@ -23,8 +23,10 @@ import (
 
 // Bounds of what is executed here.
 const (
-	featuresTimeout = 5 * time.Second
-	deleteTimeout   = 10 * time.Second
+	probeTimeout  = 5 * time.Second
+	deleteTimeout = 10 * time.Second
+	// believed is for how long an answer that is a failure counts.
+	believed = 5 * time.Second
 )
 
 // Program is an OCI runtime on this host.
@@ -135,40 +137,97 @@ func (p *Program) run(ctx context.Context, line []string) ([]byte, error) {
 	return out, err
 }
 
-// Prober asks a Program for its features, again when its file has changed.
+// Prober asks programs whether they work and what they can do, again when their files have changed. Its zero value is ready for use, by any
+// number of goroutines. What is known already costs one look at the file.
 type Prober struct {
-	mu      sync.Mutex
-	probed  os.FileInfo
-	answer  runtime.Features
-	problem error
+	mu    sync.Mutex
+	known map[string]*probe // by command line
+}
+
+// probe is what one program has answered.
+type probe struct {
+	mu       sync.Mutex
+	file     os.FileInfo // as it was then; nil: not asked yet
+	at       time.Time
+	problem  error // why it cannot be used
+	features runtime.Features
+	silent   error // why it has not told its features
+}
+
+// Usable is nil when the program is there and can be executed with its options, else why not.
+func (p *Prober) Usable(ctx context.Context, program *Program) error {
+	got := p.probe(program)
+	defer got.mu.Unlock()
+	return got.ask(ctx, program)
 }
 
 // Features are what the program and the kernel can do together, as far as berth makes use of it. A program that cannot be asked has none, and the
 // error says why.
 func (p *Prober) Features(ctx context.Context, program *Program) (runtime.Features, error) {
+	got := p.probe(program)
+	defer got.mu.Unlock()
+	if err := got.ask(ctx, program); err != nil {
+		return runtime.Features{}, err
+	}
+	return got.features, got.silent
+}
+
+// probe finds or makes what is known of a program, locked: nobody waits for another program.
+func (p *Prober) probe(program *Program) *probe {
 	p.mu.Lock()
-	defer p.mu.Unlock()
+	key := strings.Join(append([]string{program.Path}, program.Options...), "\x00")
+	got := p.known[key]
+	if got == nil {
+		if p.known == nil {
+			p.known = map[string]*probe{}
+		}
+		got = &probe{}
+		p.known[key] = got
+	}
+	p.mu.Unlock()
+	got.mu.Lock()
+	return got
+}
+
+// ask brings the probe up to date and returns its problem. A failure that may pass, of a machine under load, is not believed for long.
+func (p *probe) ask(ctx context.Context, program *Program) error {
 	st, err := os.Stat(program.Path)
 	if err != nil {
-		return runtime.Features{}, fmt.Errorf("look at runtime: %w", err)
+		p.file = nil
+		return fmt.Errorf("look at runtime: %w", err)
 	}
-	if p.probed != nil && os.SameFile(p.probed, st) && p.probed.ModTime().Equal(st.ModTime()) && p.probed.Size() == st.Size() {
-		return p.answer, p.problem
+	same := p.file != nil && os.SameFile(p.file, st) && p.file.ModTime().Equal(st.ModTime()) && p.file.Size() == st.Size() && p.file.Mode() == st.Mode()
+	if same && (p.problem == nil && p.silent == nil || time.Since(p.at) < believed) {
+		return p.problem
 	}
-	asking, cancel := context.WithTimeout(ctx, featuresTimeout)
+	asking, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
-	out, err := program.run(asking, slices.Concat([]string{program.Path}, program.Options, []string{"features"}))
+	_, problem := program.run(asking, slices.Concat([]string{program.Path}, program.Options, []string{"--version"}))
+	if problem != nil {
+		problem = fmt.Errorf("ask %s for its version: %w", program.Path, problem)
+	}
 	var told features.Features
+	var silent error
+	if problem == nil {
+		silent = program.features(asking, &told)
+	}
+	if ctx.Err() != nil { // it is the caller that gave up, and the program may answer the next one
+		return errors.Join(problem, ctx.Err())
+	}
+	p.file, p.at, p.problem, p.features, p.silent = st, time.Now(), problem, understand(&told), silent
+	return problem
+}
+
+// features asks for runtime-spec's features.md.
+func (p *Program) features(ctx context.Context, told *features.Features) error {
+	out, err := p.run(ctx, slices.Concat([]string{p.Path}, p.Options, []string{"features"}))
 	if err == nil {
-		err = json.Unmarshal(out, &told)
+		err = json.Unmarshal(out, told)
 	}
 	if err != nil {
-		err = fmt.Errorf("ask %s for its features: %w", program.Path, err)
+		return fmt.Errorf("ask %s for its features: %w", p.Path, err)
 	}
-	if ctx.Err() == nil { // else it is the caller that gave up, and the program may answer the next one
-		p.probed, p.answer, p.problem = st, understand(&told), err
-	}
-	return understand(&told), err
+	return nil
 }
 
 // understand takes from a runtime's answer what the CRI has names for. User namespaces are not among it: the bundles written here have none,

@@ -31,7 +31,7 @@ UML_SKIP := ^Test(BoundVolumesMissNoMount|CwdThroughDescriptors|SwappedVolumeLea
 
 UNIT = $(shell $(GO) list ./... | grep -v -E '/test/(integration|kubelet|uml)$$')
 
-.PHONY: help build test test-unit test-integration test-uml test-kubelet test-critest bench demo lint setup clean
+.PHONY: help build test test-unit test-integration test-uml test-kubelet test-critest bench demo lint man setup clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -69,6 +69,9 @@ bench: build setup ## latencies beside the kernel's own floor, crowds, memory, p
 
 lint: build ## budgets, import order, formats, vet, manual pages, a build for arm64
 	$(GO) run ./hack/lint -bin $(BIN)
+
+man: build ## write the configuration's keys into their manual page
+	$(GO) run ./hack/lint -bin $(BIN) -write
 
 setup: ## install the Debian packages that are missing (root)
 	@hack/setup $(PACKAGES)

@@ -70,8 +70,8 @@ verbosity = 0
 func TestConfigErrorsNameLineAndKey(t *testing.T) {
 	for _, tc := range []struct{ name, text, want string }{
 		{"unknown key", "[network]\nbrigde = \"x\"\n", ":2: unknown key network.brigde"},
-		{"unknown section", "\n\n[netwrok]\nbridge = \"x\"\n", "unknown key netwrok"},
-		{"wrong type", "[network]\nmtu = \"big\"\n", ":2:"},
+		{"unknown section", "\n\n[netwrok]\nbridge = \"x\"\n", ":3: unknown key netwrok"},
+		{"wrong type", "[network]\nmtu = \"big\"\n", ":2: key network.mtu: want an integer, have a string"},
 		{"no TOML", "[network\n", ":1:"},
 		{"relative path", "[registry]\nconfig_path = \"certs\"\n", `key registry.config_path: "certs" is not an absolute path`},
 		{"relative folder", "[network]\nbin_dirs = [\"bin\"]\n", "key network.bin_dirs"},
@@ -90,6 +90,86 @@ func TestConfigErrorsNameLineAndKey(t *testing.T) {
 				t.Errorf("error = %v, want %q", err, path+tc.want)
 			}
 		})
+	}
+}
+
+func TestDropInsOfTheConfiguration(t *testing.T) {
+	path := write(t, "[network]\nmtu = 1400\nbridge = \"br9\"\n[runtimes.runc]\ntype = \"oci\"\npath = \"/a/runc\"\n")
+	dropIn := func(name, text string) {
+		t.Helper()
+		if err := os.MkdirAll(path+".d", 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(path+".d", name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	dropIn("20.toml", "[network]\nmtu = 1500\n")
+	dropIn("10.toml", "[network]\nmtu = 1450\n[runtimes.runc]\npath = \"/b/runc\"\n[runtime]\ndefault = \"runc\"\n")
+	c, err := readConfig(path)
+	if err != nil || c.mtu != 1500 || c.bridge != "br9" || c.runtimes[""] == nil || c.runtimes[""].Path != "/b/runc" {
+		t.Errorf("configuration = %+v, %v", c, err)
+	}
+	if err := os.Remove(path); err != nil { // the drop-ins count without it, too
+		t.Fatal(err)
+	}
+	dropIn("10.toml", "[log]\nverbosity = 7\n")
+	if c, err = readDefaultConfig(path); err != nil || c.mtu != 1500 || c.verbosity != 7 {
+		t.Errorf("configuration = %+v, %v", c, err)
+	}
+	if _, err := readConfig(path); err == nil {
+		t.Error("a file that was asked for may be missing when drop-ins are there")
+	}
+	dropIn("30.toml", "\n[network]\nmtu = 1\n")
+	if _, err := readDefaultConfig(path); err == nil || !strings.HasPrefix(err.Error(), path+".d/30.toml:3: key network.mtu: 1") {
+		t.Errorf("error = %v", err)
+	}
+}
+
+func TestConfigCommand(t *testing.T) {
+	run := func(want int, args ...string) (string, string) {
+		t.Helper()
+		var out, errs bytes.Buffer
+		if code := configCommand(args, &out, &errs); code != want {
+			t.Errorf("config %q: exit status %d, want %d: %s", args, code, want, &errs)
+		}
+		return out.String(), errs.String()
+	}
+	text, _ := run(0, "default")
+	for _, k := range keys.Keys {
+		if name := k.Name[strings.LastIndexByte(k.Name, '.')+1:]; !strings.Contains(text, name+" = ") {
+			t.Errorf("the default file has no %s", k.Name)
+		}
+	}
+	path := write(t, text)
+	if out, _ := run(0, "check", path); !strings.Contains(out, path) {
+		t.Errorf("check = %q", out)
+	}
+	now, err := readConfig(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, err := readConfig(write(t, ""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if live, others := keys.Changed(before.values, now.values); live != nil || others != nil {
+		t.Errorf("the default file changes %q and %q", live, others)
+	}
+	bad := write(t, "[network]\nmtu = 1\nbrigde = \"x\"\n[log]\nverbosity = 11\n")
+	_, errs := run(exitFailed, "check", bad)
+	for _, want := range []string{":2: key network.mtu: 1 ", ":3: unknown key network.brigde\n", ":5: key log.verbosity: 11 "} {
+		if !strings.Contains(errs, bad+want) {
+			t.Errorf("no %q in %q", want, errs)
+		}
+	}
+	run(exitFailed, "check", "/nowhere/config.toml")
+	run(0, "--help")
+	for _, args := range [][]string{nil, {"x"}, {"default", "x"}, {"check", "a", "b"}} {
+		run(exitUsage, args...)
+	}
+	if out, _ := run(0, "manual"); !strings.Contains(out, ".B network.mtu\n") {
+		t.Errorf("manual = %q", out)
 	}
 }
 

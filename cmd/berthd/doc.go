@@ -1,15 +1,17 @@
 // Command berthd is the daemon: it serves the Kubernetes CRI on a unix socket.
 //
-// It reads its flags and its configuration file once, takes the locks of its two folders, makes the socket, opens images, network
+// It reads its flags and its configuration once, takes the locks of its two folders, makes the socket, opens images, network
 // and sandboxes, and serves. It may be killed at any moment: pods run on in their monitors, and the next berthd picks them up.
 //
 //	berthd [--root DIR] [--state DIR] [--socket PATH] [--config FILE] [--v N] [--version]
+//	berthd config default | check [FILE] | manual
 //
 // Several can run on one host, each with folders, a socket and a bridge of its own.
 //
 // # Files
 //
-//	/etc/berth/config.toml   the configuration, read when it is there; every key has a default
+//	/etc/berth/config.toml   the configuration, read when it is there; every key has a default, see keys.go
+//	/etc/berth/config.toml.d drop-ins, *.toml, in the order of their names
 //	/etc/berth/certs.d       registries' mirrors and certificates, HOST/hosts.toml
 //	/etc/cni/net.d           CNI configurations; with none of them the built-in bridge serves
 //	/var/lib/berth           --root: images, records, writable layers, addresses; survives a reboot

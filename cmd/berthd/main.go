@@ -48,6 +48,9 @@ type flags struct {
 func init() { runtime.LockOSThread() }
 
 func main() {
+	if len(os.Args) > 1 && os.Args[1] == "config" {
+		os.Exit(configCommand(os.Args[2:], os.Stdout, os.Stderr))
+	}
 	f, err := parseFlags(os.Args[1:], os.Stderr)
 	switch {
 	case errors.Is(err, flag.ErrHelp):
@@ -73,7 +76,7 @@ func parseFlags(args []string, stderr io.Writer) (flags, error) {
 	set.StringVar(&f.root, "root", defaultRoot, "`folder` for what survives a reboot: images, records, writable layers")
 	set.StringVar(&f.state, "state", defaultState, "`folder` for what does not: sockets and pins")
 	set.StringVar(&f.socket, "socket", "", "`path` of the CRI's socket (default STATE/"+socketName+")")
-	set.StringVar(&f.config, "config", defaultConfig, "configuration `file`")
+	set.StringVar(&f.config, "config", defaultConfig, "configuration `file`; drop-ins are FILE.d/*.toml")
 	set.IntVar(&f.verbosity, "v", -1, "log `level`: 0 what an operator must see, 2 changes, 4 debug, 5 trace (default from the configuration, else 2)")
 	set.BoolVar(&f.showVersion, "version", false, "print the version and exit")
 	if err := set.Parse(args); err != nil {
@@ -90,7 +93,7 @@ func parseFlags(args []string, stderr io.Writer) (flags, error) {
 // usage prints the flags with two dashes, as other programs' are.
 func usage(set *flag.FlagSet) {
 	w := set.Output()
-	fmt.Fprint(w, "berthd serves the Kubernetes CRI: it runs pods and pulls images.\n\nUsage:\n  berthd [flags]\n\nFlags:\n")
+	fmt.Fprint(w, "berthd serves the Kubernetes CRI: it runs pods and pulls images.\n\nUsage:\n  berthd [flags]\n  berthd config default|check|manual\n\nFlags:\n")
 	set.VisitAll(func(g *flag.Flag) {
 		kind, text := flag.UnquoteUsage(g)
 		if g.DefValue != "" && g.DefValue != "false" && g.DefValue != "-1" {

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"maps"
 	"path/filepath"
 	"regexp"
@@ -14,6 +13,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
 
+	"github.com/berthd/berth/cmd/berthd/keyfile"
 	"github.com/berthd/berth/cri"
 	"github.com/berthd/berth/oci/runtime"
 	"github.com/berthd/berth/oci/runtime/external"
@@ -34,50 +34,71 @@ var ownOptions = []string{"root", "log", "log-format", "systemd-cgroup"}
 // handlerRule is Kubernetes' for the handler of a RuntimeClass: a label of DNS (RFC 1123).
 var handlerRule = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
 
-// parseRuntimes makes the handlers of a configuration; nil is the native engine. The programs' roots are left for the caller, who knows the
+// runtimeFile is one table of runtimes.
+type runtimeFile struct {
+	Type, Path string
+	Options    []string
+}
+
+// runtimeKey makes the setter of a key of a runtime.
+func runtimeKey[T any](put func(*runtimeFile, T)) setter {
+	return func(c *config, name string, value any) error {
+		if c.runtimeFiles == nil {
+			c.runtimeFiles = map[string]runtimeFile{}
+		}
+		f := c.runtimeFiles[name]
+		put(&f, value.(T))
+		c.runtimeFiles[name] = f
+		return nil
+	}
+}
+
+// makeRuntimes makes the handlers of a configuration; nil is the native engine. The programs' roots are left for the caller, who knows the
 // state folder.
-func parseRuntimes(files map[string]runtimeFile, byDefault string) (map[string]*external.Program, error) {
+func makeRuntimes(c *config) error {
 	handlers := map[string]*external.Program{handlerNative: nil}
-	for _, name := range slices.Sorted(maps.Keys(files)) {
-		f := files[name]
-		bad := func(key, format string, args ...any) error {
-			return fmt.Errorf("key runtimes.%s%s: %s", name, key, fmt.Sprintf(format, args...))
+	for _, name := range slices.Sorted(maps.Keys(c.runtimeFiles)) {
+		program, err := c.runtimeFiles[name].program(name)
+		if err != nil {
+			return err
 		}
-		switch {
-		case !handlerRule.MatchString(name):
-			return nil, bad("", "not a handler's name (1 to 63 of a-z 0-9 -)")
-		case name == handlerNative:
-			return nil, bad("", "is the built-in handler's name")
-		case f.Type == typeNative && (f.Path != "" || len(f.Options) > 0):
-			return nil, bad("", "a runtime of type %q has no path and no options", typeNative)
-		case f.Type == typeNative:
-			handlers[name] = nil
-			continue
-		case f.Type != typeOCI:
-			return nil, bad(".type", "%q is neither %q nor %q", f.Type, typeNative, typeOCI)
-		case !filepath.IsAbs(f.Path):
-			return nil, bad(".path", "%q is not an absolute path", f.Path)
-		}
-		for _, o := range f.Options {
-			option, _, _ := strings.Cut(o, "=")
-			switch {
-			case !strings.HasPrefix(o, "-") || strings.ContainsRune(o, 0):
-				return nil, bad(".options", "%q: each must begin with - and hold its value after =", o)
-			case slices.Contains(ownOptions, strings.TrimLeft(option, "-")):
-				return nil, bad(".options", "%q is berthd's to say", option)
-			}
-		}
-		handlers[name] = &external.Program{Path: filepath.Clean(f.Path), Options: f.Options}
+		handlers[name] = program
 	}
-	if byDefault == "" {
-		byDefault = handlerNative
-	}
-	program, known := handlers[byDefault]
+	program, known := handlers[c.defaultRuntime]
 	if !known {
-		return nil, fmt.Errorf("key runtime.default: %q is not one of the handlers %q", byDefault, slices.Sorted(maps.Keys(handlers)))
+		return keyfile.At("runtime.default", "%q is not one of the handlers %q", c.defaultRuntime, slices.Sorted(maps.Keys(handlers)))
 	}
-	handlers[""] = program
-	return handlers, nil
+	handlers[""], c.runtimes = program, handlers
+	return nil
+}
+
+// program checks a runtime's table; nil is the native engine.
+func (f runtimeFile) program(name string) (*external.Program, error) {
+	bad := func(key, format string, args ...any) error { return keyfile.At("runtimes."+name+key, format, args...) }
+	switch {
+	case !handlerRule.MatchString(name):
+		return nil, bad("", "not a handler's name (1 to 63 of a-z 0-9 -)")
+	case name == handlerNative:
+		return nil, bad("", "is the built-in handler's name")
+	case f.Type == typeNative && (f.Path != "" || len(f.Options) > 0):
+		return nil, bad("", "a runtime of type %q has no path and no options", typeNative)
+	case f.Type == typeNative:
+		return nil, nil
+	case f.Type != typeOCI:
+		return nil, bad(".type", "%q is neither %q nor %q", f.Type, typeNative, typeOCI)
+	case !filepath.IsAbs(f.Path):
+		return nil, bad(".path", "%q is not an absolute path", f.Path)
+	}
+	for _, o := range f.Options {
+		option, _, _ := strings.Cut(o, "=")
+		switch {
+		case !strings.HasPrefix(o, "-") || strings.ContainsRune(o, 0):
+			return nil, bad(".options", "%q: each must begin with - and hold its value after =", o)
+		case slices.Contains(ownOptions, strings.TrimLeft(option, "-")):
+			return nil, bad(".options", "%q is berthd's to say", option)
+		}
+	}
+	return &external.Program{Path: filepath.Clean(f.Path), Options: f.Options}, nil
 }
 
 // placeRuntimes gives each program a folder for its state: two handlers with one program share nothing.

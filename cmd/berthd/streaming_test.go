@@ -8,11 +8,11 @@ import (
 
 func TestStreamingConfig(t *testing.T) {
 	c, err := readConfig(write(t, ""))
-	if err != nil || c.streaming.address.String() != "127.0.0.1:0" || c.streaming.cert != "" || c.streaming.idleTimeout != 4*time.Hour {
+	if err != nil || c.streaming.address.String() != "127.0.0.1" || c.streaming.port != 0 || c.streaming.cert != "" || c.streaming.idleTimeout != 4*time.Hour {
 		t.Errorf("defaults = %+v, %v", c.streaming, err)
 	}
 	c, err = readConfig(write(t, "[streaming]\naddress = \"::1\"\nport = 10010\ntls_cert = \"/c\"\ntls_key = \"/k\"\nidle_timeout = \"90s\"\n"))
-	if s := c.streaming; err != nil || s.address.String() != "[::1]:10010" || s.cert != "/c" || s.key != "/k" || s.idleTimeout != 90*time.Second {
+	if s := c.streaming; err != nil || s.address.String() != "::1" || s.port != 10010 || s.cert != "/c" || s.key != "/k" || s.idleTimeout != 90*time.Second {
 		t.Errorf("configuration = %+v, %v", s, err)
 	}
 	for _, tc := range []struct{ name, text, want string }{

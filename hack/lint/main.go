@@ -41,7 +41,15 @@ func (s *source) isTest() bool { return strings.HasSuffix(s.path, "_test.go") }
 func main() {
 	bin := flag.String("bin", "", "folder of the built binaries, to compare --help with the manual pages")
 	top := flag.String("top", ".", "top of the tree")
+	write := flag.Bool("write", false, "bring the manual page of the configuration up to date, and check nothing")
 	flag.Parse()
+	if *write {
+		if err := writeKeys(*top, filepath.Join(*bin, "berthd")); err != nil {
+			fmt.Fprintln(os.Stderr, "lint:", err)
+			os.Exit(2)
+		}
+		return
+	}
 	findings, err := lint(*top, *bin)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "lint:", err)

@@ -21,15 +21,12 @@ var manuals = map[string]string{
 var (
 	helpFlag    = regexp.MustCompile(`--([a-z][a-z0-9-]*)`)
 	manFlag     = regexp.MustCompile(`\\-\\-([a-z][a-z0-9\\-]*)`)
-	configKey   = regexp.MustCompile("toml:\"([a-z_]+)\"")
-	manKey      = regexp.MustCompile(`(?m)^\.(?:B [a-z]+|BI [a-z]+\. NAME )\.([a-z_]+)$`)
 	notBuilt    = regexp.MustCompile(`(?m)^\t"([A-Z][A-Za-z]+)": `)
 	subcommands = regexp.MustCompile(`(?m)^  ([a-z]+)  `)
 )
 
 // What the rest of the texts is held against.
 const (
-	configSource   = "cmd/berthd/config.go"
 	configPage     = "docs/man/berth-config.5"
 	notBuiltSource = "cri/unimplemented.go"
 	readme         = "README.md"
@@ -67,42 +64,67 @@ func checkManuals(top, bin string) []finding {
 			}
 		}
 	}
-	found = append(found, compare(top, configSource, configKey, configPage, manKey)...)
-	return append(found, compare(top, notBuiltSource, notBuilt, readme, nil)...)
+	found = append(found, checkKeys(top, filepath.Join(bin, "berthd"))...)
+	return append(found, compare(top)...)
 }
 
-// tables are the configuration's sections, which keys begin with.
-var tables = []string{"registry", "network", "runtime", "runtimes", "streaming", "log"}
-
-// compare looks for what source defines in a text: as a match of says, or anywhere if says is nil.
-func compare(top, source string, defines *regexp.Regexp, page string, says *regexp.Regexp) (found []finding) {
-	code, err := os.ReadFile(filepath.Join(top, source))
+// checkKeys holds the page of the configuration to the table in the code, of which it is a copy between two headings.
+func checkKeys(top, berthd string) []finding {
+	page, want, err := keysPage(top, berthd)
 	if err != nil {
-		return []finding{{where: source, text: err.Error()}}
+		return []finding{{where: configPage, text: err.Error()}}
 	}
-	text, err := os.ReadFile(filepath.Join(top, page))
+	if page != want {
+		return []finding{{where: configPage, text: "is not what the code says about the keys: run `make man`"}}
+	}
+	return nil
+}
+
+// writeKeys brings the page up to date.
+func writeKeys(top, berthd string) error {
+	_, want, err := keysPage(top, berthd)
 	if err != nil {
-		return []finding{{where: page, text: err.Error()}}
+		return err
+	}
+	return os.WriteFile(filepath.Join(top, configPage), []byte(want), 0o644)
+}
+
+// keysPage returns the page of the configuration as it is, and as it should be.
+func keysPage(top, berthd string) (is, want string, err error) {
+	text, err := os.ReadFile(filepath.Join(top, configPage))
+	if err != nil {
+		return "", "", err
+	}
+	keys, err := exec.Command(berthd, "config", "manual").Output()
+	if err != nil {
+		return "", "", fmt.Errorf("run berthd config manual: %w", err)
+	}
+	const begin, end = ".SH KEYS\n", ".SH EXAMPLE\n"
+	before, rest, has := strings.Cut(string(text), begin)
+	_, after, hasToo := strings.Cut(rest, end)
+	if !has || !hasToo {
+		return "", "", fmt.Errorf("has no %q and %q", begin, end)
+	}
+	return string(text), before + begin + string(keys) + end + after, nil
+}
+
+// compare looks in the README for each call that is not built.
+func compare(top string) (found []finding) {
+	code, err := os.ReadFile(filepath.Join(top, notBuiltSource))
+	if err != nil {
+		return []finding{{where: notBuiltSource, text: err.Error()}}
+	}
+	text, err := os.ReadFile(filepath.Join(top, readme))
+	if err != nil {
+		return []finding{{where: readme, text: err.Error()}}
 	}
 	words := map[string]bool{}
-	if says == nil {
-		for _, w := range regexp.MustCompile(`[A-Za-z]+`).FindAllString(string(text), -1) {
-			words[w] = true
-		}
-	} else {
-		for _, m := range says.FindAllStringSubmatch(string(text), -1) {
-			words[m[1]] = true
-		}
+	for _, w := range regexp.MustCompile(`[A-Za-z]+`).FindAllString(string(text), -1) {
+		words[w] = true
 	}
-	for _, m := range defines.FindAllStringSubmatch(string(code), -1) {
-		if !words[m[1]] && !slices.Contains(tables, m[1]) {
-			found = append(found, finding{where: page, text: "says nothing about " + m[1] + ", which stands in " + source})
-		}
-		delete(words, m[1])
-	}
-	for word := range words {
-		if says != nil {
-			found = append(found, finding{where: page, text: "describes " + word + ", which does not stand in " + source})
+	for _, m := range notBuilt.FindAllStringSubmatch(string(code), -1) {
+		if !words[m[1]] {
+			found = append(found, finding{where: readme, text: "says nothing about " + m[1] + ", which stands in " + notBuiltSource})
 		}
 	}
 	return found

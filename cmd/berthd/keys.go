@@ -1,0 +1,74 @@
+package main
+
+import (
+	"time"
+
+	"github.com/berthd/berth/cmd/berthd/keyfile"
+)
+
+// keys is all that the configuration may say. To add a key: an entry here, a field of config that Set fills in, a rule at the end when it depends
+// on other keys; then `make man`, which writes the manual page's section from this table. A Doc has one sentence a line.
+var keys = keyfile.Table[config]{
+	Keys: []keyfile.Key[config]{
+		{Name: "registry.config_path", Default: "/etc/berth/certs.d", Set: path(func(c *config) *string { return &c.hostsDir }), Doc: `
+Folder of HOST/hosts.toml: mirrors and certificates of registries, in containerd's format.
+Read at every pull.`},
+
+		{Name: "network.conf_dir", Default: "/etc/cni/net.d", Set: path(func(c *config) *string { return &c.confDir }), Doc: `
+Folder of CNI configurations.
+It is looked at when it is needed; it may come and go.`},
+		{Name: "network.bin_dirs", Default: []string{"/opt/cni/bin"}, Set: paths(func(c *config) *[]string { return &c.binDirs }), Doc: `
+Folders of CNI plugins.`},
+		{Name: "network.bridge", Default: "", Set: text(func(c *config) *string { return &c.bridge }, linkName), Doc: `
+Name of the built-in bridge, which serves when there is no CNI configuration.
+At most 15 characters.
+Empty: berth0; a daemon with another root has a bridge with a name of its own.`},
+		{Name: "network.subnets", Default: []string{}, Set: set(setSubnets), Doc: `
+Ranges of the built-in bridge, at most one of each family, as "10.88.0.0/16".
+None: 10.88.0.0/16 and a private IPv6 range; a daemon with another root has ranges of its own.`},
+		{Name: "network.mtu", Default: int64(0), Set: set(setMTU), Doc: `
+MTU of the built-in bridge, 1280 to 65535; 0 is that of the host.`},
+
+		{Name: "runtime.monitor", Default: "", Set: path(func(c *config) *string { return &c.monitor }), Doc: `
+The program berth-monitor(8).
+Empty: the one beside berthd.`},
+		{Name: "runtime.default", Default: handlerNative, Set: set(func(c *config, v string) error { c.defaultRuntime = v; return nil }), Doc: `
+The handler of pods that name none.
+The handler berth is the built-in engine.`},
+
+		{Name: "runtimes.NAME.type", Default: "", Set: runtimeKey(func(f *runtimeFile, v string) { f.Type = v }), Doc: `
+What the runtime handler NAME is, which pods ask for by their RuntimeClass: "native", the built-in engine, or "oci", another OCI runtime, such as runc(8).
+NAME is 1 to 63 of a-z 0-9 and -.
+The handler berth is always there.
+A pod keeps what its handler meant when the pod was made.`},
+		{Name: "runtimes.NAME.path", Default: "", Set: runtimeKey(func(f *runtimeFile, v string) { f.Path = v }), Doc: `
+The program of an OCI runtime.
+It needs the commands create, start, exec and delete of runc 1.1 or later, with exec's option --cgroup, as crun has them.
+A program that is missing, or does not answer to --version, keeps nothing else from running: its handler is not among those of Status, its pods are refused, and it is taken as soon as it works.
+Without that of the default handler berth is not ready.`},
+		{Name: "runtimes.NAME.options", Default: []string{}, Set: runtimeKey(func(f *runtimeFile, v []string) { f.Options = v }), Doc: `
+Options of that program that stand before its command; each begins with -.`},
+
+		{Name: "streaming.address", Default: "127.0.0.1", Set: set(setStreamingAddress), Doc: `
+IP address at which clients of Exec, Attach and PortForward are served.
+The kubelet connects to it and passes on what its own clients send.
+A token that is good for one client, for a minute, lets a client in.
+With 0.0.0.0 or :: the kubelet is sent to the loopback address.`},
+		{Name: "streaming.port", Default: int64(0), Set: number(func(c *config) *int { return &c.streaming.port }, 0, 65535), Doc: `
+Port at that address; 0 is any that is free.`},
+		{Name: "streaming.tls_cert", Default: "", Set: path(func(c *config) *string { return &c.streaming.cert }), Doc: `
+File of the certificate that is shown to these clients, with its chain, in PEM.
+Empty: TLS is not spoken.`},
+		{Name: "streaming.tls_key", Default: "", Set: path(func(c *config) *string { return &c.streaming.key }), Doc: `
+File of its private key, in PEM.
+Both are read at the start.`},
+		{Name: "streaming.idle_timeout", Default: "4h", Set: duration(func(c *config) *time.Duration { return &c.streaming.idleTimeout }, time.Second), Doc: `
+After how long without a byte in either direction a client is let go, as 4h or 90s; at least 1s.
+The default is the kubelet's own.`},
+
+		{Name: "log.verbosity", Default: int64(2), Set: number(func(c *config) *int { return &c.verbosity }, 0, 10), Doc: `
+How much is logged, 0 to 10.
+The option --v stands above it.`},
+	},
+	Rules: []func(*config) error{findMonitor, makeRuntimes, checkStreaming},
+}

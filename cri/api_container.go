@@ -36,12 +36,16 @@ func (s *runtimeService) CreateContainer(ctx context.Context, r *runtimeapi.Crea
 	if err != nil {
 		return nil, err
 	}
+	config, err := s.findVolumes(ctx, r.GetConfig())
+	if err != nil {
+		return nil, err
+	}
 	hostile, err := s.specImage(ctx, image)
 	if err != nil {
 		return nil, err
 	}
 	containerID, err := s.containers.CreateContainer(ctx, sandbox.CreateRequest{
-		SandboxID: pod.ID, Config: r.GetConfig(), SandboxConfig: r.GetSandboxConfig(),
+		SandboxID: pod.ID, Config: config, SandboxConfig: r.GetSandboxConfig(),
 		ImageID: image.ID, ImageRef: image.ID, Image: hostile,
 	})
 	if err != nil {

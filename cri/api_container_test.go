@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"math"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -47,6 +48,29 @@ func TestCreateContainerComposesImageAndSandbox(t *testing.T) {
 	}
 }
 
+func TestCreateContainerFindsImageVolumes(t *testing.T) {
+	w := newWorld(t)
+	w.sandboxes.pods = []sandbox.Pod{{ID: "aa1", Config: podConfig()}}
+	w.images.images = []imageservice.Image{{ID: imageID, RepoTags: []string{"r/x:1"}}}
+	w.images.files["etc/conf"] = "x"
+	config := containerConfig(imageID)
+	config.Mounts = []*runtimeapi.Mount{
+		{ContainerPath: "/host", HostPath: "/h", Image: &runtimeapi.ImageSpec{}},
+		{ContainerPath: "/all", Readonly: true, Image: &runtimeapi.ImageSpec{Image: "r/x:1", ImageRef: "sha256:another"}},
+		{ContainerPath: "/part", Readonly: true, Image: &runtimeapi.ImageSpec{Image: imageID}, ImageSubPath: "etc/conf"},
+	}
+	if _, err := w.runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: "aa1", Config: config}); err != nil {
+		t.Fatal(err)
+	}
+	var refs []string
+	for _, m := range w.sandboxes.creates[0].Config.Mounts {
+		refs = append(refs, m.GetImage().GetImageRef())
+	}
+	if !slices.Equal(refs, []string{"", imageID, imageID}) {
+		t.Errorf("image references = %q", refs)
+	}
+}
+
 func TestCreateContainerRefusals(t *testing.T) {
 	w := newWorld(t)
 	w.sandboxes.pods = []sandbox.Pod{{ID: "aa1", Config: podConfig()}}
@@ -62,9 +86,15 @@ func TestCreateContainerRefusals(t *testing.T) {
 		{"no name", func(r *runtimeapi.CreateContainerRequest) { r.Config.Metadata = nil }, codes.InvalidArgument},
 		{"no image", func(r *runtimeapi.CreateContainerRequest) { r.Config.Image = nil }, codes.InvalidArgument},
 		{"unknown image", func(r *runtimeapi.CreateContainerRequest) { r.Config.Image.Image = "none" }, codes.NotFound},
-		{"image volume", func(r *runtimeapi.CreateContainerRequest) {
-			r.Config.Mounts = []*runtimeapi.Mount{{ContainerPath: "/x", Image: &runtimeapi.ImageSpec{Image: "x"}}}
-		}, codes.Unimplemented},
+		{"volume of an unknown image", func(r *runtimeapi.CreateContainerRequest) {
+			r.Config.Mounts = []*runtimeapi.Mount{{ContainerPath: "/x", Image: &runtimeapi.ImageSpec{Image: "x"}, Readonly: true}}
+		}, codes.NotFound},
+		{"volume of an image, to write", func(r *runtimeapi.CreateContainerRequest) {
+			r.Config.Mounts = []*runtimeapi.Mount{{ContainerPath: "/x", Image: &runtimeapi.ImageSpec{Image: imageID}}}
+		}, codes.InvalidArgument},
+		{"volume of what an image does not have", func(r *runtimeapi.CreateContainerRequest) {
+			r.Config.Mounts = []*runtimeapi.Mount{{ContainerPath: "/x", Image: &runtimeapi.ImageSpec{Image: imageID}, Readonly: true, ImageSubPath: "no"}}
+		}, codes.InvalidArgument},
 		{"CDI device", func(r *runtimeapi.CreateContainerRequest) {
 			r.Config.CDIDevices = []*runtimeapi.CDIDevice{{Name: "v/c=d"}}
 		}, codes.Unimplemented},

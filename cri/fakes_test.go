@@ -174,6 +174,16 @@ func (f *fakeImages) ReadFile(_ context.Context, _, path string, _ int64) ([]byt
 	return nil, fmt.Errorf("read %s: %w", path, fs.ErrNotExist)
 }
 
+func (f *fakeImages) CheckVolume(_ context.Context, _, path string) error {
+	if err := f.fail["CheckVolume"]; err != nil {
+		return err
+	}
+	if _, ok := f.files[path]; !ok {
+		return fs.ErrNotExist
+	}
+	return nil
+}
+
 func (f *fakeImages) FsUsage(context.Context) (images, containers imageservice.FsUsage, err error) {
 	return imageservice.FsUsage{Bytes: 10, Inodes: 2, Mountpoint: "/i"}, imageservice.FsUsage{Bytes: 3, Inodes: 1, Mountpoint: "/c"}, f.fail["FsUsage"]
 }

@@ -68,6 +68,8 @@ type Images interface {
 	Pulls() []imageservice.Progress
 	// ReadFile reads a regular file of the image's root of at most max bytes; fs.ErrNotExist when there is none.
 	ReadFile(ctx context.Context, imageID, path string, max int64) ([]byte, error)
+	// CheckVolume says whether a path of the image can be mounted: fs.ErrNotExist, imageservice.ErrNotVolume.
+	CheckVolume(ctx context.Context, imageID, path string) error
 	FsUsage(ctx context.Context) (images, containers imageservice.FsUsage, err error)
 }
 

@@ -141,11 +141,6 @@ func checkContainerBuilt(c *runtimeapi.ContainerConfig) error {
 	if c.GetWindows() != nil {
 		return notBuilt("config.windows", "berth runs on Linux")
 	}
-	for i, m := range c.GetMounts() {
-		if m.GetImage().GetImage() != "" {
-			return notBuilt("config.mounts["+strconv.Itoa(i)+"].image", "berth has no image volumes yet")
-		}
-	}
 	return nil
 }
 

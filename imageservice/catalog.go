@@ -20,7 +20,7 @@ type catalog struct {
 	digests map[string]string       // HOST/PATH@DIGEST to ID
 	sizes   map[digest.Digest]int64 // bytes of the tars of layers that are in the store, published or not
 	files   map[fileKey]file
-	keys    map[string]string // of root filesystems to the images' IDs, those that this process has made
+	keys    map[string][]string // of root filesystems to the images' IDs, those that this process has made
 }
 
 // entry is an image in memory. It is never changed, only replaced.
@@ -32,7 +32,7 @@ type entry struct {
 func newCatalog() catalog {
 	return catalog{
 		images: map[string]*entry{}, tags: map[string]string{}, digests: map[string]string{}, sizes: map[digest.Digest]int64{},
-		files: map[fileKey]file{}, keys: map[string]string{},
+		files: map[fileKey]file{}, keys: map[string][]string{},
 	}
 }
 

@@ -21,6 +21,7 @@ var (
 	ErrNoPlatform          = registry.ErrNoPlatform     // the image is not for this machine
 	ErrInvalidImage        = errors.New("invalid image")
 	ErrTooLarge            = errors.New("image is too large")
+	ErrNotVolume           = errors.New("neither a folder nor a regular file")
 	ErrAmbiguous           = errors.New("ID prefix names several images")
 	ErrClosed              = errors.New("image service is closed")
 )

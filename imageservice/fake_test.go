@@ -23,6 +23,7 @@ type fakeSnap struct {
 	ingested  map[digest.Digest][]byte
 	busy      map[digest.Digest]bool
 	keys      map[string][]digest.Digest
+	kept      map[string]int
 	files     map[string]string
 	reads     int
 	walks     int
@@ -34,7 +35,7 @@ type fakeSnap struct {
 func newFakeSnap() *fakeSnap {
 	return &fakeSnap{
 		published: map[digest.Digest][]byte{}, ingested: map[digest.Digest][]byte{}, busy: map[digest.Digest]bool{},
-		keys: map[string][]digest.Digest{}, files: map[string]string{}, fail: map[string]error{}, holding: make(chan struct{}, 100),
+		keys: map[string][]digest.Digest{}, kept: map[string]int{}, files: map[string]string{}, fail: map[string]error{}, holding: make(chan struct{}, 100),
 	}
 }
 
@@ -153,16 +154,31 @@ func (f *fakeSnap) ReadFile(_ context.Context, diffIDs []digest.Digest, path str
 	return []byte(content), nil
 }
 
-func (f *fakeSnap) Prepare(_ context.Context, key string, diffIDs []digest.Digest) ([]snapshot.Mount, error) {
+func (f *fakeSnap) Prepare(_ context.Context, key string, diffIDs []digest.Digest, kept ...[]digest.Digest) ([]snapshot.Mount, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for _, d := range diffIDs {
+	all := slices.Concat(append(kept, diffIDs)...)
+	for _, d := range all {
 		if f.published[d] == nil {
 			return nil, fmt.Errorf("prepare %s: %w", d, snapshot.ErrNotFound)
 		}
 	}
-	f.keys[key] = diffIDs
+	f.keys[key], f.kept[key] = all, len(kept)
 	return []snapshot.Mount{{Type: "overlay"}}, nil
+}
+
+func (f *fakeSnap) Kept(key string) ([]snapshot.Mount, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.keys[key] == nil {
+		return nil, snapshot.ErrNotFound
+	}
+	return make([]snapshot.Mount, f.kept[key]), nil
+}
+
+func (f *fakeSnap) CheckVolume(ctx context.Context, diffIDs []digest.Digest, path string) error {
+	_, err := f.ReadFile(ctx, diffIDs, path, 1<<20)
+	return err
 }
 
 func (f *fakeSnap) Mounts(key string) ([]snapshot.Mount, error) {

@@ -30,9 +30,13 @@ type LayerStore interface {
 
 // RootFSStore keeps writable layers on top of layers, by the caller's keys.
 type RootFSStore interface {
-	// Prepare makes a writable layer. It is idempotent.
-	Prepare(ctx context.Context, key string, diffIDs []digest.Digest) ([]snapshot.Mount, error)
+	// Prepare makes a writable layer, and keeps other stacks for reading with it. It is idempotent.
+	Prepare(ctx context.Context, key string, diffIDs []digest.Digest, kept ...[]digest.Digest) ([]snapshot.Mount, error)
 	Mounts(key string) ([]snapshot.Mount, error)
+	// Kept is how the stacks for reading are mounted, one mount each.
+	Kept(key string) ([]snapshot.Mount, error)
+	// CheckVolume says whether a path of a stack is a folder or a regular file: fs.ErrNotExist, snapshot.ErrNotRegular.
+	CheckVolume(ctx context.Context, diffIDs []digest.Digest, path string) error
 	// Remove is idempotent.
 	Remove(ctx context.Context, key string) error
 	Keys() ([]string, error)

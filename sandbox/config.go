@@ -20,8 +20,8 @@ import (
 
 // RootFS makes writable layers on images. Keys are opaque to it; berth uses container IDs. All methods are idempotent.
 type RootFS interface {
-	// Prepare makes the writable layer key and returns how to mount the root filesystem.
-	Prepare(ctx context.Context, key, imageID string) ([]runtime.Mount, error)
+	// Prepare makes the writable layer key and returns how to mount the root filesystem, and the images that are its volumes.
+	Prepare(ctx context.Context, key, imageID string, volumes []string) (runtime.Trees, error)
 	Release(ctx context.Context, key string) error
 	// Keys are the writable layers that there are.
 	Keys(ctx context.Context) ([]string, error)

@@ -47,8 +47,8 @@ type startState struct {
 
 // rootState is the root filesystem of a container.
 type rootState struct {
-	mounts []runtime.Mount // prepared again when nil; guarded by turn
-	ending sync.Mutex      // held by handler.end
+	trees  runtime.Trees // prepared again when empty; guarded by turn
+	ending sync.Mutex    // held by handler.end
 }
 
 // recordLock is held while a record is replaced, or removed.

@@ -147,7 +147,7 @@ func (m *Manager) setUpContainer(ctx context.Context, c *container, r CreateRequ
 	if err := m.effect("prepare writable layer"); err != nil {
 		return err
 	}
-	if c.root.mounts, err = m.cfg.RootFS.Prepare(ctx, rec.SnapshotKey, rec.ImageID); err != nil {
+	if c.root.trees, err = m.cfg.RootFS.Prepare(ctx, rec.SnapshotKey, rec.ImageID, volumes(c.config)); err != nil {
 		return fmt.Errorf("prepare root filesystem: %w", err)
 	}
 	if err := ctx.Err(); err != nil {

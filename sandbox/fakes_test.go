@@ -333,11 +333,11 @@ type fakeRootFS struct {
 	err  error
 }
 
-func (r *fakeRootFS) Prepare(_ context.Context, key, _ string) ([]runtime.Mount, error) {
+func (r *fakeRootFS) Prepare(_ context.Context, key, _ string, volumes []string) (runtime.Trees, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.keys[key] = true
-	return []runtime.Mount{{Type: "bind", Source: "/", Options: []string{"ro"}}}, r.err
+	return runtime.Trees{Root: []runtime.Mount{{Type: "bind", Source: "/", Options: []string{"ro"}}}}, r.err
 }
 
 func (r *fakeRootFS) Release(_ context.Context, key string) error {

@@ -68,7 +68,7 @@ func (m *Manager) handlerOf(p *pod) handler {
 type nativeHandler struct{ m *Manager }
 
 func (h nativeHandler) start(_ context.Context, c *container, made *specs.Spec, r *monitor.StartRequest) (err error) {
-	if r.Plan, err = runtime.Compile(made, c.root.mounts); err != nil {
+	if r.Plan, err = runtime.Compile(made, c.root.trees); err != nil {
 		return fmt.Errorf("compile spec: %w", err)
 	}
 	if h.m.cfg.Host.NoDeviceRules && !slices.Contains(made.Process.Capabilities.Bounding, "CAP_MKNOD") {
@@ -137,7 +137,7 @@ func (h *externalHandler) start(_ context.Context, c *container, made *specs.Spe
 	if err := m.effect("write bundle"); err != nil {
 		return err
 	}
-	bundle := external.Bundle{Folder: m.bundle(c), Rootfs: c.root.mounts, Directories: m.containerRecord(c).MakeDirs,
+	bundle := external.Bundle{Folder: m.bundle(c), Trees: c.root.trees, Directories: m.containerRecord(c).MakeDirs,
 		Config: external.Config(made, podNamespaces(c.pod, link.process.PID))}
 	if err := bundle.Write(); err != nil {
 		return err

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -18,6 +19,9 @@ import (
 // do without, the request is refused: what relies on propagation fails later and tells less.
 func checkMounts(config *runtimeapi.ContainerConfig) error {
 	for i, mount := range config.GetMounts() {
+		if mount.GetImage().GetImage() != "" {
+			continue
+		}
 		path := mount.GetHostPath()
 		invalid := func(rule string) error {
 			return &spec.InvalidError{Field: fmt.Sprintf("config.mounts[%d].host_path", i), Value: path, Rule: rule}
@@ -41,6 +45,18 @@ func checkMounts(config *runtimeapi.ContainerConfig) error {
 		}
 	}
 	return nil
+}
+
+// volumes are the IDs of the images that the container mounts, each once.
+func volumes(config *runtimeapi.ContainerConfig) []string {
+	var ids []string
+	for _, mount := range config.GetMounts() {
+		if mount.GetImage().GetImage() != "" {
+			ids = append(ids, mount.GetImage().GetImageRef())
+		}
+	}
+	slices.Sort(ids)
+	return slices.Compact(ids)
 }
 
 // propagation tells how the mount that path is on passes mounts on: it is in a peer group, or receives from one.

@@ -25,14 +25,14 @@ import (
 // folderRootFS gives every container an overlay over one folder.
 type folderRootFS struct{ lower, upper string }
 
-func (r *folderRootFS) Prepare(_ context.Context, key, _ string) ([]runtime.Mount, error) {
+func (r *folderRootFS) Prepare(_ context.Context, key, _ string, _ []string) (runtime.Trees, error) {
 	up, work := filepath.Join(r.upper, key, "up"), filepath.Join(r.upper, key, "work")
 	for _, dir := range []string{up, work} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return nil, err
+			return runtime.Trees{}, err
 		}
 	}
-	return []runtime.Mount{{Type: "overlay", Options: []string{"lowerdir+=" + r.lower, "upperdir=" + up, "workdir=" + work}}}, nil
+	return runtime.Trees{Root: []runtime.Mount{{Type: "overlay", Options: []string{"lowerdir+=" + r.lower, "upperdir=" + up, "workdir=" + work}}}}, nil
 }
 
 func (r *folderRootFS) Release(_ context.Context, key string) error {

@@ -153,11 +153,11 @@ func (m *Manager) launch(ctx context.Context, c *container) (pid int, err error)
 
 // prepareRootfs finds the mounts of the root filesystem anew when an earlier daemon made the container.
 func (m *Manager) prepareRootfs(ctx context.Context, c *container) (err error) {
-	if c.root.mounts != nil {
+	if c.root.trees.Root != nil {
 		return nil
 	}
 	rec := m.containerRecord(c)
-	if c.root.mounts, err = m.cfg.RootFS.Prepare(ctx, rec.SnapshotKey, rec.ImageID); err != nil {
+	if c.root.trees, err = m.cfg.RootFS.Prepare(ctx, rec.SnapshotKey, rec.ImageID, volumes(c.config)); err != nil {
 		return fmt.Errorf("prepare root filesystem: %w", err)
 	}
 	return nil

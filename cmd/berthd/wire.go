@@ -152,16 +152,26 @@ func (n network) Warnings(ctx context.Context) []cri.Warning {
 type rootFS struct{ images *imageservice.Service }
 
 // Prepare makes a writable layer on an image and lists its mounts.
-func (r rootFS) Prepare(ctx context.Context, key, imageID string) ([]runtime.Mount, error) {
-	mounts, err := r.images.Prepare(ctx, key, imageID)
+func (r rootFS) Prepare(ctx context.Context, key, imageID string, volumes []string) (runtime.Trees, error) {
+	mounts, err := r.images.Prepare(ctx, key, imageID, volumes...)
 	if err != nil {
-		return nil, err
+		return runtime.Trees{}, err
 	}
-	all := make([]runtime.Mount, len(mounts))
+	trees := runtime.Trees{Root: make([]runtime.Mount, len(mounts)), Images: map[string][]runtime.Mount{}}
 	for i, m := range mounts {
-		all[i] = runtime.Mount{Type: m.Type, Source: m.Source, Options: m.Options}
+		trees.Root[i] = runtime.Mount{Type: m.Type, Source: m.Source, Options: m.Options}
 	}
-	return all, nil
+	if len(volumes) == 0 {
+		return trees, nil
+	}
+	views, err := r.images.Volumes(key)
+	if err != nil {
+		return runtime.Trees{}, err
+	}
+	for i, id := range volumes {
+		trees.Images[id] = []runtime.Mount{{Type: views[i].Type, Source: views[i].Source, Options: views[i].Options}}
+	}
+	return trees, nil
 }
 
 // Release gives a writable layer back.

@@ -20,7 +20,9 @@
 //	containers/KEY/upper      the writable layer
 //	containers/KEY/work       overlayfs's
 //	containers/KEY/stack      record: the diffIDs below
+//	containers/KEY/kept       record: the diffIDs of each stack that the key has for reading, if there is any
 //	ingest/                   what is being made; emptied when the store opens
+//	empty/                    a folder with nothing in it, to stack a single folder upon
 //	trash/                    what is being deleted
 //	damaged/                  layers and chains whose record is bad, kept while a container may stand on them
 //

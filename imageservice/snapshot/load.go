@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -41,7 +42,11 @@ func (s *Store) loadKeys() error {
 	}
 	for _, e := range entries {
 		w := &writable{dir: s.path(dirContainers, e.Name())}
-		if err := readRecord(filepath.Join(w.dir, "stack"), &w.diffIDs); err != nil {
+		err := readRecord(filepath.Join(w.dir, "stack"), &w.diffIDs)
+		if err == nil {
+			err = readRecord(filepath.Join(w.dir, "kept"), &w.kept)
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) || w.diffIDs == nil {
 			// It can be removed, and nothing else: what it stands on is not known.
 			w.broken = true
 			s.problems = append(s.problems, fmt.Errorf("writable layer %s: %w", e.Name(), err))
@@ -176,12 +181,7 @@ func (s *Store) used() (names map[string]bool, known bool) {
 	names, known = make(map[string]bool), true
 	for _, w := range s.keys {
 		known = known && !w.broken
-		for _, d := range w.diffIDs {
-			names[d.Encoded()] = true
-		}
-		for _, d := range chainIDs(w.diffIDs) {
-			names[d.Encoded()] = true
-		}
+		w.names(names)
 	}
 	return names, known
 }

@@ -43,9 +43,7 @@ func (s *Store) takeUnused(names map[string]bool) (chains []*chain, layers []*st
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, w := range s.keys { // one may have come since names was made
-		for _, d := range w.diffIDs {
-			names[d.Encoded()] = true
-		}
+		w.names(names)
 	}
 	for id, l := range s.layers {
 		if !names[id.Encoded()] {

@@ -77,6 +77,7 @@ const (
 	dirIngest     = "ingest"
 	dirTrash      = "trash"
 	dirDamaged    = "damaged"
+	dirEmpty      = "empty"
 )
 
 // Open opens the store at root, which is made if it is missing. What was not published goes; a layer or chain whose
@@ -97,7 +98,7 @@ func Open(root string) (*Store, error) {
 	if err := os.MkdirAll(root, 0o700); err != nil {
 		return nil, fmt.Errorf("open snapshots: %w", err)
 	}
-	for _, name := range []string{"", dirLayers, dirChains, dirContainers, dirIngest, dirTrash, dirDamaged} {
+	for _, name := range []string{"", dirLayers, dirChains, dirContainers, dirIngest, dirTrash, dirDamaged, dirEmpty} {
 		dir := filepath.Join(root, name)
 		if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 			return nil, fmt.Errorf("open snapshots: %w", err)

@@ -17,20 +17,22 @@ import (
 // writable is the writable layer of one key.
 type writable struct {
 	dir     string
-	diffIDs []digest.Digest // of the stack below
-	broken  bool            // its record is bad: it can only be removed
-	making  bool            // Prepare is under way
+	diffIDs []digest.Digest   // of the stack below
+	kept    [][]digest.Digest // of the stacks for reading
+	broken  bool              // its record is bad: it can only be removed
+	making  bool              // Prepare is under way
 }
 
 var keyPattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$`)
 
 // Prepare gives key a writable layer upon the published stack, and says how to mount the two. It is idempotent; a key that
-// stands on other layers is ErrInUse. The layers are the key's until Remove: Prune leaves them alone.
-func (s *Store) Prepare(ctx context.Context, key string, diffIDs []digest.Digest) ([]Mount, error) {
+// stands on other layers is ErrInUse. The layers are the key's until Remove, and so are those of kept, published stacks that
+// it has for reading: Prune leaves them alone.
+func (s *Store) Prepare(ctx context.Context, key string, diffIDs []digest.Digest, kept ...[]digest.Digest) ([]Mount, error) {
 	if !keyPattern.MatchString(key) {
 		return nil, fmt.Errorf("prepare %q: %w", key, ErrKey)
 	}
-	top, exists, err := s.reserve(key, diffIDs)
+	top, exists, err := s.reserve(key, diffIDs, kept)
 	if err != nil {
 		return nil, fmt.Errorf("prepare %s: %w", key, err)
 	}
@@ -39,7 +41,7 @@ func (s *Store) Prepare(ctx context.Context, key string, diffIDs []digest.Digest
 	}
 	err = ctx.Err()
 	if err == nil {
-		err = s.makeWritable(key, diffIDs, top)
+		err = s.makeWritable(key, top)
 	}
 	s.mu.Lock()
 	if err != nil {
@@ -55,11 +57,11 @@ func (s *Store) Prepare(ctx context.Context, key string, diffIDs []digest.Digest
 }
 
 // reserve takes the key, and gives the folder on top of the stack.
-func (s *Store) reserve(key string, diffIDs []digest.Digest) (top string, exists bool, err error) {
+func (s *Store) reserve(key string, diffIDs []digest.Digest, kept [][]digest.Digest) (top string, exists bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if w := s.keys[key]; w != nil {
-		if w.making || w.broken || !slices.Equal(w.diffIDs, diffIDs) {
+		if w.making || w.broken || !slices.Equal(w.diffIDs, diffIDs) || !slices.EqualFunc(w.kept, kept, slices.Equal[[]digest.Digest]) {
 			return "", false, ErrInUse
 		}
 		return "", true, nil
@@ -68,7 +70,14 @@ func (s *Store) reserve(key string, diffIDs []digest.Digest) (top string, exists
 	if err != nil {
 		return "", false, err
 	}
-	s.keys[key] = &writable{dir: s.path(dirContainers, key), diffIDs: slices.Clone(diffIDs), making: true}
+	w := &writable{dir: s.path(dirContainers, key), diffIDs: slices.Clone(diffIDs), making: true}
+	for _, ids := range kept {
+		if _, err := s.stack(ids); err != nil {
+			return "", false, err
+		}
+		w.kept = append(w.kept, slices.Clone(ids))
+	}
+	s.keys[key] = w
 	return c.folders()[0], false, nil
 }
 
@@ -90,7 +99,10 @@ func (s *Store) stack(diffIDs []digest.Digest) (*chain, error) {
 
 // makeWritable makes the folder in private, and moves it to its place. The upper folder's root is that of the whole tree:
 // it takes over the stack's attributes.
-func (s *Store) makeWritable(key string, diffIDs []digest.Digest, top string) (err error) {
+func (s *Store) makeWritable(key, top string) (err error) {
+	s.mu.Lock()
+	w := *s.keys[key]
+	s.mu.Unlock()
 	dir, err := s.scratch()
 	if err != nil {
 		return err
@@ -110,10 +122,15 @@ func (s *Store) makeWritable(key string, diffIDs []digest.Digest, top string) (e
 	if err := os.Mkdir(filepath.Join(dir, "work"), 0o700); err != nil {
 		return err
 	}
-	if err := writeRecord(filepath.Join(dir, "stack"), diffIDs); err != nil {
+	if err := writeRecord(filepath.Join(dir, "stack"), w.diffIDs); err != nil {
 		return err
 	}
-	return os.Rename(dir, s.path(dirContainers, key))
+	if len(w.kept) > 0 {
+		if err := writeRecord(filepath.Join(dir, "kept"), w.kept); err != nil {
+			return err
+		}
+	}
+	return os.Rename(dir, w.dir)
 }
 
 // Mounts says how to mount the key's tree.
@@ -149,19 +166,60 @@ func (w *writable) allowMount() error {
 	return os.RemoveAll(filepath.Join(w.dir, "work", "work", "incompat"))
 }
 
-// View says how to mount the published stack for reading.
+// View says how to mount the published stack for reading. Nobody who has it mounted can make it writable: it has no upper folder, and so
+// the kernel refuses. For that a single folder is stacked too, on an empty one.
 func (s *Store) View(diffIDs []digest.Digest) ([]Mount, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	c, err := s.stack(diffIDs)
+	m, err := s.view(diffIDs)
 	if err != nil {
 		return nil, fmt.Errorf("view stack: %w", err)
 	}
+	return []Mount{m}, nil
+}
+
+// view is View. Preconditions: s.mu held.
+func (s *Store) view(diffIDs []digest.Digest) (Mount, error) {
+	c, err := s.stack(diffIDs)
+	if err != nil {
+		return Mount{}, err
+	}
 	folders := c.folders()
 	if len(folders) == 1 {
-		return []Mount{{Type: "bind", Source: folders[0], Options: []string{"ro"}}}, nil
+		folders = append(folders[:1:1], s.path(dirEmpty, ""))
 	}
-	return []Mount{overlayMount(folders, nil)}, nil
+	return overlayMount(folders, nil), nil
+}
+
+// Kept says how to mount each stack that the key has for reading, in the order of Prepare.
+func (s *Store) Kept(key string) ([]Mount, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	w := s.keys[key]
+	if w == nil || w.making {
+		return nil, fmt.Errorf("stacks of %q: %w", key, ErrNotFound)
+	}
+	if w.broken {
+		return nil, fmt.Errorf("stacks of %q: %w", key, errRecord)
+	}
+	mounts := make([]Mount, len(w.kept))
+	for i, ids := range w.kept {
+		m, err := s.view(ids)
+		if err != nil {
+			return nil, fmt.Errorf("stacks of %q: %w", key, err)
+		}
+		mounts[i] = m
+	}
+	return mounts, nil
+}
+
+// names adds to set what w stands on and keeps: layers and chains.
+func (w *writable) names(set map[string]bool) {
+	for _, stack := range append(w.kept[:len(w.kept):len(w.kept)], w.diffIDs) {
+		for _, d := range append(chainIDs(stack), stack...) {
+			set[d.Encoded()] = true
+		}
+	}
 }
 
 // Remove gives the key's writable layer back. It is idempotent, and returns before the content is deleted: see Wait.

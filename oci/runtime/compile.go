@@ -19,6 +19,12 @@ type Mount struct {
 	Options      []string
 }
 
+// Trees are what a container has of images: its root, and the images that mounts of TypeImage show, by ID.
+type Trees struct {
+	Root   []Mount
+	Images map[string][]Mount
+}
+
 // UnsupportedError is a part of a specification that the engine does not have.
 type UnsupportedError struct {
 	Field, Value string
@@ -29,13 +35,12 @@ func (e *UnsupportedError) Error() string {
 	return fmt.Sprintf("%s: %q is not supported by the native engine", e.Field, e.Value)
 }
 
-// Compile makes the plan of the container that s specifies, on the root file system that rootfs describes. The plan
-// shares no memory with s.
-func Compile(s *specs.Spec, rootfs []Mount) (*engine.Plan, error) {
+// Compile makes the plan of the container that s specifies, on the trees of its images. The plan shares no memory with s.
+func Compile(s *specs.Spec, trees Trees) (*engine.Plan, error) {
 	if s.Process == nil || s.Root == nil || s.Linux == nil {
 		return nil, &UnsupportedError{"process, root, linux", "absent"}
 	}
-	root, err := CompileRootfs(rootfs)
+	root, err := CompileRootfs(trees.Root)
 	if err != nil {
 		return nil, err
 	}
@@ -55,7 +60,11 @@ func Compile(s *specs.Spec, rootfs []Mount) (*engine.Plan, error) {
 		}
 	}
 	for _, m := range s.Mounts {
-		mount, err := compileMount(m)
+		compile := compileMount
+		if m.Type == TypeImage {
+			compile = trees.CompileImage
+		}
+		mount, err := compile(m)
 		if err != nil {
 			return nil, err
 		}

@@ -66,6 +66,15 @@ func TestCompileRefusesWhatTheEngineLacks(t *testing.T) {
 		{"idmapped mount", func(s *specs.Spec) {
 			s.Mounts = []specs.Mount{{Destination: "/d", Type: "bind", UIDMappings: []specs.LinuxIDMapping{{Size: 1}}}}
 		}},
+		{"an image that is not there", func(s *specs.Spec) {
+			s.Mounts = []specs.Mount{{Destination: "/d", Type: TypeImage, Source: "sha256:none", Options: []string{"ro"}}}
+		}},
+		{"an image to write", func(s *specs.Spec) {
+			s.Mounts = []specs.Mount{{Destination: "/d", Type: TypeImage, Source: "sha256:i"}}
+		}},
+		{"an option of an image", func(s *specs.Spec) {
+			s.Mounts = []specs.Mount{{Destination: "/d", Type: TypeImage, Source: "sha256:i", Options: []string{"ro", "upperdir=/x"}}}
+		}},
 		{"mount option", func(s *specs.Spec) {
 			s.Mounts = []specs.Mount{{Destination: "/d", Type: "bind", Options: []string{"uid=0"}}}
 		}},
@@ -78,12 +87,15 @@ func TestCompileRefusesWhatTheEngineLacks(t *testing.T) {
 			s := minimal()
 			tc.change(s)
 			var unsupported *UnsupportedError
-			if _, err := Compile(s, overlay); !errors.As(err, &unsupported) {
+			if _, err := Compile(s, withImage); !errors.As(err, &unsupported) {
 				t.Errorf("Compile = %v, want an UnsupportedError", err)
 			}
 		})
 	}
 }
+
+// withImage has one image beside the root.
+var withImage = Trees{Root: overlay, Images: map[string][]Mount{"sha256:i": {{Type: "overlay", Options: []string{"lowerdir+=/a", "lowerdir+=/b"}}}}}
 
 func TestPlanSurvivesTheCodec(t *testing.T) {
 	s := minimal()
@@ -99,9 +111,14 @@ func TestPlanSurvivesTheCodec(t *testing.T) {
 	s.Process.OOMScoreAdj = &score
 	s.Process.Capabilities = &specs.LinuxCapabilities{Bounding: []string{"CAP_CHOWN", "CAP_CHECKPOINT_RESTORE"}}
 	s.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 1, Hard: ^uint64(0)}}
-	plan, err := Compile(s, overlay)
+	s.Mounts = append(s.Mounts, specs.Mount{Destination: "/i", Type: TypeImage, Source: "sha256:i/etc/x", Options: []string{"ro", "nodev"}})
+	plan, err := Compile(s, withImage)
 	if err != nil {
 		t.Fatal(err)
+	}
+	image := plan.Mounts[len(plan.Mounts)-1]
+	if image.SubPath != "etc/x" || len(image.Options) != 2 || image.Set != unix.MOUNT_ATTR_RDONLY|unix.MOUNT_ATTR_NODEV {
+		t.Errorf("mount of an image: %+v", image)
 	}
 	c := codec.Encoder()
 	plan.Code(c)
@@ -124,7 +141,7 @@ func TestPlanSurvivesTheCodec(t *testing.T) {
 }
 
 func FuzzPlanDecoder(f *testing.F) {
-	plan, err := Compile(minimal(), overlay)
+	plan, err := Compile(minimal(), Trees{Root: overlay})
 	if err != nil {
 		f.Fatal(err)
 	}

@@ -71,6 +71,28 @@ func compileMount(m specs.Mount) (engine.Mount, error) {
 	return out, nil
 }
 
+// TypeImage is the type of a mount that shows what an image holds, read-only. Its source is the image's ID, and after a slash the path of what is
+// mounted of it, if that is not all.
+const TypeImage = engine.TypeImage
+
+// CompileImage translates a mount of TypeImage.
+func (t *Trees) CompileImage(m specs.Mount) (engine.Mount, error) {
+	id, below, _ := strings.Cut(m.Source, "/")
+	layers := t.Images[id]
+	if len(layers) != 1 || layers[0].Type != "overlay" {
+		return engine.Mount{}, &UnsupportedError{"mounts.source", m.Source}
+	}
+	out, err := compileMount(m)
+	if err != nil {
+		return out, err
+	}
+	if len(out.Options) > 0 || out.Set&unix.MOUNT_ATTR_RDONLY == 0 {
+		return out, &UnsupportedError{"mounts.options", strings.Join(m.Options, ",")}
+	}
+	out.Source, out.SubPath, out.Options = id, below, slices.Clone(layers[0].Options)
+	return out, nil
+}
+
 // set lets a later option win over an earlier one.
 func set(m *engine.Mount, a attribute) {
 	m.Set = m.Set&^(a.clear|a.set) | a.set

@@ -93,6 +93,8 @@ var goldens = []struct {
 			{ContainerPath: "/mnt/rro/", HostPath: "/mnt", Readonly: true, RecursiveReadOnly: true, MountOptions: []string{"noexec", "nosuid"}},
 			{ContainerPath: "/dev/termination-log", HostPath: "/pods/termination"},
 			{ContainerPath: "/shared", HostPath: "/shared", Propagation: runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL},
+			{ContainerPath: "/models", Image: &runtimeapi.ImageSpec{Image: "r/models:1", ImageRef: "sha256:a1"}, Readonly: true},
+			{ContainerPath: "/srv/conf", Image: &runtimeapi.ImageSpec{Image: "r/conf", ImageRef: "sha256:b2"}, ImageSubPath: "etc//x/.", Readonly: true, MountOptions: []string{"noexec"}},
 		}
 		c.Devices = []*runtimeapi.Device{{HostPath: "/dev/fuse", Permissions: "rw"}, {HostPath: "/dev/snd", ContainerPath: "/dev/sound", Permissions: "mrw"}}
 		in.Devices = map[string][]specs.LinuxDevice{

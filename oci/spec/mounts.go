@@ -9,13 +9,12 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// mountOptions are the bind mount options that a request may add. Read-only, propagation and what is bound have fields.
-var mountOptions = []string{
-	"nosuid", "suid", "nodev", "dev", "noexec", "exec", "noatime", "atime", "nodiratime", "diratime", "relatime", "norelatime",
-	"strictatime", "nostrictatime", "nosymfollow", "symfollow", "rnosuid", "rsuid", "rnodev", "rdev", "rnoexec", "rexec",
-	"rnoatime", "ratime", "rnodiratime", "rdiratime", "rrelatime", "rnorelatime", "rstrictatime", "rnostrictatime",
-	"rnosymfollow", "rsymfollow",
-}
+// mountOptions are the options that a request may add: those that take something away. Read-only, propagation and what is bound have fields.
+var mountOptions = []string{"noexec", "nodev", "nosuid"}
+
+// typeImage is the type of a mount that shows what an image holds. Its source is the image's ID, and after a slash the path of what is mounted
+// of it, if that is not all.
+const typeImage = "image"
 
 // procFiles may be mounted over: they tell of resources, and lxcfs replaces them. Anything else below /proc would let a
 // mount answer for the kernel, as with /proc/self/attr (CVE-2019-19921). The list is runc's.
@@ -41,6 +40,10 @@ func (b *builder) mounts() error {
 	for _, m := range requested {
 		if err := b.checkPropagation(m); err != nil {
 			return err
+		}
+		if isVolume(m) {
+			bound = append(bound, volume(m))
+			continue
 		}
 		bound = append(bound, b.bind(m))
 	}
@@ -139,6 +142,17 @@ func (b *builder) bind(m *runtimeapi.Mount) specs.Mount {
 	}
 }
 
+// volume translates a mount of an image, which checkMount has passed. Nothing in it is a device: the image is a stranger's. Its owners are mapped as
+// those of the root are.
+func volume(m *runtimeapi.Mount) specs.Mount {
+	source := m.GetImage().GetImageRef()
+	if sub := cleanPath(m.GetImageSubPath()); sub != "/" {
+		source += sub
+	}
+	options := append([]string{"rprivate", "ro", "nodev"}, m.GetMountOptions()...)
+	return specs.Mount{Destination: cleanPath(m.GetContainerPath()), Type: typeImage, Source: source, Options: options}
+}
+
 // checkPropagation refuses what would let a user namespace's root mount on the host, and mappings without a user namespace.
 func (b *builder) checkPropagation(m *runtimeapi.Mount) error {
 	switch {
@@ -146,19 +160,26 @@ func (b *builder) checkPropagation(m *runtimeapi.Mount) error {
 		return invalid("config.mounts.propagation", m.GetPropagation().String(), "must not be set in a pod with a user namespace")
 	case !b.users.own() && len(m.GetUidMappings()) > 0:
 		return invalid("config.mounts.uidMappings", m.GetContainerPath(), "must not be set in a pod without a user namespace")
+	case isVolume(m) && len(m.GetUidMappings()) > 0 &&
+		!(slices.Equal(mappings(m.GetUidMappings()), b.users.UIDs) && slices.Equal(mappings(m.GetGidMappings()), b.users.GIDs)):
+		return invalid("config.mounts.uidMappings", m.GetContainerPath(), "must be the pod's for a mount of an image")
 	}
 	return nil
 }
+
+// ValidateMount checks one mount of a request, whose name field is. The errors are *InvalidError.
+func ValidateMount(field string, m *runtimeapi.Mount) error { return checkMount(field, m) }
 
 // checkMount checks one mount of a request.
 func checkMount(field string, m *runtimeapi.Mount) error {
 	if err := checkPath(field+"container_path", m.GetContainerPath()); err != nil {
 		return err
 	}
-	if m.GetImage().GetImage() != "" {
-		return invalid(field+"image", m.GetImage().GetImage(), "is not supported: image volumes are not built")
+	source := checkHostPath
+	if isVolume(m) {
+		source = checkVolume
 	}
-	if err := checkPath(field+"host_path", m.GetHostPath()); err != nil {
+	if err := source(field, m); err != nil {
 		return err
 	}
 	destination := cleanPath(m.GetContainerPath())
@@ -183,8 +204,38 @@ func checkMount(field string, m *runtimeapi.Mount) error {
 	}
 	for _, o := range m.GetMountOptions() {
 		if !slices.Contains(mountOptions, o) {
-			return invalid(field+"mount_options", o, "is not an option that a request may set")
+			return invalid(field+"mount_options", o, "must be one of %s", strings.Join(mountOptions, ", "))
 		}
+	}
+	return nil
+}
+
+func checkHostPath(field string, m *runtimeapi.Mount) error {
+	if m.GetImageSubPath() != "" {
+		return invalid(field+"image_sub_path", m.GetImageSubPath(), "must not be set without image")
+	}
+	return checkPath(field+"host_path", m.GetHostPath())
+}
+
+// isVolume tells whether a mount is of an image.
+func isVolume(m *runtimeapi.Mount) bool { return m.GetImage().GetImage() != "" }
+
+// checkVolume checks what only a mount of an image has. Who made the request has looked the image up.
+func checkVolume(field string, m *runtimeapi.Mount) error {
+	sub := m.GetImageSubPath()
+	switch {
+	case m.GetHostPath() != "":
+		return invalid(field+"host_path", m.GetHostPath(), "must be empty for a mount of an image")
+	case !m.GetReadonly():
+		return invalid(field+"readonly", "false", "must be true for a mount of an image")
+	case m.GetPropagation() != runtimeapi.MountPropagation_PROPAGATION_PRIVATE:
+		return invalid(field+"propagation", m.GetPropagation().String(), "must be private for a mount of an image")
+	case strings.HasPrefix(sub, "/") || climbs(sub):
+		return invalid(field+"image_sub_path", sub, "must be relative and without ..")
+	case strings.ContainsRune(sub, 0) || len(sub) > maxPath:
+		return invalid(field+"image_sub_path", sub, "must have at most %d bytes, and no NUL", maxPath)
+	case m.GetImage().GetImageRef() == "" || strings.ContainsRune(m.GetImage().GetImageRef(), '/'):
+		return invalid(field+"image.image_ref", m.GetImage().GetImageRef(), "must be the ID of an image that is here")
 	}
 	return nil
 }

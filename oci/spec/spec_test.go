@@ -126,8 +126,40 @@ func TestContainerRefuses(t *testing.T) {
 		{"a source of 64 KiB", "config.mounts[0].host_path", "at most", func(in *Input, _ *runtimeapi.LinuxContainerSecurityContext) {
 			in.Container.Mounts = []*runtimeapi.Mount{mount("/data", long)}
 		}},
-		{"an image volume", "config.mounts[0].image", "not supported", func(in *Input, _ *runtimeapi.LinuxContainerSecurityContext) {
-			in.Container.Mounts = []*runtimeapi.Mount{{ContainerPath: "/data", Image: &runtimeapi.ImageSpec{Image: "x"}}}
+		{"a writable image volume", "config.mounts[0].readonly", "must be true", func(in *Input, _ *runtimeapi.LinuxContainerSecurityContext) {
+			in.Container.Mounts = []*runtimeapi.Mount{{ContainerPath: "/data", Image: &runtimeapi.ImageSpec{Image: "x", ImageRef: "sha256:x"}}}
+		}},
+		{"an image volume with a host path", "config.mounts[0].host_path", "must be empty", func(in *Input, _ *runtimeapi.LinuxContainerSecurityContext) {
+			in.Container.Mounts = []*runtimeapi.Mount{{ContainerPath: "/data", Image: &runtimeapi.ImageSpec{Image: "x", ImageRef: "sha256:x"}, HostPath: "/x", Readonly: true}}
+		}},
+		{"an image volume that propagates", "config.mounts[0].propagation", "private", func(in *Input, _ *runtimeapi.LinuxContainerSecurityContext) {
+			in.Container.Mounts = []*runtimeapi.Mount{{ContainerPath: "/data", Image: &runtimeapi.ImageSpec{Image: "x", ImageRef: "sha256:x"}, Readonly: true, Propagation: runtimeapi.MountPropagation_PROPAGATION_HOST_TO_CONTAINER}}
+		}},
+		{"an image volume that nobody looked up", "config.mounts[0].image.image_ref", "ID of an image", func(in *Input, _ *runtimeapi.LinuxContainerSecurityContext) {
+			in.Container.Mounts = []*runtimeapi.Mount{{ContainerPath: "/data", Image: &runtimeapi.ImageSpec{Image: "x"}, Readonly: true}}
+		}},
+		{"a part of an image that climbs", "config.mounts[0].image_sub_path", "without ..", func(in *Input, _ *runtimeapi.LinuxContainerSecurityContext) {
+			in.Container.Mounts = []*runtimeapi.Mount{{ContainerPath: "/data", Image: &runtimeapi.ImageSpec{Image: "x", ImageRef: "sha256:x"}, Readonly: true, ImageSubPath: "a/../../b"}}
+		}},
+		{"a part of an image that is absolute", "config.mounts[0].image_sub_path", "relative", func(in *Input, _ *runtimeapi.LinuxContainerSecurityContext) {
+			in.Container.Mounts = []*runtimeapi.Mount{{ContainerPath: "/data", Image: &runtimeapi.ImageSpec{Image: "x", ImageRef: "sha256:x"}, Readonly: true, ImageSubPath: "/etc"}}
+		}},
+		{"a part of an image with NUL", "config.mounts[0].image_sub_path", "NUL", func(in *Input, _ *runtimeapi.LinuxContainerSecurityContext) {
+			in.Container.Mounts = []*runtimeapi.Mount{{ContainerPath: "/data", Image: &runtimeapi.ImageSpec{Image: "x", ImageRef: "sha256:x"}, Readonly: true, ImageSubPath: "a\x00"}}
+		}},
+		{"a part of no image", "config.mounts[0].image_sub_path", "without image", func(in *Input, _ *runtimeapi.LinuxContainerSecurityContext) {
+			in.Container.Mounts = []*runtimeapi.Mount{{ContainerPath: "/data", HostPath: "/x", ImageSubPath: "etc"}}
+		}},
+		{"an image volume in /proc", "config.mounts[0].container_path", "/proc", func(in *Input, _ *runtimeapi.LinuxContainerSecurityContext) {
+			in.Container.Mounts = []*runtimeapi.Mount{{ContainerPath: "/proc/x", Image: &runtimeapi.ImageSpec{Image: "x", ImageRef: "sha256:x"}, Readonly: true}}
+		}},
+		{"an image volume with other owners than the pod's", "config.mounts.uidMappings", "must be the pod", func(in *Input, _ *runtimeapi.LinuxContainerSecurityContext) {
+			in.Pod.Config.Linux.SecurityContext.NamespaceOptions = usersOption(100)
+			in.Container.Mounts = []*runtimeapi.Mount{{ContainerPath: "/data", Image: &runtimeapi.ImageSpec{Image: "x", ImageRef: "sha256:x"}, Readonly: true,
+				UidMappings: []*runtimeapi.IDMapping{{HostId: 7, Length: 1}}, GidMappings: []*runtimeapi.IDMapping{{HostId: 7, Length: 1}}}}
+		}},
+		{"an option that gives something", "config.mounts[0].mount_options", "noexec, nodev, nosuid", func(in *Input, _ *runtimeapi.LinuxContainerSecurityContext) {
+			in.Container.Mounts = []*runtimeapi.Mount{{ContainerPath: "/data", HostPath: "/x", MountOptions: []string{"exec"}}}
 		}},
 		{"mapped owners", "config.mounts[0].uidMappings", "gidMappings", func(in *Input, _ *runtimeapi.LinuxContainerSecurityContext) {
 			in.Container.Mounts = []*runtimeapi.Mount{{ContainerPath: "/data", HostPath: "/data", UidMappings: []*runtimeapi.IDMapping{{}}}}
@@ -164,10 +196,10 @@ func TestContainerRefuses(t *testing.T) {
 			in.Container.Mounts = []*runtimeapi.Mount{{ContainerPath: "/data", HostPath: "/data", Readonly: true, RecursiveReadOnly: true,
 				Propagation: runtimeapi.MountPropagation_PROPAGATION_HOST_TO_CONTAINER}}
 		}},
-		{"an option that undoes read-only", "config.mounts[0].mount_options", "may set", func(in *Input, _ *runtimeapi.LinuxContainerSecurityContext) {
+		{"an option that undoes read-only", "config.mounts[0].mount_options", "must be one of", func(in *Input, _ *runtimeapi.LinuxContainerSecurityContext) {
 			in.Container.Mounts = []*runtimeapi.Mount{{ContainerPath: "/data", HostPath: "/data", Readonly: true, MountOptions: []string{"rw"}}}
 		}},
-		{"an option that is many", "config.mounts[0].mount_options", "may set", func(in *Input, _ *runtimeapi.LinuxContainerSecurityContext) {
+		{"an option that is many", "config.mounts[0].mount_options", "must be one of", func(in *Input, _ *runtimeapi.LinuxContainerSecurityContext) {
 			in.Container.Mounts = []*runtimeapi.Mount{{ContainerPath: "/data", HostPath: "/data", MountOptions: []string{"nosuid,suid"}}}
 		}},
 		{"a device that is not there", "config.devices[0].host_path", "must be a device", func(in *Input, _ *runtimeapi.LinuxContainerSecurityContext) {

@@ -123,6 +123,11 @@ func (c *Client) Start(ctx context.Context, r StartRequest) (pid int, err error)
 			return 0, err
 		}
 	}
+	if slices.ContainsFunc(r.Plan.Mounts, func(m engine.Mount) bool { return m.Type == engine.TypeImage }) {
+		if err := c.need(ctx, 6, "start a container that mounts an image"); err != nil {
+			return 0, err
+		}
+	}
 	body := wire.Start{ContainerID: r.ContainerID, Plan: *r.Plan, LogPath: r.LogPath, Command: r.Command}
 	m := wire.Message{Verb: wire.VerbStart}
 	for _, f := range r.Cgroups {

@@ -33,17 +33,23 @@ func startWithUsers(t *testing.T, options ...harness.Option) *harness.Daemon {
 	t.Helper()
 	harness.Native(t, "user namespaces")
 	d := harness.Start(t, options...)
+	needUsers(t, d)
+	return d
+}
+
+// needUsers skips a test where pods cannot have user namespaces.
+func needUsers(t *testing.T, d *harness.Daemon) {
+	t.Helper()
 	r, err := d.Runtime.Status(d.Context(), &runtimeapi.StatusRequest{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, h := range r.RuntimeHandlers {
 		if h.Name == "" && h.Features.GetUserNamespaces() {
-			return d
+			return
 		}
 	}
 	t.Skip("this kernel, or the file system of the test's folder, has no ID-mapped mounts")
-	return nil
 }
 
 // mapped gives a mount of a pod the pod's mappings, as the kubelet does.

@@ -27,8 +27,10 @@ type Layers interface {
 
 // Writables is the half that containers need.
 type Writables interface {
-	Prepare(ctx context.Context, key string, diffIDs []digest.Digest) ([]snapshot.Mount, error)
+	Prepare(ctx context.Context, key string, diffIDs []digest.Digest, kept ...[]digest.Digest) ([]snapshot.Mount, error)
 	Mounts(key string) ([]snapshot.Mount, error)
+	Kept(key string) ([]snapshot.Mount, error)
+	CheckVolume(ctx context.Context, diffIDs []digest.Digest, path string) error
 	Remove(ctx context.Context, key string) error
 	Keys() ([]string, error)
 	Usage(ctx context.Context, key string) (bytes, inodes int64, err error)
@@ -54,6 +56,8 @@ func Run(t *testing.T, open func(root string) (Snapshotter, error)) {
 	t.Run("WrongDigest", s.wrongDigest)
 	t.Run("WritableLayer", s.writable)
 	t.Run("ReadFile", s.readFile)
+	t.Run("CheckVolume", s.checkVolume)
+	t.Run("Kept", s.kept)
 	t.Run("Prune", s.prune)
 	t.Run("Reopen", s.reopen)
 }

@@ -46,20 +46,10 @@ func mountLayers(m *Mount) (int, error) {
 
 // mountScratch mounts m by mount(2) in a folder of a child's own, whose other content is fill's, and returns a detached clone.
 func mountScratch(m *Mount, options string, fill func(*program)) (int, error) {
-	var d descriptors
-	defer d.close()
-	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return -1, err
-	}
-	d.add(pair[0])
-	d.add(pair[1])
 	if len(options) >= mountOptionsMax {
 		return -1, unix.E2BIG
 	}
-	p := &program{}
-	p.sys(unix.SYS_MOUNT, num(0), p.text("/"), num(0), num(unix.MS_REC|unix.MS_PRIVATE), num(0))
-	p.scope(func() {
+	fd, err := fromChild(func(p *program, out int) {
 		place, tree := p.register(), p.register()
 		// Over the host's /proc, as this child alone sees it: no layer is in there.
 		p.newFilesystem(&Mount{Type: "tmpfs", Source: "tmpfs", Options: []string{"mode=700"}}, place)
@@ -69,15 +59,8 @@ func mountScratch(m *Mount, options string, fill func(*program)) (int, error) {
 		fill(p)
 		p.sys(unix.SYS_MOUNT, p.text(m.Type), p.text(scratchTree), p.text(m.Type), num(0), p.text(options))
 		p.sys(unix.SYS_OPEN_TREE, atFDCWD, p.text(scratchTree), num(unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)).to(tree)
-		p.send(tree, pair[1])
+		p.send(tree, out)
 	})
-	p.sys(unix.SYS_EXIT_GROUP, num(0))
-	c, err := p.start(unix.CLONE_NEWNS, -1, -1)
-	if err != nil {
-		return -1, err
-	}
-	c.discard() // it ends by itself: this waits
-	fd, err := receive(pair[0])
 	if err != nil {
 		return -1, err
 	}
@@ -88,6 +71,29 @@ func mountScratch(m *Mount, options string, fill func(*program)) (int, error) {
 		}
 	}
 	return fd, nil
+}
+
+// fromChild returns the descriptor that a child sends by the socket out. The child runs what work writes down, in a mount namespace of its
+// own that the host sees nothing of.
+func fromChild(work func(p *program, out int)) (int, error) {
+	var d descriptors
+	defer d.close()
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return -1, err
+	}
+	d.add(pair[0])
+	d.add(pair[1])
+	p := &program{}
+	p.sys(unix.SYS_MOUNT, num(0), p.text("/"), num(0), num(unix.MS_REC|unix.MS_PRIVATE), num(0))
+	p.scope(func() { work(p, pair[1]) })
+	p.sys(unix.SYS_EXIT_GROUP, num(0))
+	c, err := p.start(unix.CLONE_NEWNS, -1, -1)
+	if err != nil {
+		return -1, err
+	}
+	c.discard() // it ends by itself: this waits
+	return receive(pair[0])
 }
 
 // nameLayers turns an overlay's options into mount(2)'s string, and its folders into links with names that need no escapes.

@@ -33,13 +33,13 @@ type Plan struct {
 
 // Mount is one mount of a container.
 type Mount struct {
-	// Type is a file system's name, "bind", or "cgroup" for the container's view of its cgroups.
+	// Type is a file system's name, "bind", "cgroup" for the container's view of its cgroups, or TypeImage.
 	Type string
 	// Source is the path of a bind mount on the host, else a label.
 	Source string
 	// Target is an absolute path in the container.
 	Target string
-	// Options are the file system's own: "key=value" or "flag".
+	// Options are the file system's own: "key=value" or "flag". Those of an image are an overlay's.
 	Options []string
 	// Set and Clear are MOUNT_ATTR_* bits.
 	Set, Clear uint64
@@ -54,6 +54,8 @@ type Mount struct {
 	// UIDs and GIDs map the owners of a bind mount's files: Inside on disk is Outside for who looks from the host, and so
 	// Inside again in a user namespace with the same mapping. Both are empty, or neither is.
 	UIDs, GIDs []IDMap
+	// SubPath is what of an image is mounted, a folder or a file; empty is all. It is looked up in the image, links too.
+	SubPath string
 }
 
 // Device is a device node.
@@ -153,6 +155,7 @@ func (m *Mount) code(c *codec.Codec) {
 		c.Bool(&m.NoSymlinks)
 		CodeIDMaps(c, &m.UIDs)
 		CodeIDMaps(c, &m.GIDs)
+		c.String(&m.SubPath)
 	})
 }
 

@@ -26,22 +26,25 @@ func openRootfs(m *Mount, u *UserNamespace) (int, error) {
 		}
 		return fd, err
 	}
-	if u != nil {
-		fd, err := mapRootfs(m, u)
-		if err != nil {
-			return -1, &Error{"mount root " + m.Type + " with mapped owners", "", errno(err)}
-		}
-		return fd, nil
+	fd, err := openLayers(m, u)
+	if err != nil && u != nil {
+		return -1, &Error{"mount root " + m.Type + " with mapped owners", "", errno(err)}
 	}
-	mount := newRootfs
-	if m.Type == "overlay" && !appendsLayers() {
-		mount = mountLayers
-	}
-	fd, err := mount(m)
 	if err != nil {
 		return -1, &Error{"mount root " + m.Type, "", errno(err)}
 	}
 	return fd, nil
+}
+
+// openLayers makes an overlay, or another file system, as a detached mount; in a user namespace with mapped owners.
+func openLayers(m *Mount, u *UserNamespace) (int, error) {
+	switch {
+	case u != nil:
+		return mapRootfs(m, u)
+	case m.Type == "overlay" && !appendsLayers():
+		return mountLayers(m)
+	}
+	return newRootfs(m)
 }
 
 func newRootfs(m *Mount) (int, error) {

@@ -154,24 +154,18 @@ func (p *program) tree(plan *Plan, cgroups Cgroups, root int, d *descriptors) er
 				return err
 			}
 		}
-		if m.Type == "bind" && (isDev || m.Target == "/dev") {
+		if (m.Type == "bind" || m.Type == TypeImage) && (isDev || m.Target == "/dev") {
 			hasDev = true
 		}
 		switch m.Type {
-		case "bind":
-			if m.follows(plan.Users) {
+		case "bind", TypeImage:
+			if m.Type == "bind" && m.follows(plan.Users) {
 				p.bind(rootArg, m)
 				continue
 			}
-			fd, directory, err := openSource(m, plan.Users)
-			if err != nil {
+			if err := p.volume(rootArg, m, plan.Users, d); err != nil {
 				return err
 			}
-			kind := makeFile
-			if directory {
-				kind = makeDirectory
-			}
-			p.attach(num(d.add(fd)), rootArg, m, kind)
 		case "tmpfs":
 			if plan.Users != nil && m.Target == "/dev" {
 				fd, err := devFolder(m, plan.Devices, plan.Users)

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -59,13 +61,14 @@ func Config(s *specs.Spec, ns Namespaces) *specs.Spec {
 type Bundle struct {
 	Folder      string // mode 0700
 	Config      *specs.Spec
-	Rootfs      []runtime.Mount
+	Trees       runtime.Trees
 	Directories []string // made in the root when they are missing
 }
 
-// Write makes the bundle: its folder, the specification, and the root file system, mounted. What an earlier call left there must be gone.
+// Write makes the bundle: its folder, the specification, the root file system and what mounts show of images, mounted. What an earlier call left
+// there must be gone.
 func (b *Bundle) Write() error {
-	root, err := runtime.CompileRootfs(b.Rootfs)
+	root, err := runtime.CompileRootfs(b.Trees.Root)
 	if err != nil {
 		return err
 	}
@@ -75,13 +78,40 @@ func (b *Bundle) Write() error {
 			return fmt.Errorf("write bundle: %w", err)
 		}
 	}
-	if err := writeJSON(filepath.Join(b.Folder, configName), b.Config); err != nil {
+	config, err := b.mountImages()
+	if err != nil {
+		return err
+	}
+	if err := writeJSON(filepath.Join(b.Folder, configName), config); err != nil {
 		return err
 	}
 	if err := engine.MountRootfs(&root, target); err != nil {
 		return err
 	}
 	return engine.MakeDirectories(target, b.Directories)
+}
+
+// mountImages mounts what the specification has of images in the bundle's folder, and returns the specification that binds it from there: other
+// runtimes know of no images.
+func (b *Bundle) mountImages() (*specs.Spec, error) {
+	out := *b.Config
+	out.Mounts = slices.Clone(b.Config.Mounts)
+	for i := range out.Mounts {
+		m := &out.Mounts[i]
+		if m.Type != runtime.TypeImage {
+			continue
+		}
+		image, err := b.Trees.CompileImage(*m)
+		if err != nil {
+			return nil, err
+		}
+		place := filepath.Join(b.Folder, volumePrefix+strconv.Itoa(i))
+		if err := engine.MountImage(&image, place); err != nil {
+			return nil, err
+		}
+		m.Type, m.Source, m.Options = "bind", place, append([]string{"bind"}, m.Options...)
+	}
+	return &out, nil
 }
 
 // WriteExec makes the folder of an exec.
@@ -103,19 +133,9 @@ func writeJSON(path string, v any) error {
 	return nil
 }
 
-// Remove unmounts the root file system and removes a bundle's folder, or that of an exec. It is idempotent. Nothing is walked into but the
-// folders that are made here, and a root that cannot be unmounted is not either.
+// Remove unmounts what is mounted and removes a bundle's folder, or that of an exec. It is idempotent. Nothing is walked into but the
+// folders that are made here, and what cannot be unmounted is not either.
 func Remove(folder string) error {
-	root := filepath.Join(folder, rootfsName)
-	for {
-		err := unix.Unmount(root, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
-		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
-			break
-		}
-		if err != nil {
-			return fmt.Errorf("unmount %s: %w", root, err)
-		}
-	}
 	entries, err := os.ReadDir(folder)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
@@ -123,6 +143,11 @@ func Remove(folder string) error {
 	errs := []error{err}
 	for _, e := range entries {
 		path := filepath.Join(folder, e.Name())
+		if e.Name() == rootfsName || strings.HasPrefix(e.Name(), volumePrefix) {
+			if err := unmount(path); err != nil {
+				return err
+			}
+		}
 		if e.IsDir() && strings.HasPrefix(e.Name(), execPrefix) {
 			errs = append(errs, Remove(path))
 		} else if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -138,7 +163,23 @@ func Remove(folder string) error {
 	return nil
 }
 
-const execPrefix = "exec-"
+// unmount takes all mounts away that are on top of each other at path.
+func unmount(path string) error {
+	for {
+		err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("unmount %s: %w", path, err)
+		}
+	}
+}
+
+const (
+	execPrefix   = "exec-"
+	volumePrefix = "volume-"
+)
 
 // ExecFolder is the folder of an exec, in its container's. Its name begins with exec-.
 func ExecFolder(folder, name string) string { return filepath.Join(folder, name) }

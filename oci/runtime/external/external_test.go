@@ -259,7 +259,7 @@ func TestBundle(t *testing.T) {
 		}
 	}
 	b := Bundle{Folder: filepath.Join(dir, "bundle"), Config: &specs.Spec{Version: "1"}, Directories: []string{"/a/b", "/absolute/x", "/up/y", "/"},
-		Rootfs: []runtime.Mount{{Type: "overlay", Options: []string{"lowerdir+=" + lower, "upperdir=" + dir + "/up", "workdir=" + dir + "/work"}}}}
+		Trees: runtime.Trees{Root: []runtime.Mount{{Type: "overlay", Options: []string{"lowerdir+=" + lower, "upperdir=" + dir + "/up", "workdir=" + dir + "/work"}}}}}
 	if err := b.Write(); err != nil {
 		t.Fatal(err)
 	}

@@ -19,7 +19,8 @@ import (
 //	3  Command: other runtimes
 //	4  AppArmor profiles of containers and execs
 //	5  VerbAttach, VerbCloseStdin, VerbDial
-const Version = 5
+//	6  mounts of images
+const Version = 6
 
 // MapsUsers is the version that brought user namespaces and mapped owners. An older monitor would leave them out.
 const MapsUsers = 2

@@ -34,7 +34,7 @@ func (s *runtimeService) Status(ctx context.Context, r *runtimeapi.StatusRequest
 			{Type: runtimeapi.RuntimeReady, Status: true},
 			s.networkCondition(ctx),
 		}},
-		Features: &runtimeapi.RuntimeFeatures{SupplementalGroupsPolicy: true, MountOptions: true},
+		Features: &runtimeapi.RuntimeFeatures{SupplementalGroupsPolicy: true, UserNamespacesHostNetwork: true, MountOptions: true},
 	}
 	problems := handlerProblems{ready: answer.Status.Conditions[0]}
 	for _, h := range s.handlers {

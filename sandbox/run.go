@@ -276,8 +276,12 @@ func (m *Manager) spawn(ctx context.Context, p *pod) error {
 		return err
 	}
 	ownNet, users := !hostNetwork(p.config), spec.Users(p.config)
+	hostname := p.config.GetHostname()
+	if !ownNet {
+		hostname = "" // it would be the host's
+	}
 	started, err := m.cfg.Spawner.Spawn(ctx, monitor.Pod{SandboxID: p.id, Socket: m.socket(p.id), RecordDir: m.store.RecordDir(p.id),
-		Hostname: p.config.GetHostname(), Sysctls: sysctls, NewNet: ownNet, NewUTS: ownNet, NewIPC: !hostIPC(p.config), SharedPID: sharedPID(p.config),
+		Hostname: hostname, Sysctls: sysctls, NewNet: ownNet, NewUTS: ownNet, NewIPC: !hostIPC(p.config), SharedPID: sharedPID(p.config),
 		UIDs: runtime.IDMaps(users.UIDs), GIDs: runtime.IDMaps(users.GIDs)})
 	if err != nil {
 		return fmt.Errorf("start monitor: %w", err)

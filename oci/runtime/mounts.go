@@ -67,7 +67,7 @@ func compileMount(m specs.Mount) (engine.Mount, error) {
 		return out, &UnsupportedError{"mounts.uidMappings", m.Destination}
 	}
 	out.RecursiveAttributes = recursive
-	out.NoSymlinks = slices.Contains(kernelTypes, m.Type) || out.Target == "/dev" && m.Type == "tmpfs"
+	out.NoSymlinks = slices.Contains(kernelTypes, m.Type) || out.Target == "/dev" && m.Type == "tmpfs" || out.Target == "/sys" && m.Source == "/sys"
 	return out, nil
 }
 

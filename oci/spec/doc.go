@@ -27,7 +27,8 @@
 // oom_score_adj below the daemon's own and a resource limit above the hard one are clamped, a limit whose controller is
 // missing is dropped.
 //
-// A pod with a user namespace shares no other namespace with the host, and mounts nothing there. All capabilities can be had in it; IDs
+// A pod with a user namespace shares no pid and no ipc namespace with the host, and mounts nothing there; with the host's network it sees the
+// host's sysfs. All capabilities can be had in it; IDs
 // that it does not map are refused.
 //
 // # Errors

@@ -129,6 +129,14 @@ var goldens = []struct {
 			{ContainerPath: "/unmapped", HostPath: "/data/unmapped"},
 		}
 	}},
+	{"user-namespace-host-network", func(in *Input) {
+		ids := []*runtimeapi.IDMapping{{HostId: 131072, Length: 65536}}
+		o := in.Pod.Config.Linux.SecurityContext.NamespaceOptions
+		o.UsernsOptions, o.Network = &runtimeapi.UserNamespace{Uids: ids, Gids: ids}, runtimeapi.NamespaceMode_NODE
+		in.securityContext().NamespaceOptions = o
+		in.Container.Mounts = []*runtimeapi.Mount{{ContainerPath: "/image", Readonly: true, Image: &runtimeapi.ImageSpec{Image: "i", ImageRef: "sha256:i"},
+			UidMappings: ids, GidMappings: ids}}
+	}},
 	{"weak-daemon", func(in *Input) {
 		in.Host.Capabilities = strings.Fields(strings.ReplaceAll(strings.ReplaceAll(strings.Join(knownCapabilities, " "), "CAP_SYS_RESOURCE", ""), "CAP_AUDIT_WRITE", ""))
 		in.Host.OOMScoreAdj = -100

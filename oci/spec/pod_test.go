@@ -75,6 +75,7 @@ func TestValidatePod(t *testing.T) {
 		{"a user namespace without mappings", sc + "namespace_options.userns_options.uids", "one", userns(&runtimeapi.UserNamespace{})},
 		{"a user namespace without root", sc + "namespace_options.userns_options.uids[0].container_id", "0", userns(&runtimeapi.UserNamespace{Uids: mapping(1), Gids: mapping(0)})},
 		{"a user namespace of the host's root", sc + "namespace_options.userns_options.gids[0].host_id", "the host's", userns(&runtimeapi.UserNamespace{Uids: mapping(0), Gids: []*runtimeapi.IDMapping{{Length: 1}}})},
+		{"a user namespace of more users than groups", sc + "namespace_options.userns_options.gids[0].length", "uids, 1", userns(&runtimeapi.UserNamespace{Uids: mapping(0), Gids: []*runtimeapi.IDMapping{{HostId: 1, Length: 2}}})},
 		{"a user namespace of nobody", sc + "namespace_options.userns_options.uids[0].length", "not be 0", userns(&runtimeapi.UserNamespace{Uids: []*runtimeapi.IDMapping{{HostId: 1}}, Gids: mapping(0)})},
 		{"a user namespace beyond all IDs", sc + "namespace_options.userns_options.gids[0].length", "4294967295", userns(&runtimeapi.UserNamespace{Uids: mapping(0), Gids: []*runtimeapi.IDMapping{{HostId: 1 << 31, Length: 1 << 31}}})},
 		{"mappings of the host's user namespace", sc + "namespace_options.userns_options.mode", "mappings", userns(&runtimeapi.UserNamespace{Mode: runtimeapi.NamespaceMode_NODE, Uids: mapping(0), Gids: mapping(0)})},

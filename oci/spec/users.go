@@ -38,7 +38,8 @@ func mapped(list []specs.LinuxIDMapping, id uint32) bool {
 }
 
 // checkUsers checks the user namespace of a pod or a container: the host's, or one with one mapping of users and one of groups,
-// from 0 on. A pod that has one shares no other namespace with the host: it has no power there, not even over what it would see.
+// from 0 on, of one length. A pod that has one shares no pid and ipc namespace with the host; it may share the network, over which it has no
+// power then.
 func checkUsers(field string, o *runtimeapi.NamespaceOption) error {
 	u := o.GetUsernsOptions()
 	field += "userns_options."
@@ -69,10 +70,13 @@ func checkUsers(field string, o *runtimeapi.NamespaceOption) error {
 			return err
 		}
 	}
+	if uids, gids := u.GetUids()[0].GetLength(), u.GetGids()[0].GetLength(); uids != gids {
+		return invalid(field+"gids[0].length", i64toa(int64(gids)), "must be that of the uids, %d", uids)
+	}
 	for _, n := range []struct {
 		field string
 		mode  runtimeapi.NamespaceMode
-	}{{"network", o.GetNetwork()}, {"pid", o.GetPid()}, {"ipc", o.GetIpc()}} {
+	}{{"pid", o.GetPid()}, {"ipc", o.GetIpc()}} {
 		if n.mode == runtimeapi.NamespaceMode_NODE {
 			return invalid(fieldSecurity+"namespace_options."+n.field, n.mode.String(), "must not be the host's in a pod with a user namespace")
 		}

@@ -28,7 +28,7 @@ type Pod struct {
 	// The namespaces that the pod has of its own; the others are the host's.
 	NewNet, NewIPC, NewUTS bool
 	SharedPID              bool
-	// UIDs and GIDs map a user namespace of the pod's own, which then owns the others, of which it must have all. Empty: the host's.
+	// UIDs and GIDs map a user namespace of the pod's own, which then owns the others that it has. Empty: the host's.
 	UIDs, GIDs []engine.IDMap
 }
 

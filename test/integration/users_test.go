@@ -254,18 +254,96 @@ func tree(t testing.TB, folder string) map[string]string {
 	return files
 }
 
+// A pod with a user namespace in the host's network: it sees that, and has no power over it (KEP-5607).
+func TestUserNamespaceWithHostNetwork(t *testing.T) {
+	harness.Native(t, "user namespaces")
+	d := startWithUsers(t)
+	status, err := d.Runtime.Status(d.Context(), &runtimeapi.StatusRequest{})
+	if err != nil || !status.GetFeatures().GetUserNamespacesHostNetwork() {
+		t.Errorf("features = %v, %v", status.GetFeatures(), err)
+	}
+	const first = 650000
+	host, err := os.Hostname()
+	if err != nil {
+		t.Fatal(err)
+	}
+	pod := d.RunPod(d.Pod("hostnet", users(first), func(c *runtimeapi.PodSandboxConfig) {
+		c.Linux.SecurityContext.NamespaceOptions.Network = modeNode
+		c.Hostname = "not-the-hosts"
+	}))
+	c := pod.Run(d.Sleeper("c", likePod(pod)))
+	pid := fmt.Sprint(c.PID())
+	for name, shared := range map[string]bool{"net": true, "uts": true, "user": false, "ipc": false, "mnt": false, "pid": false} {
+		if (namespace(t, pid, name) == namespace(t, "self", name)) != shared {
+			t.Errorf("namespace %s: is the host's, or is not: want %t", name, shared)
+		}
+	}
+	if got := owner(t, "/proc/"+pid); got != first {
+		t.Errorf("the container's process is the host's user %d, want %d", got, first)
+	}
+	if got := strings.Join(strings.Fields(c.Sh("cat /proc/self/uid_map")), " "); got != "0 650000 65536" {
+		t.Errorf("mappings = %q", got)
+	}
+	if now, err := os.Hostname(); err != nil || now != host || c.Sh("hostname") != host {
+		t.Errorf("hostname = %q, %q inside, %v, want %q", now, c.Sh("hostname"), err, host)
+	}
+	if got, want := c.Sh("cat /sys/class/net/lo/ifindex; ls /sys/class/net | wc -l; stat -c %u /sys/class/net"), "1\n"; !strings.HasPrefix(got, want) || !strings.HasSuffix(got, "\n65534") {
+		t.Errorf("the host's links in /sys: %q", got)
+	}
+	if entries, err := os.ReadDir("/sys/class/net"); err != nil || c.Sh("ls /sys/class/net | grep -c '^"+entries[0].Name()+"$'") != "1" {
+		t.Errorf("links in /sys: %v", err)
+	}
+	options := "," + c.Sh("grep ' /sys ' /proc/self/mountinfo | cut -d' ' -f6") + ","
+	for _, o := range []string{"ro", "nosuid", "nodev", "noexec"} {
+		if !strings.Contains(options, ","+o+",") {
+			t.Errorf("options of /sys are %q", options)
+		}
+	}
+	for _, script := range []string{"ip link set lo down", "hostname other", "ip link add x type bridge", "mount -t sysfs sysfs /tmp", "nc -l -p 1 -w 1 127.0.0.1"} {
+		if r := c.Exec("sh", "-c", script); r.Code == 0 || !strings.Contains(strings.ToLower(r.Stderr), "permi") {
+			t.Errorf("%q is not refused: %+v", script, r)
+		}
+	}
+	if got := c.Sh("ls /sys/kernel/debug /sys/fs/bpf /sys/kernel/security 2>/dev/null | grep -v : | grep -c . ; ls -d /sys/fs/cgroup"); got != "0\n/sys/fs/cgroup" {
+		t.Errorf("mounts of the host below /sys: %q", got)
+	}
+	if s, err := d.Runtime.PodSandboxStatus(d.Context(), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: pod.ID}); err != nil || s.Status.Network.Ip != "" {
+		t.Errorf("the pod's address: %v, %v", s.GetStatus().GetNetwork(), err)
+	}
+	d.Restart()
+	if got := c.Sh("cat /proc/self/uid_map | wc -l"); got != "1" {
+		t.Errorf("after a restart: %q", got)
+	}
+	pod.Run(d.Shell("late", "test -e /sys/class/net/lo", likePod(pod))).Wait(10 * time.Second)
+	pod.Remove()
+	d.Check()
+}
+
 func TestUserNamespaceRefusals(t *testing.T) {
 	harness.Native(t, "user namespaces")
 	d := startWithUsers(t)
 	for name, change := range map[string]func(*runtimeapi.NamespaceOption){
-		"the host's network": func(o *runtimeapi.NamespaceOption) { o.Network = modeNode },
-		"the host's pids":    func(o *runtimeapi.NamespaceOption) { o.Pid = modeNode },
-		"the host's ipc":     func(o *runtimeapi.NamespaceOption) { o.Ipc = modeNode },
-		"the host's root":    func(o *runtimeapi.NamespaceOption) { o.UsernsOptions.Uids[0].HostId = 0 },
-		"no groups":          func(o *runtimeapi.NamespaceOption) { o.UsernsOptions.Gids = nil },
-		"no users":           func(o *runtimeapi.NamespaceOption) { o.UsernsOptions.Uids = nil },
-		"a target's users":   func(o *runtimeapi.NamespaceOption) { o.UsernsOptions.Mode = modeTarget },
-		"too many IDs":       func(o *runtimeapi.NamespaceOption) { o.UsernsOptions.Uids[0].Length = 1<<32 - 1 },
+		"the host's pids": func(o *runtimeapi.NamespaceOption) { o.Pid = modeNode },
+		"the host's ipc":  func(o *runtimeapi.NamespaceOption) { o.Ipc = modeNode },
+		"the host's root": func(o *runtimeapi.NamespaceOption) { o.UsernsOptions.Uids[0].HostId = 0 },
+		"two mappings": func(o *runtimeapi.NamespaceOption) {
+			more := &runtimeapi.IDMapping{HostId: 700000, ContainerId: 65536, Length: 65536}
+			o.UsernsOptions.Uids, o.UsernsOptions.Gids = append(o.UsernsOptions.Uids, more), append(o.UsernsOptions.Gids, more)
+		},
+		"root that is not mapped": func(o *runtimeapi.NamespaceOption) {
+			o.UsernsOptions.Uids[0].ContainerId, o.UsernsOptions.Gids[0].ContainerId = 1, 1
+		},
+		"a group that root does not map": func(o *runtimeapi.NamespaceOption) { o.UsernsOptions.Gids[0].ContainerId = 1 },
+		"fewer groups than users":        func(o *runtimeapi.NamespaceOption) { o.UsernsOptions.Gids[0].Length = 1000 },
+		"nobody": func(o *runtimeapi.NamespaceOption) {
+			o.UsernsOptions.Uids[0].Length, o.UsernsOptions.Gids[0].Length = 0, 0
+		},
+		"the host's users, with mappings": func(o *runtimeapi.NamespaceOption) { o.UsernsOptions.Mode = modeNode },
+		"a container's users":             func(o *runtimeapi.NamespaceOption) { o.UsernsOptions.Mode = modeContainer },
+		"no groups":                       func(o *runtimeapi.NamespaceOption) { o.UsernsOptions.Gids = nil },
+		"no users":                        func(o *runtimeapi.NamespaceOption) { o.UsernsOptions.Uids = nil },
+		"a target's users":                func(o *runtimeapi.NamespaceOption) { o.UsernsOptions.Mode = modeTarget },
+		"too many IDs":                    func(o *runtimeapi.NamespaceOption) { o.UsernsOptions.Uids[0].Length = 1<<32 - 1 },
 	} {
 		config := d.Pod("bad", users(600000))
 		config.Hostname = ""

@@ -12,8 +12,8 @@ export CGO_ENABLED = 0
 # Debian packages that the tests and the demonstration use besides Go; `make setup` installs those that are missing.
 PACKAGES := busybox-static gcc libc6-dev libseccomp-dev nftables iproute2 procps util-linux ca-certificates git runc
 
-# For test-uml alone: a kernel that runs as a program, its modules' loader, and the loader of AppArmor profiles.
-UML_PACKAGES := user-mode-linux kmod apparmor e2fsprogs runc
+# For test-uml alone: a kernel that runs as a program, its modules' loader, the loader of AppArmor profiles, and crun, which runs on cgroup v2 only.
+UML_PACKAGES := user-mode-linux kmod apparmor e2fsprogs runc crun
 
 # What is run in User-Mode Linux besides its own tests: all that cgroup version 2, an old overlayfs and a full capability set may change.
 UML_SUITES := ./test/uml ./oci/apparmor ./sandbox/cgroup ./oci/runtime/engine \
@@ -21,7 +21,10 @@ UML_SUITES := ./test/uml ./oci/apparmor ./sandbox/cgroup ./oci/runtime/engine \
 	PidsLimitReached|OutOfMemory|TheMonitorIsOutside|UsersAndGroups|Capabilities|NoNewPrivileges|Privileged|Devices|Seccomp|NothingLeaks|$\
 	RestartKeepsEverything|MonitorKilled|BadRecords|RunFolderGone|SharedPIDNamespace|Sysctls|HostileMountTargets|MountPropagation|DefaultMounts|$\
 	UpdateRunning|UpdateMemory|UpdateCreated|StatsOfKnown|MetricsOf|StatusSays)' \
-	'BERTH_TEST_HANDLER=runc ./test/integration=^Test(Handlers|ExecTimeout|OutOfMemory|DefaultCgroup|SharedPIDNamespace|MonitorKilled)$$'
+	'BERTH_TEST_HANDLER=runc ./test/integration=$(UML_HANDLER)' 'BERTH_TEST_HANDLER=crun ./test/integration=$(UML_HANDLER)'
+
+# What both of the other runtimes are held to there.
+UML_HANDLER := ^Test(Handlers|ExecTimeout|OutOfMemory|DefaultCgroup|SharedPIDNamespace|MonitorKilled|UpdateCreatedContainer)$$
 
 # Tests of images alone, which run no container: no handler changes them.
 IMAGES := Pull|Mirrors|StackEquals|ImageFsInfo|RemovedWhileInUse

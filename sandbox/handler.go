@@ -187,7 +187,11 @@ func outline(s *specs.Spec) *engine.Plan {
 }
 
 func outlineProcess(p *specs.Process) *engine.Process {
-	return &engine.Process{User: engine.User{UID: p.User.UID, GID: p.User.GID}, Console: engine.Console{Terminal: p.Terminal}}
+	out := &engine.Process{User: engine.User{UID: p.User.UID, GID: p.User.GID}, Console: engine.Console{Terminal: p.Terminal}}
+	if p.OOMScoreAdj != nil {
+		out.OOMScoreAdj, out.OOMScoreSet = *p.OOMScoreAdj, true
+	}
+	return out
 }
 
 func (h *externalHandler) started(ctx context.Context, c *container, r *monitor.StartRequest, answer error) error {

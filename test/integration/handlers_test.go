@@ -42,6 +42,11 @@ func stateOf(d *harness.Daemon, c *harness.Container, handler string) string {
 	return filepath.Join(d.Options().State, "runtimes", handler, c.ID)
 }
 
+// tellsFeatures tells whether the default handler's program has the command features, which is younger than crun 1.8.
+func tellsFeatures() bool {
+	return harness.Handler == "" || exec.Command(harness.Handler, "features").Run() == nil
+}
+
 func TestHandlers(t *testing.T) {
 	d := harness.Start(t, harness.WithConfig(otherHandler(t)))
 	status, err := d.Runtime.Status(d.Context(), &runtimeapi.StatusRequest{})
@@ -52,9 +57,9 @@ func TestHandlers(t *testing.T) {
 	for _, h := range status.RuntimeHandlers {
 		listed[h.Name] = h.Features
 	}
-	for _, name := range []string{"", "berth", "mine", "other"} {
-		if !listed[name].GetRecursiveReadOnlyMounts() {
-			t.Errorf("handler %q has features %v, want recursive read-only mounts", name, listed[name])
+	for name, want := range map[string]bool{"": tellsFeatures(), "berth": true, "mine": true, "other": true} {
+		if listed[name].GetRecursiveReadOnlyMounts() != want {
+			t.Errorf("handler %q has features %v, want recursive read-only mounts: %t", name, listed[name], want)
 		}
 	}
 	if listed["other"].GetUserNamespaces() {

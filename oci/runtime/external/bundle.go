@@ -28,6 +28,9 @@ const (
 	ConsoleName = "console"
 )
 
+// bundleVersion is the runtime-spec's that a bundle keeps to: older programs refuse newer ones by their number alone (crun 1.8).
+const bundleVersion = "1.0.2"
+
 // maxReason bounds what is quoted of a runtime's words, in bytes.
 const maxReason = 2 << 10
 
@@ -52,7 +55,7 @@ func Config(s *specs.Spec, ns Namespaces) *specs.Spec {
 		linux.Resources.Devices = s.Linux.Resources.Devices
 	}
 	out := *s
-	out.Linux = &linux
+	out.Version, out.Linux = bundleVersion, &linux
 	out.Root = &specs.Root{Path: rootfsName, Readonly: s.Root.Readonly}
 	return &out
 }

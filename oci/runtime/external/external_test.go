@@ -33,6 +33,9 @@ func TestConfigNamesThePodsNamespacesAndOnlyDevices(t *testing.T) {
 	if diff := cmp.Diff(want, got.Linux); diff != "" {
 		t.Errorf("linux (-want +got):\n%s", diff)
 	}
+	if got.Version != "1.0.2" {
+		t.Errorf("version %q, which old programs do not take", got.Version)
+	}
 	if *got.Root != (specs.Root{Path: "rootfs", Readonly: true}) {
 		t.Errorf("root = %+v", got.Root)
 	}

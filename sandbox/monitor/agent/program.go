@@ -78,18 +78,19 @@ func (p *program) make(process *engine.Process, io engine.Stdio) (engine.Child, 
 		defer os.Remove(p.command.Console)
 		defer unix.Close(listener)
 	}
-	if err := p.run(p.command.Args, io); err != nil {
+	if err := p.run(p.command.Args, process, io); err != nil {
 		return none, err
 	}
 	child, err := p.adopt()
 	if err != nil {
 		return none, err
 	}
+	setScore(child.PID, process)
 	if process.Terminal {
 		child.Master, err = receiveMaster(listener)
 	}
 	if err == nil && len(p.command.Then) > 0 {
-		err = p.run(p.command.Then, idle)
+		err = p.run(p.command.Then, process, idle)
 	}
 	if err != nil {
 		unix.PidfdSendSignal(child.PIDFD, unix.SIGKILL, nil, 0) // it is reaped as a child that nobody knows
@@ -102,7 +103,7 @@ func (p *program) make(process *engine.Process, io engine.Stdio) (engine.Child, 
 
 // run executes a command line and waits for its end, which it brings about when nobody waits any more. No descriptor but the standard ones goes
 // into the program, and nothing of the environment.
-func (p *program) run(args []string, io engine.Stdio) error {
+func (p *program) run(args []string, process *engine.Process, io engine.Stdio) error {
 	pidfd := -1
 	sys := &syscall.SysProcAttr{Setsid: true, PidFD: &pidfd}
 	if p.cgroup >= 0 {
@@ -115,6 +116,7 @@ func (p *program) run(args []string, io engine.Stdio) error {
 	var ended <-chan unix.WaitStatus
 	if err == nil {
 		ended = p.agent.register(pid)
+		setScore(pid, process)
 	}
 	p.agent.born()
 	if err != nil {
@@ -137,6 +139,14 @@ func (p *program) run(args []string, io engine.Stdio) error {
 		return &wire.Failure{Text: args[0] + " ended with exit status " + strconv.Itoa(status.ExitStatus())}
 	}
 	return nil
+}
+
+// setScore gives a program the score that what it makes is to have, and then that itself, before it has children if it can be: some programs leave an
+// exec the score that they were started with (crun 1.8), which is this process's own. What may not be lowered stays.
+func setScore(pid int, process *engine.Process) {
+	if process.OOMScoreSet {
+		os.WriteFile("/proc/"+strconv.Itoa(pid)+"/oom_score_adj", []byte(strconv.Itoa(process.OOMScoreAdj)), 0) // it may have ended
+	}
 }
 
 // adopt finds the process that the program has left.

@@ -34,7 +34,7 @@ func (s *imageServer) ListImages(_ context.Context, r *runtimeapi.ListImagesRequ
 }
 
 // ImageStatus describes one image; of one that is not there it says nothing. When it is asked to be verbose it shows the image's
-// configuration, or how far its pull is.
+// configuration, how far its pull is, or how its last one went and whom it asked.
 func (s *imageServer) ImageStatus(_ context.Context, r *runtimeapi.ImageStatusRequest) (*runtimeapi.ImageStatusResponse, error) {
 	if err := checkReference(r.GetImage()); err != nil {
 		return nil, err
@@ -57,8 +57,12 @@ func (s *imageServer) ImageStatus(_ context.Context, r *runtimeapi.ImageStatusRe
 			return nil, err
 		}
 	}
-	if pull, ok := s.pull(r.GetImage().GetImage()); ok {
-		if answer.Info["pull"], err = marshal(pull); err != nil {
+	for _, pull := range s.images.Pulls(r.GetImage().GetImage()) {
+		key := "pull"
+		if pull.Ended != nil {
+			key = "lastPull"
+		}
+		if answer.Info[key], err = marshal(pull); err != nil {
 			return nil, err
 		}
 	}
@@ -115,16 +119,6 @@ func fsUsage(u imageservice.FsUsage, now int64) *runtimeapi.FilesystemUsage {
 		Timestamp: now, FsId: &runtimeapi.FilesystemIdentifier{Mountpoint: u.Mountpoint},
 		UsedBytes: &runtimeapi.UInt64Value{Value: u.Bytes}, InodesUsed: &runtimeapi.UInt64Value{Value: u.Inodes},
 	}
-}
-
-// pull finds the pull of a reference that is under way.
-func (s *imageServer) pull(reference string) (imageservice.Progress, bool) {
-	for _, p := range s.images.Pulls() {
-		if p.Ref == reference {
-			return p, true
-		}
-	}
-	return imageservice.Progress{}, false
 }
 
 // imageMessage describes an image.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	"google.golang.org/grpc/codes"
@@ -61,6 +62,11 @@ func TestImageStatusOfWhatIsNotThere(t *testing.T) {
 	s, err := w.image.ImageStatus(t.Context(), &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: "r/y:1"}, Verbose: true})
 	if err != nil || s.GetImage() != nil || s.GetInfo()["pull"] == "" {
 		t.Errorf("ImageStatus = %v, %v, want no image and its pull", s, err)
+	}
+	w.images.pulls[0].Ended = &time.Time{}
+	s, err = w.image.ImageStatus(t.Context(), &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: "r/y:1"}, Verbose: true})
+	if err != nil || s.GetInfo()["pull"] != "" || !strings.Contains(s.GetInfo()["lastPull"], "r/y:1") {
+		t.Errorf("ImageStatus = %v, %v, want how the last pull went", s, err)
 	}
 	w.images.fail["Image"] = fmt.Errorf("reference: %w", imageservice.ErrInvalidReference)
 	if _, err := w.image.ImageStatus(t.Context(), &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: "UPPER"}}); status.Code(err) != codes.InvalidArgument {

@@ -55,7 +55,7 @@ func (s *runtimeService) Status(ctx context.Context, r *runtimeapi.StatusRequest
 	if !r.GetVerbose() {
 		return answer, nil
 	}
-	pulls, err := marshal(nonNil(s.images.Pulls()))
+	pulls, err := marshal(nonNil(s.images.Pulls("")))
 	if err != nil {
 		return nil, err
 	}

@@ -61,6 +61,7 @@ var rules = []rule{
 	{is: sandbox.ErrNotFound, code: codes.NotFound},
 
 	{is: imageservice.ErrUnauthorized, code: codes.Unauthenticated},
+	{is: imageservice.ErrDenied, code: codes.PermissionDenied},
 	{is: imageservice.ErrDigestMismatch, code: codes.DataLoss},
 	{is: imageservice.ErrTooLarge, code: codes.ResourceExhausted},
 	{is: imageservice.ErrInvalidImage, code: codes.FailedPrecondition},

@@ -37,6 +37,7 @@ func TestEachErrorHasItsCode(t *testing.T) {
 		{"deadline", context.DeadlineExceeded, codes.DeadlineExceeded, ""},
 		{"unknown image", imageservice.ErrNotFound, codes.NotFound, ""},
 		{"bad credentials", imageservice.ErrUnauthorized, codes.Unauthenticated, ""},
+		{"good credentials, and no right", imageservice.ErrDenied, codes.PermissionDenied, ""},
 		{"registry down", imageservice.ErrRegistryUnavailable, codes.Unknown, "RegistryUnavailable: "},
 		{"registry down, by its own timeout", fmt.Errorf("%w: %w", imageservice.ErrRegistryUnavailable, context.DeadlineExceeded), codes.Unknown, "RegistryUnavailable: "},
 		{"wrong signature", crierrors.ErrSignatureValidationFailed, codes.Unknown, "SignatureValidationFailed: "},

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"net"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -162,7 +163,9 @@ func (f *fakeImages) Image(reference string) (imageservice.Image, error) {
 
 func (f *fakeImages) Images() []imageservice.Image               { return f.images }
 func (f *fakeImages) Remove(_ context.Context, ref string) error { return f.fail["Remove"] }
-func (f *fakeImages) Pulls() []imageservice.Progress             { return f.pulls }
+func (f *fakeImages) Pulls(reference string) []imageservice.Progress {
+	return slices.DeleteFunc(slices.Clone(f.pulls), func(p imageservice.Progress) bool { return reference != "" && p.Ref != reference })
+}
 
 func (f *fakeImages) ReadFile(_ context.Context, _, path string, _ int64) ([]byte, error) {
 	if err := f.fail["ReadFile"]; err != nil {

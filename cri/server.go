@@ -64,8 +64,8 @@ type Images interface {
 	Image(reference string) (imageservice.Image, error)
 	Images() []imageservice.Image
 	Remove(ctx context.Context, reference string) error
-	// Pulls are those under way.
-	Pulls() []imageservice.Progress
+	// Pulls are those under way; of a reference, if there is one, the latest, also when it has ended.
+	Pulls(reference string) []imageservice.Progress
 	// ReadFile reads a regular file of the image's root of at most max bytes; fs.ErrNotExist when there is none.
 	ReadFile(ctx context.Context, imageID, path string, max int64) ([]byte, error)
 	// CheckVolume says whether a path of the image can be mounted: fs.ErrNotExist, imageservice.ErrNotVolume.

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/opencontainers/go-digest"
 
@@ -20,6 +21,7 @@ type catalog struct {
 	digests map[string]string       // HOST/PATH@DIGEST to ID
 	sizes   map[digest.Digest]int64 // bytes of the tars of layers that are in the store, published or not
 	files   map[fileKey]file
+	pinned  atomic.Pointer[[]string]
 	keys    map[string][]string // of root filesystems to the images' IDs, those that this process has made
 }
 

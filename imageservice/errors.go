@@ -14,6 +14,7 @@ import (
 var (
 	ErrNotFound            = registry.ErrNotFound       // no such image here, or in the registry
 	ErrUnauthorized        = registry.ErrUnauthorized   // the registry wants other credentials
+	ErrDenied              = registry.ErrDenied         // the registry knows who asks, and does not allow it
 	ErrRegistryUnavailable = registry.ErrUnavailable    // no registry answered
 	ErrRegistryConfig      = registry.ErrConfig         // hosts.toml or a certificate cannot be used
 	ErrInvalidReference    = reference.ErrInvalid       // what was given is no name of an image

@@ -15,7 +15,7 @@ type Image struct {
 	Size        uint64   // bytes of its layers, unpacked, each counted once
 	Config      ImageConfig
 	DiffIDs     []digest.Digest // lowest layer first
-	Pinned      bool            // never set so far: nothing of berth's own needs an image
+	Pinned      bool            // the operator wants it kept: who collects garbage is to spare it; Remove does as it is told
 	RawConfig   []byte
 	Manifest    Manifest
 	Layers      []Layer

@@ -48,25 +48,23 @@ func (s *Service) has(diffID digest.Digest) bool {
 	return known || s.snap.Has(diffID)
 }
 
-// stream is one try of ingest: network, digest, decompression and disk at the same time, a few pieces apart.
+// stream is one try of ingest: network, decompression and disk at the same time, a few pieces apart.
 func (s *Service) stream(ctx context.Context, src source, l recordLayer, count *atomic.Int64) (bytes int64, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	blob := src.Blob(ctx, registry.Descriptor{Digest: l.Digest, Size: l.Size})
 	packed := newReadahead(counter{blob, count})
 	stream := newLayerStream(packed, max(s.config.MinUnpacked, min(l.Size, math.MaxInt64/maxRatio)*maxRatio))
-	tar := newReadahead(stream)
+	stream.turn = turn{ctx: ctx, slots: s.pulls.unpacking}
 	defer func() {
 		cancel() // ends a read of the network, and with it those behind
-		tar.Close()
 		packed.Close()
 		blob.Close()
 		stream.close()
 	}()
-	err = s.snap.Ingest(ctx, l.DiffID, tar)
+	err = s.snap.Ingest(ctx, l.DiffID, stream)
 	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) || ctx.Err() != nil {
 		return 0, err
 	}
-	tar.Close() // nobody reads the stream from here on
 	if err != nil {
 		return 0, stream.verdict(err)
 	}
@@ -74,7 +72,7 @@ func (s *Service) stream(ctx context.Context, src source, l recordLayer, count *
 		bytes, _ := s.catalog.size(l.DiffID) // the store had the layer, and read nothing
 		return bytes, nil
 	}
-	return stream.size.Load(), nil
+	return stream.size, nil
 }
 
 // counter counts what is read.

@@ -9,6 +9,9 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/berthd/berth/imageservice/reference"
+	"github.com/berthd/berth/imageservice/registry"
 )
 
 // States of a pull, and of a layer in it.
@@ -19,7 +22,11 @@ const (
 	StateWaiting     = "waiting"
 	StateDone        = "done"
 	StateExists      = "exists" // the layer was here before
+	StateFailed      = "failed"
 )
+
+// maxEnded is how many pulls that have ended are remembered.
+const maxEnded = 32
 
 // Progress is how far a pull is.
 type Progress struct {
@@ -28,6 +35,12 @@ type Progress struct {
 	State   string          `json:"state"`
 	Started time.Time       `json:"started"`
 	Layers  []LayerProgress `json:"layers"`
+
+	// Endpoints are whom the pull may ask, in order, and what came of it.
+	Endpoints []registry.Endpoint `json:"endpoints,omitempty"`
+
+	Ended *time.Time `json:"ended,omitempty"` // nil: it is under way
+	Error string     `json:"error,omitempty"`
 }
 
 // LayerProgress is how far a layer is, in bytes of its compressed blob.
@@ -44,6 +57,7 @@ type tracker struct {
 
 	mu      sync.Mutex
 	p       Progress        // guarded by mu
+	src     source          // guarded by mu; nil before it is open
 	diffIDs []digest.Digest // of p.Layers; guarded by mu
 }
 
@@ -51,6 +65,24 @@ func (t *tracker) state(state string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.p.State = state
+}
+
+// from says where the pull's content comes from.
+func (t *tracker) from(src source) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.src = src
+}
+
+// end says how the pull has ended.
+func (t *tracker) end(err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	now := time.Now()
+	t.p.Ended, t.p.State = &now, StateDone
+	if err != nil {
+		t.p.State, t.p.Error = StateFailed, err.Error()
+	}
 }
 
 func (t *tracker) layers(imageID string, layers []Layer) {
@@ -78,6 +110,9 @@ func (t *tracker) progress() Progress {
 	defer t.mu.Unlock()
 	p := t.p
 	p.Layers = slices.Clone(p.Layers)
+	if t.src != nil {
+		p.Endpoints = t.src.Endpoints()
+	}
 	for i := range p.Layers {
 		l := &p.Layers[i]
 		if l.State == StateDone || l.State == StateExists {
@@ -91,8 +126,15 @@ func (t *tracker) progress() Progress {
 	return p
 }
 
-// Pulls tells how far the pulls are that are under way, oldest first.
-func (s *Service) Pulls() []Progress {
+// Pulls tells how far the pulls are that are under way, oldest first; with a reference, how far the latest of that is, or how it
+// ended, if that is not forgotten yet.
+func (s *Service) Pulls(ref string) []Progress {
+	if ref != "" {
+		if p, ok := s.lastPull(ref); ok {
+			return []Progress{p}
+		}
+		return nil
+	}
 	s.pulls.mu.Lock()
 	all := slices.Collect(maps.Values(s.pulls.trackers))
 	s.pulls.mu.Unlock()
@@ -102,6 +144,32 @@ func (s *Service) Pulls() []Progress {
 	}
 	slices.SortFunc(out, func(a, b Progress) int { return cmp.Or(a.Started.Compare(b.Started), cmp.Compare(a.Ref, b.Ref)) })
 	return out
+}
+
+// lastPull tells of the latest pull of a reference: one that is under way, or else the last that has ended.
+func (s *Service) lastPull(ref string) (Progress, bool) {
+	parsed, err := reference.Parse(ref)
+	if err != nil {
+		return Progress{}, false
+	}
+	s.pulls.mu.Lock()
+	var found *tracker
+	for key, t := range s.pulls.trackers {
+		if key.ref == parsed.String() && (found == nil || t.p.Started.After(found.p.Started)) { // Started never changes
+			found = t
+		}
+	}
+	last, ok := Progress{}, false
+	for _, e := range s.pulls.ended {
+		if e.ref == parsed.String() {
+			last, ok = e.progress, true
+		}
+	}
+	s.pulls.mu.Unlock()
+	if found != nil {
+		return found.progress(), true
+	}
+	return last, ok
 }
 
 // report calls fn ten times a second with the progress of a pull, until the function that it returns is called; that

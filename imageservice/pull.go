@@ -29,25 +29,39 @@ type pullKey struct {
 
 // pulls are those under way.
 type pulls struct {
-	images   group[pullKey, string]
-	layers   group[digest.Digest, int64]
-	fetching sync.Map // diffID to *atomic.Int64: the bytes read of the layers that are being fetched
+	images    group[pullKey, string]
+	layers    group[digest.Digest, int64]
+	unpacking chan struct{} // has one element for each layer that is being unpacked
+	fetching  sync.Map      // diffID to *atomic.Int64: the bytes read of the layers that are being fetched
 
 	mu       sync.Mutex
 	trackers map[pullKey]*tracker // guarded by mu
+	ended    []endedPull          // the last maxEnded, oldest first; guarded by mu
 }
 
-func newPulls() pulls { return pulls{trackers: map[pullKey]*tracker{}} }
+// endedPull is how a pull of a reference ended.
+type endedPull struct {
+	ref      string
+	progress Progress
+}
 
-// track shows a pull until the function that it returns is called.
-func (p *pulls) track(key pullKey, t *tracker) (stop func()) {
+func newPulls(unpack int) pulls {
+	return pulls{trackers: map[pullKey]*tracker{}, unpacking: make(chan struct{}, unpack)}
+}
+
+// track shows a pull until the function that it returns is called with how it ended, and remembers that.
+func (p *pulls) track(key pullKey, t *tracker) (stop func(error)) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.trackers[key] = t
-	return func() {
+	return func(err error) {
+		t.end(err)
+		last := endedPull{ref: key.ref, progress: t.progress()}
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		delete(p.trackers, key)
+		p.ended = append(p.ended, last)
+		p.ended = slices.Delete(p.ended, 0, max(0, len(p.ended)-maxEnded))
 	}
 }
 
@@ -57,6 +71,7 @@ type source interface {
 	Fetch(ctx context.Context, desc registry.Descriptor) ([]byte, error)
 	Blob(ctx context.Context, desc registry.Descriptor) io.ReadCloser
 	HasOther(desc registry.Descriptor, err error) bool
+	Endpoints() []registry.Endpoint
 }
 
 // Pull fetches what ref names and returns the image's ID. The registry is always asked, with this caller's credentials; what is
@@ -74,14 +89,16 @@ func (s *Service) Pull(ctx context.Context, ref string, auth Auth, progress func
 	key := pullKey{ref: parsed.String(), cred: cred}
 	stop := s.report(key, progress)
 	defer stop()
-	imageID, _, err = s.pulls.images.do(ctx, key, func(ctx context.Context) (string, error) {
+	imageID, _, err = s.pulls.images.do(ctx, key, func(ctx context.Context) (imageID string, err error) {
 		t := &tracker{fetching: &s.pulls.fetching, p: Progress{Ref: ref, State: StateResolving, Started: time.Now()}}
-		defer s.pulls.track(key, t)()
+		stop := s.pulls.track(key, t)
+		defer func() { stop(err) }()
 		src, err := s.registry.Open(parsed, cred)
 		if err != nil {
 			return "", err
 		}
 		defer src.Close()
+		t.from(src)
 		return s.pull(ctx, parsed, src, t)
 	})
 	if err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -21,6 +22,9 @@ type Config struct {
 	// MinUnpacked is what a layer may unpack to, in bytes, however small it is packed; larger ones to 100 times their packed
 	// size. Default 1 GiB.
 	MinUnpacked int64
+
+	Pinned []string // patterns of images that are pinned: see Service.Pin
+	Unpack int      // layers that are unpacked at a time, of all pulls; default: as many as there are processors
 
 	Registry registry.Config // patience with registries; HostsDir above wins
 	Snapshot Snapshotter     // default: snapshot.Open(Root)
@@ -58,11 +62,15 @@ func Open(ctx context.Context, config Config) (*Service, error) {
 	if config.MinUnpacked <= 0 {
 		config.MinUnpacked = defaultMinUnpacked
 	}
+	if config.Unpack <= 0 {
+		config.Unpack = runtime.GOMAXPROCS(0)
+	}
 	config.Registry.HostsDir = config.HostsDir
 	s := &Service{
 		config: config, registry: registry.New(config.Registry), snap: config.Snapshot, closer: func() error { return nil },
-		catalog: newCatalog(), pulls: newPulls(), leases: newLeases(), walker: newWalker(), wake: make(chan struct{}, 1),
+		catalog: newCatalog(), pulls: newPulls(config.Unpack), leases: newLeases(), walker: newWalker(), wake: make(chan struct{}, 1),
 	}
+	s.Pin(config.Pinned)
 	var err error
 	if s.records, err = openRecords(config.Root); err != nil {
 		return nil, err
@@ -160,7 +168,7 @@ func (s *Service) Image(refOrID string) (Image, error) {
 	if err != nil {
 		return Image{}, err
 	}
-	return e.image.clone(), nil
+	return s.show(e.image), nil
 }
 
 // Images lists all images by their IDs.
@@ -168,7 +176,7 @@ func (s *Service) Images() []Image {
 	entries := s.catalog.all()
 	out := make([]Image, 0, len(entries))
 	for _, e := range entries {
-		out = append(out, e.image.clone())
+		out = append(out, s.show(e.image))
 	}
 	slices.SortFunc(out, func(a, b Image) int { return strings.Compare(a.ID, b.ID) })
 	return out

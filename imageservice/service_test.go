@@ -446,7 +446,7 @@ func TestFailedPullsLeaveNothing(t *testing.T) {
 			if pub, ing := w.snap.layers(); pub+ing != 0 {
 				t.Errorf("%d layers published, %d ingested after the failure", pub, ing)
 			}
-			if len(w.Images())+len(w.Pulls()) != 0 {
+			if len(w.Images())+len(w.Pulls("")) != 0 {
 				t.Error("something is listed")
 			}
 			if entries, err := os.ReadDir(filepath.Join(w.root, "records")); err != nil || len(entries) != 0 {
@@ -505,7 +505,7 @@ func TestConcurrentPullsShareTheDownload(t *testing.T) {
 	for range 11 { // the shared layer, and one of each image
 		<-w.snap.holding
 	}
-	if n := len(w.Pulls()); n != 10 {
+	if n := len(w.Pulls("")); n != 10 {
 		t.Errorf("%d pulls under way, want 10", n)
 	}
 	close(w.snap.hold)
@@ -611,7 +611,7 @@ func TestAFailedLeaderDoesNotFailTheOthers(t *testing.T) {
 		_, err := w.Pull(t.Context(), p.Ref, Auth{}, nil)
 		ok <- err
 	}()
-	w.eventually("the good pull to join", func() bool { return w.reg.Count("GET", "a/b/manifests/") > 0 && len(w.Pulls()) == 2 })
+	w.eventually("the good pull to join", func() bool { return w.reg.Count("GET", "a/b/manifests/") > 0 && len(w.Pulls("")) == 2 })
 	time.Sleep(20 * time.Millisecond)
 	close(w.snap.hold)
 	if err := <-errs; !errors.Is(err, ErrDigestMismatch) {
@@ -681,7 +681,7 @@ func TestProgress(t *testing.T) {
 	if !partial {
 		t.Errorf("no progress seen in %d reports", len(seen))
 	}
-	if len(w.Pulls()) != 0 {
+	if len(w.Pulls("")) != 0 {
 		t.Error("a pull is left over")
 	}
 }
@@ -878,7 +878,7 @@ func TestCloseEndsPulls(t *testing.T) {
 		_, err := w.Pull(context.WithoutCancel(t.Context()), p.Ref, Auth{}, nil)
 		done <- err
 	}()
-	w.eventually("the pull to begin", func() bool { return len(w.Pulls()) == 1 })
+	w.eventually("the pull to begin", func() bool { return len(w.Pulls("")) == 1 })
 	begin := time.Now()
 	w.reopen()
 	if err := <-done; !errors.Is(err, ErrClosed) || time.Since(begin) > time.Second {

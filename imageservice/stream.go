@@ -2,10 +2,10 @@ package imageservice
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
-	"sync/atomic"
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
@@ -33,41 +33,97 @@ func unpack(r *bufio.Reader) (io.ReadCloser, error) {
 	return io.NopCloser(r), nil
 }
 
+// turn bounds how many layers are unpacked at a time, so that many pulls do not take all processors from each other and from
+// who shares them. Who waits for the network gives its place up meanwhile. It is for one goroutine at a time.
+type turn struct {
+	ctx   context.Context
+	slots chan struct{} // nil: there is no bound
+	mine  bool
+}
+
+func (t *turn) take() error {
+	if t.slots == nil {
+		return nil
+	}
+	select {
+	case t.slots <- struct{}{}:
+		t.mine = true
+		return nil
+	case <-t.ctx.Done():
+		return context.Cause(t.ctx)
+	}
+}
+
+func (t *turn) give() {
+	if t.mine {
+		<-t.slots
+		t.mine = false
+	}
+}
+
+// waiting reads something that may have to be waited for, out of turn.
+type waiting struct {
+	r    io.Reader
+	turn *turn
+}
+
+func (w waiting) Read(p []byte) (int, error) {
+	if !w.turn.mine {
+		return w.r.Read(p)
+	}
+	w.turn.give()
+	n, err := w.r.Read(p)
+	if takeErr := w.turn.take(); err == nil && takeErr != nil {
+		err = takeErr
+	}
+	return n, err
+}
+
 // layerStream is a layer's tar, unpacked from a stream that checks itself (registry.Source.Blob): its io.EOF means that the
 // whole of that was read, and was right.
 type layerStream struct {
 	packed *bufio.Reader
 	tar    io.ReadCloser // nil before the first Read
 	limit  int64         // bytes of tar
+	turn   turn
 
-	size atomic.Int64 // bytes of tar so far
-	err  error        // sticky
+	size int64 // bytes of tar so far
+	err  error // sticky
 }
 
 // newLayerStream reads a stream that may unpack to limit bytes.
 func newLayerStream(packed io.Reader, limit int64) *layerStream {
-	return &layerStream{packed: bufio.NewReaderSize(packed, 64<<10), limit: limit}
+	s := &layerStream{limit: limit}
+	s.packed = bufio.NewReaderSize(waiting{packed, &s.turn}, 64<<10)
+	return s
 }
 
 func (s *layerStream) Read(p []byte) (n int, err error) {
 	if s.err != nil {
 		return 0, s.err
 	}
+	if s.err = s.turn.take(); s.err != nil {
+		return 0, s.err
+	}
+	defer s.turn.give()
+	n, s.err = guard(func() (int, error) { return s.read(p) })
+	return n, s.err
+}
+
+func (s *layerStream) read(p []byte) (n int, err error) {
 	if s.tar == nil {
 		if s.tar, err = unpack(s.packed); err != nil {
-			s.err = s.blame(err)
-			return 0, s.err
+			return 0, s.blame(err)
 		}
 	}
 	n, err = s.tar.Read(p)
-	if s.size.Add(int64(n)) > s.limit {
-		s.err = fmt.Errorf("%w: a layer unpacks to more than %d bytes", ErrTooLarge, s.limit)
-		return 0, s.err
+	if s.size += int64(n); s.size > s.limit {
+		return 0, fmt.Errorf("%w: a layer unpacks to more than %d bytes", ErrTooLarge, s.limit)
 	}
 	if err != nil {
-		s.err = s.blame(err)
+		err = s.blame(err)
 	}
-	return n, s.err
+	return n, err
 }
 
 // blame finds out what the end of the unpacked stream means: wrong bytes from the registry, if they are; else a layer that is

@@ -93,14 +93,11 @@ func (d *barDisplay) draw(lines []string) {
 // bars are a pull's lines: one for each layer, as many as there is room for, those under way before those that are done; and one
 // for all of them.
 func bars(p pullProgress, width, height int) []string {
-	var total layerProgress
 	var active, finished []string
 	for _, l := range p.Layers {
-		if l.done() && l.Bytes < l.Size {
-			l.Bytes = l.Size
+		if l.done() {
+			l.Bytes = max(l.Bytes, l.Size)
 		}
-		total.Bytes += l.Bytes
-		total.Size += l.Size
 		line := barLine(short(l.Digest), l, width)
 		if l.done() {
 			finished = append(finished, line)
@@ -112,8 +109,20 @@ func bars(p pullProgress, width, height int) []string {
 	if room := max(height-1, 0); len(lines) > room {
 		lines = lines[:room]
 	}
-	total.State = p.State
-	return append(lines, barLine(fmt.Sprintf("%d layers", len(p.Layers)), total, width))
+	return append(lines, barLine(fmt.Sprintf("%d layers", len(p.Layers)), p.total(), width))
+}
+
+// total is all layers of a pull as if they were one.
+func (p pullProgress) total() layerProgress {
+	total := layerProgress{State: p.State}
+	for _, l := range p.Layers {
+		if l.done() {
+			l.Bytes = max(l.Bytes, l.Size)
+		}
+		total.Bytes += l.Bytes
+		total.Size += l.Size
+	}
+	return total
 }
 
 // barLine is one line: name, bar, numbers and state.

@@ -27,7 +27,7 @@ type imageRow struct {
 func newImages(c *client) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "images", Aliases: []string{"image"}, Short: "List images", Args: noArgs,
-		Long:    "List the images that berthd has, by name. An image with several tags has a line for each.",
+		Long:    "List the images that berthd has, by name. An image with several tags has a line for each. Pulls under way are shown by berth status.",
 		Example: "  berth images\n  berth images -o json",
 	}
 	out := addOutput(cmd)
@@ -44,7 +44,7 @@ func newImages(c *client) *cobra.Command {
 		if *out == outputJSON {
 			return printJSON(cmd.OutOrStdout(), imageRows(answer.GetImages()))
 		}
-		return printTable(cmd.OutOrStdout(), []string{"IMAGE", "TAG", "IMAGE ID", "SIZE"}, imageTable(answer.GetImages()))
+		return printTable(cmd.OutOrStdout(), imageHead(answer.GetImages()), imageTable(answer.GetImages()))
 	}
 	return cmd
 }
@@ -66,14 +66,27 @@ func imageRows(images []*runtimeapi.Image) []imageRow {
 	return rows
 }
 
+// imageHead is the head of their table. There is a column for pins when there are any.
+func imageHead(images []*runtimeapi.Image) []string {
+	head := []string{"IMAGE", "TAG", "IMAGE ID", "SIZE"}
+	if slices.ContainsFunc(images, (*runtimeapi.Image).GetPinned) {
+		head = append(head, "PINNED")
+	}
+	return head
+}
+
 // imageTable are images for people.
 func imageTable(images []*runtimeapi.Image) [][]string {
 	var rows [][]string
+	width := len(imageHead(images))
 	for _, i := range images {
-		id, bytes := short(i.GetId()), size(i.GetSize())
+		id, bytes, pinned := short(i.GetId()), size(i.GetSize()), "no"
+		if i.GetPinned() {
+			pinned = "yes"
+		}
 		for _, tag := range i.GetRepoTags() {
 			name, tag := splitTag(tag)
-			rows = append(rows, []string{name, tag, id, bytes})
+			rows = append(rows, []string{name, tag, id, bytes, pinned}[:width])
 		}
 		if len(i.GetRepoTags()) > 0 {
 			continue
@@ -82,7 +95,7 @@ func imageTable(images []*runtimeapi.Image) [][]string {
 		if len(i.GetRepoDigests()) > 0 {
 			name, _, _ = strings.Cut(i.GetRepoDigests()[0], "@")
 		}
-		rows = append(rows, []string{name, noName, id, bytes})
+		rows = append(rows, []string{name, noName, id, bytes, pinned}[:width])
 	}
 	slices.SortStableFunc(rows, func(a, b []string) int { return cmp.Or(cmp.Compare(a[0], b[0]), cmp.Compare(a[1], b[1])) })
 	return rows

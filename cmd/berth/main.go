@@ -127,6 +127,8 @@ func hint(err error) string {
 		return "berthd closed the connection: is it running, and are you root?"
 	case codes.Unauthenticated:
 		return "give credentials: berth pull --username NAME --password-stdin IMAGE"
+	case codes.PermissionDenied:
+		return "the registry knows who asks and does not allow it: other credentials may do"
 	case codes.Unimplemented:
 		return "this berthd may be older than this berth"
 	}

@@ -29,6 +29,7 @@ type daemon struct {
 	podOf      map[string]string
 	images     []*runtimeapi.Image
 	progress   []string
+	lastPull   string
 	pullErr    error
 	pullWait   chan struct{}
 	auth       *runtimeapi.AuthConfig
@@ -44,7 +45,7 @@ func (d *daemon) Status(context.Context, *runtimeapi.StatusRequest) (*runtimeapi
 			{Type: "RuntimeReady", Status: true}, {Type: "NetworkReady", Status: d.ready, Reason: "NetworkPluginNotReady", Message: "no bridge"},
 		}},
 		RuntimeHandlers: []*runtimeapi.RuntimeHandler{{Name: ""}, {Name: "berth"}},
-		Info:            map[string]string{"config": `{"root":"/r","state":"/s"}`},
+		Info:            map[string]string{"config": `{"root":"/r","state":"/s"}`, "pulls": `[{"ref":"r/x:1","state":"downloading","layers":[{"bytes":5,"size":20},{"state":"exists","size":10}]}]`},
 	}, nil
 }
 
@@ -113,6 +114,9 @@ func (d *daemon) ImageStatus(_ context.Context, r *runtimeapi.ImageStatusRequest
 			answer.Image = i
 		}
 	}
+	if r.GetVerbose() && d.lastPull != "" {
+		answer.Info = map[string]string{"lastPull": d.lastPull}
+	}
 	if r.GetVerbose() && len(d.progress) > 0 {
 		answer.Info = map[string]string{"pull": d.progress[0]}
 		if d.progress = d.progress[1:]; len(d.progress) == 0 && d.pullWait != nil {
@@ -163,7 +167,8 @@ func container(id, name string, state runtimeapi.ContainerState) *runtimeapi.Con
 func TestStatusOfAReadyDaemon(t *testing.T) {
 	socket := start(t, &daemon{ready: true, pods: []*runtimeapi.PodSandbox{pod("p", "n", "ns")}})
 	code, out, _ := berth(t, socket, "status")
-	for _, want := range []string{"Runtime         berth", "Version         1.2.3", "NetworkReady    yes", "Root            /r", "Pods            1", "Cgroup driver   CGROUPFS"} {
+	for _, want := range []string{"Runtime         berth", "Version         1.2.3", "NetworkReady    yes", "Root            /r", "Pods            1", "Cgroup driver   CGROUPFS",
+		"Pull            r/x:1, downloading, 15 B of 30 B"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("no %q in\n%s", want, out)
 		}
@@ -173,7 +178,7 @@ func TestStatusOfAReadyDaemon(t *testing.T) {
 	}
 	_, out, _ = berth(t, socket, "status", "-o", "json")
 	var s daemonStatus
-	if err := json.Unmarshal([]byte(out), &s); err != nil || !s.Ready || s.Pods != 1 {
+	if err := json.Unmarshal([]byte(out), &s); err != nil || !s.Ready || s.Pods != 1 || len(s.Pulls) != 1 {
 		t.Errorf("status = %+v, %v", s, err)
 	}
 }
@@ -244,6 +249,15 @@ func TestImages(t *testing.T) {
 	var rows []imageRow
 	if err := json.Unmarshal([]byte(out), &rows); err != nil || len(rows) != 2 || rows[1].Tags == nil {
 		t.Errorf("rows = %+v, %v", rows, err)
+	}
+}
+
+func TestPinnedImages(t *testing.T) {
+	d := &daemon{images: []*runtimeapi.Image{{Id: "a", RepoTags: []string{"r/a:1"}, Pinned: true}, {Id: "b", RepoDigests: []string{"r/b@sha256:d"}}}}
+	_, out, _ := berth(t, start(t, d), "images")
+	want := "IMAGE   TAG      IMAGE ID   SIZE   PINNED\nr/a     1        a          0 B    yes\nr/b     <none>   b          0 B    no\n"
+	if out != want {
+		t.Errorf("got\n%s\nwant\n%s", out, want)
 	}
 }
 

@@ -32,6 +32,7 @@ func newPull(c *client) *cobra.Command {
 	}
 	username := cmd.Flags().StringP("username", "u", "", "user `name` at the registry")
 	fromStdin := cmd.Flags().Bool("password-stdin", false, "read the password from stdin")
+	explain := cmd.Flags().Bool("explain", false, "show which registry and mirrors were asked, in which order and why, and what they answered")
 	quiet := cmd.Flags().BoolP("quiet", "q", false, "print the image's ID only")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		request := &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: args[0]}}
@@ -58,6 +59,11 @@ func newPull(c *client) *cobra.Command {
 			show = &plainDisplay{w: io.Discard}
 		}
 		imageID, err := conn.pull(cmd.Context(), request, show)
+		if *explain {
+			if explainErr := conn.explain(cmd.Context(), request.GetImage(), cmd.ErrOrStderr()); err == nil {
+				err = explainErr
+			}
+		}
 		if err != nil {
 			return err
 		}
@@ -80,10 +86,12 @@ func readPassword(r io.Reader) (string, error) {
 	return line, nil
 }
 
-// pullProgress is what berthd says about a pull under way, in ImageStatus's information "pull".
+// pullProgress is what berthd says about a pull, in ImageStatus's information "pull" or "lastPull".
 type pullProgress struct {
-	State  string          `json:"state"`
-	Layers []layerProgress `json:"layers"`
+	Ref       string          `json:"ref"`
+	State     string          `json:"state"`
+	Layers    []layerProgress `json:"layers"`
+	Endpoints []endpoint      `json:"endpoints"`
 }
 
 // layerProgress is one layer of it. Sizes are of what is downloaded; a size of 0 is not known yet.
@@ -141,12 +149,16 @@ func (c *conn) pull(ctx context.Context, r *runtimeapi.PullImageRequest, show di
 
 // progress asks how far a pull is. That nothing is known is no failure of the pull.
 func (c *conn) progress(ctx context.Context, image *runtimeapi.ImageSpec) (pullProgress, bool) {
+	return c.pullInfo(ctx, image, "pull")
+}
+
+// pullInfo reads one of ImageStatus's informations about a pull.
+func (c *conn) pullInfo(ctx context.Context, image *runtimeapi.ImageSpec, key string) (p pullProgress, ok bool) {
 	s, err := c.image.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: image, Verbose: true})
-	if err != nil || s.GetInfo()["pull"] == "" {
+	if err != nil || s.GetInfo()[key] == "" {
 		return pullProgress{}, false
 	}
-	var p pullProgress
-	if err := json.Unmarshal([]byte(s.GetInfo()["pull"]), &p); err != nil {
+	if err := json.Unmarshal([]byte(s.GetInfo()[key]), &p); err != nil {
 		return pullProgress{}, false
 	}
 	return p, true

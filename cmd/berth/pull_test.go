@@ -60,6 +60,46 @@ func TestPullCredentials(t *testing.T) {
 	}
 }
 
+func TestPullExplains(t *testing.T) {
+	d := &daemon{lastPull: `{"state":"failed","endpoints":[
+		{"url":"http://m1/v2","source":"/c/r/hosts.toml, host 1","capabilities":["pull"],"credentials":"withheld"},
+		{"url":"https://m2/v2","source":"/c/r/hosts.toml, host 2","capabilities":["pull","resolve"],"credentials":"none","tls":["ca"],"failures":2,"failure":"get x from m2: status 503","slow":true},
+		{"url":"https://r/v2","source":"/c/r/hosts.toml, server","capabilities":["pull","resolve"],"credentials":"if asked","answers":3,"bytes":1000},
+		{"url":"https://z/v2","source":"s","capabilities":["pull","resolve"],"credentials":"none"}]}`}
+	code, out, stderr := berth(t, start(t, d), "pull", "-q", "--explain", "r/x:1")
+	want := `1. http://m1/v2
+   named by         /c/r/hosts.toml, host 1
+   may be asked to  pull
+   credentials      withheld
+   outcome          not asked: it may not resolve tags
+2. https://m2/v2
+   named by         /c/r/hosts.toml, host 2
+   may be asked to  pull, resolve
+   credentials      none
+   TLS              ca
+   outcome          failed 2 times; slow, so the others came first from then on
+   last failure     get x from m2: status 503
+3. https://r/v2
+   named by         /c/r/hosts.toml, server
+   may be asked to  pull, resolve
+   credentials      if asked
+   outcome          answered 3 times, 1.0 kB of layers and configuration
+4. https://z/v2
+   named by         s
+   may be asked to  pull, resolve
+   credentials      none
+   outcome          not asked: one before it had everything
+`
+	if code != 0 || stderr != want || !strings.HasPrefix(out, "sha256:") {
+		t.Errorf("exit status %d, %q\n%s\nwant\n%s", code, out, stderr, want)
+	}
+	d = &daemon{pullErr: status.Error(codes.PermissionDenied, "pull r/x:1: no"), lastPull: "no JSON"}
+	code, _, stderr = berth(t, start(t, d), "pull", "-q", "--explain", "r/x:1")
+	if code != 1 || !strings.HasPrefix(stderr, "Nobody was asked.\nberth: pull r/x:1: no\nhint: ") {
+		t.Errorf("exit status %d, %q", code, stderr)
+	}
+}
+
 func TestBars(t *testing.T) {
 	p := pullProgress{State: "downloading", Layers: []layerProgress{
 		{Digest: "sha256:aaaaaaaaaaaaaaaa", State: "exists", Size: 100},

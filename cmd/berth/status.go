@@ -34,6 +34,7 @@ type daemonStatus struct {
 	Containers   int               `json:"containers"`
 	Running      int               `json:"running"`
 	Images       int               `json:"images"`
+	Pulls        []pullProgress    `json:"pulls,omitempty"`
 	Config       map[string]string `json:"config,omitempty"`
 }
 
@@ -101,6 +102,11 @@ func (c *conn) status(cmd *cobra.Command) (daemonStatus, error) {
 			return daemonStatus{}, fmt.Errorf("read berthd's configuration: %w", err)
 		}
 	}
+	if text := status.GetInfo()["pulls"]; text != "" {
+		if err := json.Unmarshal([]byte(text), &s.Pulls); err != nil {
+			return daemonStatus{}, fmt.Errorf("read berthd's pulls: %w", err)
+		}
+	}
 	return s, c.count(cmd, &s)
 }
 
@@ -153,5 +159,9 @@ func (s daemonStatus) print(w io.Writer, socket string) error {
 		[]string{"Containers", fmt.Sprintf("%d, %d running", s.Containers, s.Running)},
 		[]string{"Images", fmt.Sprint(s.Images)},
 	)
+	for _, p := range s.Pulls {
+		total := p.total()
+		rows = append(rows, []string{"Pull", fmt.Sprintf("%s, %s, %s of %s", plain(p.Ref), plain(p.State), size(total.Bytes), size(total.Size))})
+	}
 	return printTable(w, []string{"Runtime", s.Runtime}, rows)
 }

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/berthd/berth/cmd/berthd/keyfile"
+	"github.com/berthd/berth/imageservice"
 	"github.com/berthd/berth/oci/runtime/external"
 )
 
@@ -35,6 +36,7 @@ const (
 // config is what the daemon works with, parsed and complete. The keys that fill it in are in keys.go.
 type config struct {
 	hostsDir string
+	images   imageservice.Config // Root and HostsDir are filled in when it is opened
 	confDir  string
 	binDirs  []string
 	// bridge and subnets are the built-in bridge's; empty when package cni is to choose.
@@ -126,6 +128,26 @@ func number(field func(*config) *int, low, high int64) setter {
 			return fmt.Errorf("%d is not %d to %d", v, low, high)
 		}
 		*field(c) = int(v)
+		return nil
+	})
+}
+
+// mebibytes takes a number of MiB.
+func mebibytes(field func(*config) *int64, low, high int64) setter {
+	return units(field, 20, low, high)
+}
+
+// kibibytes takes a number of KiB.
+func kibibytes(field func(*config) *int64, low, high int64) setter {
+	return units(field, 10, low, high)
+}
+
+func units(field func(*config) *int64, shift int, low, high int64) setter {
+	return set(func(c *config, v int64) error {
+		if v < low || v > high {
+			return fmt.Errorf("%d is not %d to %d", v, low, high)
+		}
+		*field(c) = v << shift
 		return nil
 	})
 }

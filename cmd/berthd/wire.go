@@ -43,7 +43,8 @@ func openParts(ctx context.Context, f flags, c config, instance string) (p *part
 			err = errors.Join(err, p.close(context.WithoutCancel(ctx)))
 		}
 	}()
-	p.images, err = imageservice.Open(ctx, imageservice.Config{Root: filepath.Join(f.root, "images"), HostsDir: c.hostsDir})
+	c.images.Root, c.images.HostsDir = filepath.Join(f.root, "images"), c.hostsDir
+	p.images, err = imageservice.Open(ctx, c.images)
 	if err != nil {
 		return p, fmt.Errorf("open images: %w", err)
 	}

@@ -23,13 +23,13 @@ type block struct {
 	err error
 }
 
-// stream reads ahead in a goroutine of its own, which also hashes: decompression and SHA-256 on one processor, the tar
-// and the file system on another. It keeps a record of all bytes that are not file content.
+// stream reads ahead in a goroutine of its own: decompression on one processor, SHA-256, the tar and the file system on another.
+// It keeps a record of all bytes that are not file content.
 type stream struct {
 	blocks chan block
 	quit   chan struct{}
 	ended  chan struct{} // closed when the goroutine no longer uses the reader
-	sum    hash.Hash     // the goroutine's, until ended
+	sum    hash.Hash     // of the blocks taken
 
 	cur     block
 	rest    []byte // of cur
@@ -71,7 +71,6 @@ func (s *stream) readAhead(ctx context.Context, r io.Reader) {
 			default:
 			}
 		}
-		s.sum.Write(b.buf[:b.n])
 		select {
 		case s.blocks <- b:
 		case <-s.quit:
@@ -103,6 +102,7 @@ func (s *stream) next(max int64) ([]byte, error) {
 		}
 		s.cur = <-s.blocks
 		s.rest = s.cur.buf[:s.cur.n]
+		s.sum.Write(s.rest)
 	}
 	p := s.rest[:min(int64(len(s.rest)), max)]
 	s.rest = s.rest[len(p):]

@@ -41,7 +41,7 @@
 //
 // # Errors
 //
-// *Error says what was asked of which host and what came back; errors.Is tells ErrNotFound, ErrUnauthorized,
+// *Error says what was asked of which host and what came back; errors.Is tells ErrNotFound, ErrUnauthorized (other credentials are wanted), ErrDenied (the right is missing),
 // ErrUnavailable, ErrDigestMismatch, ErrInvalidManifest and ErrNoPlatform apart. No error carries a token, a password or
 // the query of a URL, nor bytes that another host answered.
 //

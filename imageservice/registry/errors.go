@@ -15,6 +15,7 @@ import (
 var (
 	ErrNotFound        = errors.New("not found")
 	ErrUnauthorized    = errors.New("unauthorized")
+	ErrDenied          = errors.New("denied")
 	ErrUnavailable     = errors.New("registry unavailable")
 	ErrDigestMismatch  = errors.New("content does not match its digest")
 	ErrInvalidManifest = errors.New("invalid manifest")
@@ -69,11 +70,10 @@ func statusError(resp *http.Response) *Error {
 	switch code := resp.StatusCode; {
 	case code == http.StatusNotFound || code == http.StatusGone:
 		e.Err = ErrNotFound
-	case code == http.StatusUnauthorized || code == http.StatusForbidden || code == http.StatusProxyAuthRequired:
+	case code == http.StatusUnauthorized:
 		e.Err = ErrUnauthorized
-		if code == http.StatusProxyAuthRequired {
-			e.Err = ErrUnavailable
-		}
+	case code == http.StatusForbidden:
+		e.Err = ErrDenied
 	case code == http.StatusRequestTimeout || code == http.StatusTooManyRequests || code >= 500:
 		e.retry = code != http.StatusNotImplemented && code != http.StatusHTTPVersionNotSupported
 		e.after = retryAfter(resp.Header.Get("Retry-After"), time.Now())

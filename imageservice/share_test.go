@@ -1,0 +1,116 @@
+package imageservice
+
+import (
+	"encoding/base64"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/berthd/berth/imageservice/registry"
+	"github.com/berthd/berth/imageservice/registry/registrytest"
+)
+
+// TestLayersUnderWayAreSharedByThoseWhoMayHaveThem: a download is shared by pulls with different credentials, each of which has
+// shown its own; who has none gets nothing of it, and disturbs nobody.
+func TestLayersUnderWayAreSharedByThoseWhoMayHaveThem(t *testing.T) {
+	w := newWorld(t, registrytest.Options{Auth: registrytest.Auth{Scheme: registrytest.Token, Username: "u", Password: "p", RegistryToken: "r"}})
+	p := w.push("a/b", "1", registrytest.Image{Layers: []registrytest.Layer{noise(9, 1<<20)}})
+	w.snap.hold = make(chan struct{})
+	pair := Auth{Auth: base64.StdEncoding.EncodeToString([]byte("u:p"))}
+	good := []Auth{pair, {RegistryToken: "r"}, {Username: "u", Password: "p", ServerAddress: w.reg.Host()}}
+	errs := make(chan error, len(good))
+	for _, a := range good {
+		go func() {
+			_, err := w.Pull(t.Context(), p.Ref, a, nil)
+			errs <- err
+		}()
+	}
+	<-w.snap.holding
+	w.eventually("all who may have it to wait for the layer", func() bool {
+		w.pulls.layers.mu.Lock()
+		defer w.pulls.layers.mu.Unlock()
+		waiters := 0
+		for _, f := range w.pulls.layers.running {
+			waiters += f.waiters
+		}
+		return waiters == len(good)
+	})
+	for _, a := range []Auth{{}, {Username: "u", Password: "x"}, {RegistryToken: "x"}, {IdentityToken: "x"}} {
+		if _, err := w.Pull(t.Context(), p.Ref, a, nil); !errors.Is(err, ErrUnauthorized) {
+			t.Errorf("Pull without the right to: %v", err)
+		}
+	}
+	close(w.snap.hold)
+	for range good {
+		if err := <-errs; err != nil {
+			t.Error(err)
+		}
+	}
+	if n := w.reg.Count("GET", p.Layers[0].Digest.String()); n > 2 { // the first may be a challenge
+		t.Errorf("the layer was asked for %d times", n)
+	}
+}
+
+// TestASlowPullLeavesTheProcessorsToOthers: with one layer unpacked at a time, one that waits for its registry does not count.
+func TestASlowPullLeavesTheProcessorsToOthers(t *testing.T) {
+	w := newWorld(t, registrytest.Options{})
+	w.Close()
+	s, err := Open(t.Context(), Config{
+		Root: w.root, Snapshot: w.snap, Unpack: 1, Registry: registry.Config{StallTimeout: time.Hour},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.Service = s
+	slow := w.push("a/slow", "1", registrytest.Image{Layers: []registrytest.Layer{noise(1, 1<<20), noise(2, 1<<20)}})
+	for _, l := range slow.Layers {
+		w.reg.AddFault(registrytest.Fault{Path: l.Digest.String(), Cut: registrytest.Stall, At: 400_000})
+	}
+	done := make(chan error, 1)
+	go func() {
+		_, err := w.Pull(t.Context(), slow.Ref, Auth{}, nil)
+		done <- err
+	}()
+	w.eventually("both layers to wait", func() bool { return w.reg.Count("GET", "/a/slow/blobs/") == 3 })
+	w.pull(w.push("a/quick", "1", registrytest.Image{Layers: []registrytest.Layer{noise(3, 2<<20), layerOf("x", "y")}}).Ref)
+	if err := w.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := <-done; !errors.Is(err, ErrClosed) {
+		t.Errorf("the slow pull: %v", err)
+	}
+	w.reopen()
+}
+
+func TestPullsAreRemembered(t *testing.T) {
+	w := newWorld(t, registrytest.Options{})
+	p := w.push("a/b", "1", registrytest.Image{})
+	if _, ok := w.lastPull(p.Ref); ok {
+		t.Error("a pull is known that never was")
+	}
+	w.pull(p.Ref)
+	last, ok := w.lastPull(p.Ref)
+	if !ok || last.State != StateDone || last.Ended == nil || last.Error != "" || last.ImageID != p.ImageID {
+		t.Errorf("%+v", last)
+	}
+	if len(last.Endpoints) != 1 || last.Endpoints[0].Answers != 4 || last.Endpoints[0].Bytes == 0 || last.Endpoints[0].Failures != 0 ||
+		!strings.Contains(last.Endpoints[0].URL, w.reg.Host()) {
+		t.Errorf("endpoints = %+v", last.Endpoints)
+	}
+	for range maxEnded + 5 {
+		if _, err := w.Pull(t.Context(), w.reg.Host()+"/no/such", Auth{}, nil); !errors.Is(err, ErrNotFound) {
+			t.Fatal(err)
+		}
+	}
+	last, ok = w.lastPull(w.reg.Host() + "/no/such:latest")
+	if !ok || last.State != StateFailed || !strings.Contains(last.Error, "not found") || last.Endpoints[0].Failures != 1 {
+		t.Errorf("%+v", last)
+	}
+	if _, ok := w.lastPull(p.Ref); ok {
+		t.Error("more pulls are remembered than should be")
+	}
+	if _, ok := w.lastPull("no reference at all"); ok {
+		t.Error("a pull of what is no reference is known")
+	}
+}

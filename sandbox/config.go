@@ -3,8 +3,10 @@ package sandbox
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -86,6 +88,28 @@ type Config struct {
 	Prober *external.Prober
 	// NetNSFolder is where network namespaces are pinned; "" means netns.Folder.
 	NetNSFolder string
+	// PrimaryIP is the family of a sandbox's first address, where it has one of both; "" leaves the network's order.
+	PrimaryIP IPFamily
+}
+
+// IPFamily is a version of the Internet Protocol.
+type IPFamily string
+
+// Families of addresses.
+const (
+	IPv4 IPFamily = "ipv4"
+	IPv6 IPFamily = "ipv6"
+)
+
+// order puts addresses of the family first.
+func (f IPFamily) order(ips []netip.Addr) {
+	if f == "" {
+		return
+	}
+	slices.SortStableFunc(ips, func(a, b netip.Addr) int {
+		rank := map[bool]int{true: 0, false: 1}
+		return rank[a.Unmap().Is4() == (f == IPv4)] - rank[b.Unmap().Is4() == (f == IPv4)]
+	})
 }
 
 func (c *Config) complete() error {

@@ -337,7 +337,7 @@ func (m *Manager) attach(ctx context.Context, p *pod, request cni.Request) ([]by
 	return m.setAttachment(p, &attachment)
 }
 
-// addresses are the sandbox's, from its attachment.
+// addresses are the sandbox's, from its attachment, the primary one first.
 func (m *Manager) addresses(p *pod) []netip.Addr {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
@@ -348,6 +348,7 @@ func (m *Manager) addresses(p *pod) []netip.Addr {
 	for _, prefix := range p.attachment.IPs {
 		ips = append(ips, prefix.Addr())
 	}
+	m.cfg.PrimaryIP.order(ips)
 	return ips
 }
 

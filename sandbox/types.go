@@ -119,7 +119,7 @@ func describeContainer(c *container) Container {
 	out := Container{ID: c.id, SandboxID: c.pod.id, Config: c.config, ImageID: r.ImageID, ImageRef: r.ImageRef, State: ContainerState(r.State),
 		CreatedAt: at(r.CreatedAt), StartedAt: at(r.StartedAt), FinishedAt: at(r.FinishedAt), ExitCode: r.ExitCode, Reason: r.Reason,
 		Message: r.Message, LogPath: r.LogPath,
-		Settings: Settings{User: c.user, Mounts: c.config.GetMounts(), StopSignal: criSignal(unix.Signal(r.StopSignal))}}
+		Settings: Settings{User: c.user, Mounts: c.config.GetMounts(), StopSignal: c.stopSignal()}}
 	if r.State == store.Running {
 		out.PID = r.PID
 	}
@@ -134,6 +134,14 @@ func at(nanoseconds int64) time.Time {
 		return time.Time{}
 	}
 	return time.Unix(0, nanoseconds)
+}
+
+// stopSignal is that of the request, by the name that it has there, else that of the image. Preconditions: Manager.mu held.
+func (c *container) stopSignal() runtimeapi.Signal {
+	if asked := c.config.GetStopSignal(); asked != runtimeapi.Signal_SIGNAL_RUNTIME_DEFAULT {
+		return asked
+	}
+	return criSignal(unix.Signal(c.rec.StopSignal))
 }
 
 // criSignal names a signal as the CRI does.

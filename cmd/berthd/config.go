@@ -16,6 +16,7 @@ import (
 	"github.com/berthd/berth/cmd/berthd/keyfile"
 	"github.com/berthd/berth/imageservice"
 	"github.com/berthd/berth/oci/runtime/external"
+	"github.com/berthd/berth/sandbox"
 )
 
 // Defaults of flags.
@@ -33,16 +34,21 @@ const (
 	minMTU, maxMTU = 1280, 65535
 )
 
+// bridgeConfig is the built-in bridge's; what is empty package cni chooses.
+type bridgeConfig struct {
+	bridge  string
+	subnets []netip.Prefix
+	mtu     int
+}
+
 // config is what the daemon works with, parsed and complete. The keys that fill it in are in keys.go.
 type config struct {
 	hostsDir string
 	images   imageservice.Config // Root and HostsDir are filled in when it is opened
 	confDir  string
 	binDirs  []string
-	// bridge and subnets are the built-in bridge's; empty when package cni is to choose.
-	bridge         string
-	subnets        []netip.Prefix
-	mtu            int
+	bridgeConfig
+	primaryIP      sandbox.IPFamily // "": the network's order
 	monitor        string
 	defaultRuntime string
 	runtimeFiles   map[string]runtimeFile       // as they stand in the files
@@ -168,6 +174,17 @@ func absolute(path string) error {
 	if !filepath.IsAbs(path) || strings.ContainsRune(path, 0) {
 		return fmt.Errorf("%q is not an absolute path", path)
 	}
+	return nil
+}
+
+// setIPPref takes the family of primary addresses.
+func setIPPref(c *config, pref string) error {
+	families := map[string]sandbox.IPFamily{"cni": "", "ipv4": sandbox.IPv4, "ipv6": sandbox.IPv6}
+	family, known := families[pref]
+	if !known {
+		return fmt.Errorf("%q is none of cni, ipv4 and ipv6", pref)
+	}
+	c.primaryIP = family
 	return nil
 }
 

@@ -56,6 +56,9 @@ Ranges of the built-in bridge, at most one of each family, as "10.88.0.0/16".
 None: 10.88.0.0/16 and a private IPv6 range; a daemon with another root has ranges of its own.`},
 		{Name: "network.mtu", Default: int64(0), Set: set(setMTU), Doc: `
 MTU of the built-in bridge, 1280 to 65535; 0 is that of the host.`},
+		{Name: "network.ip_pref", Default: "cni", Set: set(setIPPref), Doc: `
+Which address of a pod with several is its primary one: "ipv4" or "ipv6", the first of that family, or "cni", the first that the network gives.
+It counts for pods made from then on.`},
 
 		{Name: "runtime.monitor", Default: "", Set: path(func(c *config) *string { return &c.monitor }), Doc: `
 The program berth-monitor(8).

@@ -90,7 +90,7 @@ func openParts(ctx context.Context, f flags, c config, instance string) (p *part
 	c.logMissing(ctx)
 	p.manager, err = sandbox.Open(ctx, sandbox.Config{
 		Root: f.root, State: f.state, Instance: instance, Network: p.network, RootFS: rootFS{p.images},
-		Spawner: spawner, Cgroups: cgroups, Host: facts, UserNamespaces: p.users, Handlers: c.runtimes, Prober: c.prober,
+		Spawner: spawner, Cgroups: cgroups, Host: facts, UserNamespaces: p.users, Handlers: c.runtimes, Prober: c.prober, PrimaryIP: c.primaryIP,
 	})
 	if err != nil {
 		return p, fmt.Errorf("open sandboxes: %w", err)

@@ -51,6 +51,9 @@ func Resources(req *runtimeapi.LinuxContainerResources, host Host) (Limits, erro
 	if len(req.GetUnified()) > 0 && !host.CgroupV2 {
 		return Limits{}, invalid(fieldResources+"unified", slices.Sorted(maps.Keys(req.GetUnified()))[0], "must be empty: this host uses cgroup v1")
 	}
+	if limit, swap := req.GetMemoryLimitInBytes(), req.GetMemorySwapLimitInBytes(); swap > 0 && limit <= 0 && host.SwapLimit {
+		return Limits{}, invalid(fieldResources+"memory_swap_limit_in_bytes", i64toa(swap), "must not be set without memory_limit_in_bytes: it limits both together")
+	}
 	for _, key := range slices.Sorted(maps.Keys(req.GetUnified())) {
 		if controller, _, _ := strings.Cut(key, "."); host.Controllers != nil && !slices.Contains(host.Controllers, controller) {
 			return Limits{}, invalid(fieldResources+"unified", key, "must be of a cgroup controller that the host has: %s", strings.Join(host.Controllers, ", "))

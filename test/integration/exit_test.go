@@ -86,6 +86,39 @@ func TestStopSignalAndGrace(t *testing.T) {
 	wantCode(t, "image with an unknown stop signal", err, codes.InvalidArgument)
 }
 
+// Every signal that the CRI names is one that a container can be stopped by, and in its status by that name.
+func TestEveryStopSignal(t *testing.T) {
+	d := harness.Start(t)
+	pod := d.RunPod(d.Pod("signals"))
+	if n := len(runtimeapi.Signal_name); n != 66 {
+		t.Errorf("%d signals with the default, want 66", n)
+	}
+	for n, name := range runtimeapi.Signal_name {
+		want := runtimeapi.Signal(n)
+		c := pod.Create(d.Container("c", []string{"probe", "signals"}, func(c *runtimeapi.ContainerConfig) { c.StopSignal = want }))
+		if want == runtimeapi.Signal_SIGNAL_RUNTIME_DEFAULT {
+			want = runtimeapi.Signal_SIGNAL_SIGTERM
+		}
+		if got := c.Status().StopSignal; got != want {
+			t.Errorf("%s: the status has %s", name, got)
+		}
+		c.Remove()
+	}
+	// Those that a shell hears of by their numbers; the grace period is for a busy machine, none waits for it.
+	for number, signal := range map[int]runtimeapi.Signal{17: runtimeapi.Signal_SIGNAL_SIGCLD, 29: runtimeapi.Signal_SIGNAL_SIGPOLL, 30: runtimeapi.Signal_SIGNAL_SIGPWR,
+		34: runtimeapi.Signal_SIGNAL_SIGRTMIN, 49: runtimeapi.Signal_SIGNAL_SIGRTMINPLUS15, 50: runtimeapi.Signal_SIGNAL_SIGRTMAXMINUS14, 64: runtimeapi.Signal_SIGNAL_SIGRTMAX} {
+		c := pod.Run(d.Shell(fmt.Sprint("c", number), fmt.Sprintf("trap 'exit %d' %d; echo up; sleep 3600 & wait", number, number),
+			func(c *runtimeapi.ContainerConfig) { c.StopSignal = signal }))
+		c.WaitOutput("up")
+		c.Stop(20 * time.Second)
+		if s := c.Status(); s.ExitCode != int32(number) || s.StopSignal != signal {
+			t.Errorf("%s: code %d, %s in the status", signal, s.ExitCode, s.StopSignal)
+		}
+	}
+	c, err := pod.TryCreate(d.Sleeper("unknown", func(c *runtimeapi.ContainerConfig) { c.StopSignal = 99 }))
+	wantCode(t, fmt.Sprintf("an unknown signal, %v", c), err, codes.InvalidArgument)
+}
+
 func TestGracePeriod(t *testing.T) {
 	d := harness.Start(t)
 	pod := d.RunPod(d.Pod("grace"))

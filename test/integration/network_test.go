@@ -126,6 +126,31 @@ func TestAddresses(t *testing.T) {
 	}
 }
 
+// The primary address is of the family that the configuration prefers, in the status and in /etc/hosts.
+func TestPrimaryAddress(t *testing.T) {
+	for pref, family := range map[string]string{"ipv6": "6", "ipv4": "4", "cni": "4"} {
+		d := harness.Start(t, harness.WithConfig(fmt.Sprintf("ip_pref = %q", pref)))
+		pod := d.RunPod(d.Pod("primary"))
+		var families string
+		for _, ip := range pod.IPs() {
+			families += map[bool]string{true: "4", false: "6"}[netip.MustParseAddr(ip).Is4()]
+		}
+		if len(families) != 2 || families[:1] != family {
+			t.Errorf("%s: addresses %q", pref, pod.IPs())
+		}
+		if got := pod.Run(d.Sleeper("c")).Sh("tail -n 2 /etc/hosts | cut -f1"); got != strings.Join(pod.IPs(), "\n") {
+			t.Errorf("%s: /etc/hosts has %q, want %q", pref, got, pod.IPs())
+		}
+		before := pod.IPs()
+		d.Restart()
+		if after := pod.IPs(); strings.Join(after, " ") != strings.Join(before, " ") {
+			t.Errorf("%s: after a restart %q, before %q", pref, after, before)
+		}
+		pod.Remove()
+		d.Check()
+	}
+}
+
 func TestHostPorts(t *testing.T) {
 	d := harness.Start(t)
 	tcp, udp, local := freePort(t), freePort(t), freePort(t)

@@ -193,6 +193,59 @@ func TestHugepages(t *testing.T) {
 	t.Error("the limit is in no hierarchy")
 }
 
+// Swap is limited together with memory; a container that says nothing about it does not swap.
+func TestSwap(t *testing.T) {
+	d := harness.Start(t)
+	pod := d.RunPod(d.Pod("swap"))
+	if _, err := os.Stat("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes"); !isUnified() && err != nil {
+		t.Skip("the kernel does not account swap")
+	}
+	const mib = 1 << 20
+	kept := func(c *harness.Container, v1, v2 string) {
+		t.Helper()
+		want := v2
+		if !isUnified() {
+			want = v1
+		}
+		if got := readFile(t, cgroupFile(t, cgroupOf(c, "memory"), "memory", "memory.memsw.limit_in_bytes", "memory.swap.max")); got != want {
+			t.Errorf("the kernel keeps %s, want %s", got, want)
+		}
+	}
+	none := pod.Run(d.Sleeper("none", harness.Resources(&resources{MemoryLimitInBytes: 64 * mib})))
+	kept(none, fmt.Sprint(64*mib), "0")
+	some := pod.Run(d.Sleeper("some", harness.Resources(&resources{MemoryLimitInBytes: 64 * mib, MemorySwapLimitInBytes: 96 * mib})))
+	kept(some, fmt.Sprint(96*mib), fmt.Sprint(32*mib))
+	update(some, &resources{MemorySwapLimitInBytes: 128 * mib})
+	kept(some, fmt.Sprint(128*mib), fmt.Sprint(64*mib))
+	if r := linuxOf(some); r.GetMemoryLimitInBytes() != 64*mib || r.GetMemorySwapLimitInBytes() != 128*mib {
+		t.Errorf("status: %v", r)
+	}
+	update(some, &resources{MemoryLimitInBytes: 32 * mib})
+	kept(some, fmt.Sprint(128*mib), fmt.Sprint(96*mib))
+	all := pod.Run(d.Sleeper("all", harness.Resources(&resources{MemoryLimitInBytes: 64 * mib, MemorySwapLimitInBytes: -1})))
+	if got := readFile(t, cgroupFile(t, cgroupOf(all, "memory"), "memory", "memory.memsw.limit_in_bytes", "memory.swap.max")); got != "max" && len(got) < 19 {
+		t.Errorf("no limit is %s", got)
+	}
+	for name, r := range map[string]*resources{
+		"swap below memory":      {MemoryLimitInBytes: 64 * mib, MemorySwapLimitInBytes: 32 * mib},
+		"swap without memory":    {MemorySwapLimitInBytes: 64 * mib},
+		"swap beside all memory": {MemoryLimitInBytes: -1, MemorySwapLimitInBytes: 64 * mib},
+	} {
+		_, err := pod.TryCreate(d.Sleeper("bad", harness.Resources(r)))
+		refused(t, name, err, codes.InvalidArgument, "memory_swap_limit_in_bytes")
+	}
+}
+
+// Memory QoS comes as files of version 2; other hosts cannot keep what it promises.
+func TestUnifiedOnVersion1(t *testing.T) {
+	if isUnified() {
+		t.Skip("this host's cgroups are of version 2")
+	}
+	d := harness.Start(t)
+	_, err := d.RunPod(d.Pod("unified")).TryCreate(d.Sleeper("c", harness.Resources(&resources{Unified: map[string]string{"memory.high": "1000000"}})))
+	refused(t, "unified resources", err, codes.InvalidArgument, "unified", "cgroup v1")
+}
+
 // TestTheMonitorIsOutside: a container's limits are no limits of its monitor.
 func TestTheMonitorIsOutside(t *testing.T) {
 	parent := newParent()

@@ -109,6 +109,37 @@ func TestUnifiedResourcesThatCannotBe(t *testing.T) {
 	}
 }
 
+// Swap alone is what version 2 limits; the request's limit is that of memory and swap together.
+func TestSwap(t *testing.T) {
+	const mib = 1 << 20
+	d := harness.Start(t)
+	pod := d.RunPod(d.Pod("swap"))
+	c := pod.Run(d.Sleeper("c", harness.Resources(&resources{MemoryLimitInBytes: 64 * mib, MemorySwapLimitInBytes: 96 * mib})))
+	kept := func(want int) {
+		t.Helper()
+		if got := read(t, filepath.Join(cgroupFolder(c), "memory.swap.max")); got != strconv.Itoa(want) {
+			t.Errorf("memory.swap.max = %s, want %d", got, want)
+		}
+	}
+	kept(32 * mib)
+	if _, err := c.Runtime.UpdateContainerResources(c.Context(), &runtimeapi.UpdateContainerResourcesRequest{ContainerId: c.ID,
+		Linux: &resources{MemorySwapLimitInBytes: 128 * mib}}); err != nil {
+		t.Fatal(err)
+	}
+	kept(64 * mib)
+	if r := c.Status().GetResources().GetLinux(); r.GetMemorySwapLimitInBytes() != 128*mib || r.GetMemoryLimitInBytes() != 64*mib {
+		t.Errorf("the status has %v", r)
+	}
+	limited := pod.Run(d.Sleeper("kubelet", harness.Resources(&resources{MemoryLimitInBytes: 64 * mib, Unified: map[string]string{"memory.swap.max": "1048576"}})))
+	if got := read(t, filepath.Join(cgroupFolder(limited), "memory.swap.max")); got != "1048576" {
+		t.Errorf("with LimitedSwap of a kubelet memory.swap.max = %s", got)
+	}
+	_, err := pod.TryCreate(d.Sleeper("bad", harness.Resources(&resources{MemorySwapLimitInBytes: 64 * mib})))
+	if status.Code(err) != codes.InvalidArgument {
+		t.Errorf("swap without memory = %v, want InvalidArgument", err)
+	}
+}
+
 func TestOutOfMemory(t *testing.T) {
 	const parent = "/oom"
 	d := harness.Start(t, harness.WithCgroupParent(parent))

@@ -64,7 +64,7 @@ func (m *Manager) handlerOf(p *pod) handler {
 	return &externalHandler{m, external.Program{Path: rec.Runtime.Path, Root: rec.Runtime.Root, Options: rec.Runtime.Options}}
 }
 
-// nativeHandler is the engine inside the monitor. It puts nothing on the host.
+// nativeHandler is the engine inside the monitor. It puts nothing on the host but the bundle of a container with hooks.
 type nativeHandler struct{ m *Manager }
 
 func (h nativeHandler) start(_ context.Context, c *container, made *specs.Spec, r *monitor.StartRequest) (err error) {
@@ -75,7 +75,7 @@ func (h nativeHandler) start(_ context.Context, c *container, made *specs.Spec, 
 		r.Plan.Rootfs.Set |= unix.MOUNT_ATTR_NODEV // images have device nodes too
 	}
 	r.Plan.Directories = append(r.Plan.Directories, h.m.containerRecord(c).MakeDirs...)
-	return nil
+	return h.m.prepareHooks(c, made, r)
 }
 
 func (nativeHandler) started(_ context.Context, _ *container, _ *monitor.StartRequest, answer error) error {
@@ -100,7 +100,9 @@ func (h nativeHandler) exec(c *container, process *specs.Process, r *monitor.Exe
 
 func (nativeHandler) execFault(_ *container, _ *execution, err error) error { return err }
 
-func (nativeHandler) end(context.Context, *container) error { return nil }
+func (h nativeHandler) end(ctx context.Context, c *container) error {
+	return h.m.endBundle(ctx, c, h.m.stoppedHooks)
+}
 
 // unknownHandler made the containers of a sandbox whose record cannot be read. They only end.
 type unknownHandler struct{ nativeHandler }
@@ -257,9 +259,22 @@ func (h *externalHandler) execFault(c *container, x *execution, err error) error
 }
 
 func (h *externalHandler) end(ctx context.Context, c *container) error {
+	m := h.m
+	return m.endBundle(ctx, c, func(ctx context.Context, c *container) error {
+		if err := m.effect("delete from runtime"); err != nil {
+			return err
+		}
+		if err := h.program.Delete(ctx, m.bundle(c), c.id); err != nil {
+			m.logger(ctx).Info("Runtime did not delete a container", "containerID", c.id, "err", err)
+		}
+		return nil
+	})
+}
+
+// endBundle ends the programs that worked on a container, calls last, and takes the bundle away.
+func (m *Manager) endBundle(ctx context.Context, c *container, last func(context.Context, *container) error) error {
 	c.root.ending.Lock()
 	defer c.root.ending.Unlock()
-	m := h.m
 	folder := m.bundle(c)
 	if _, err := os.Lstat(folder); errors.Is(err, os.ErrNotExist) { // it is made first and goes last
 		return nil
@@ -271,11 +286,8 @@ func (h *externalHandler) end(ctx context.Context, c *container) error {
 	if err := errors.Join(m.cfg.Cgroups.Kill(group), m.cfg.Cgroups.Remove(ctx, group)); err != nil {
 		return err
 	}
-	if err := m.effect("delete from runtime"); err != nil {
+	if err := last(ctx, c); err != nil {
 		return err
-	}
-	if err := h.program.Delete(ctx, folder, c.id); err != nil {
-		m.logger(ctx).Info("Runtime did not delete a container", "containerID", c.id, "err", err)
 	}
 	if err := m.effect("remove bundle"); err != nil {
 		return err

@@ -104,6 +104,7 @@ func (m *Manager) startContainer(ctx context.Context, c *container) error {
 		// It runs, and its monitor knows it: recovery would find it so. Better than to kill it for a full disk.
 		m.logger(ctx).Error(err, "Could not record that a container runs", "containerID", c.id)
 	}
+	m.startedHooks(ctx, c, pid)
 	m.logger(ctx).V(2).Info("Started container", "podSandboxID", c.pod.id, "containerID", c.id, "pid", pid, "duration", time.Since(start))
 	return nil
 }

@@ -32,6 +32,9 @@ type UnsupportedError struct {
 
 // Error names the field and the value.
 func (e *UnsupportedError) Error() string {
+	if e.Value == "" {
+		return e.Field + " is not supported by the native engine"
+	}
 	return fmt.Sprintf("%s: %q is not supported by the native engine", e.Field, e.Value)
 }
 
@@ -40,16 +43,19 @@ func Compile(s *specs.Spec, trees Trees) (*engine.Plan, error) {
 	if s.Process == nil || s.Root == nil || s.Linux == nil {
 		return nil, &UnsupportedError{"process, root, linux", "absent"}
 	}
+	if err := Check(s); err != nil {
+		return nil, err
+	}
 	root, err := CompileRootfs(trees.Root)
 	if err != nil {
 		return nil, err
 	}
 	p := &engine.Plan{
-		Rootfs:       root,
-		RootReadonly: s.Root.Readonly,
-		CgroupPath:   s.Linux.CgroupsPath,
-		Masked:       slices.Clone(s.Linux.MaskedPaths),
-		Readonly:     slices.Clone(s.Linux.ReadonlyPaths),
+		Rootfs:     root,
+		Root:       engine.Root{RootReadonly: s.Root.Readonly},
+		CgroupPath: s.Linux.CgroupsPath,
+		Masked:     slices.Clone(s.Linux.MaskedPaths),
+		Readonly:   slices.Clone(s.Linux.ReadonlyPaths),
 		Links: []engine.Link{{Path: "/dev/fd", Target: "/proc/self/fd"}, {Path: "/dev/stdin", Target: "/proc/self/fd/0"},
 			{Path: "/dev/stdout", Target: "/proc/self/fd/1"}, {Path: "/dev/stderr", Target: "/proc/self/fd/2"},
 			{Path: "/dev/ptmx", Target: "pts/ptmx"}, {Path: "/dev/core", Target: "/proc/kcore"}},
@@ -64,7 +70,7 @@ func Compile(s *specs.Spec, trees Trees) (*engine.Plan, error) {
 		if m.Type == TypeImage {
 			compile = trees.CompileImage
 		}
-		mount, err := compile(m)
+		mount, err := compile(mapOwners(m, s.Linux))
 		if err != nil {
 			return nil, err
 		}

@@ -48,7 +48,12 @@ type StartRequest struct {
 	// Command has another runtime make the container; RuntimeGroup is the cgroup that its program runs in, or nil.
 	Command      Command
 	RuntimeGroup *os.File
+	// Paused is told of each point of the plan at which the start waits; the start goes on when it returns nil, and else is undone.
+	Paused func(ctx context.Context, at Paused) error
 }
+
+// Paused is a point at which a start waits.
+type Paused = wire.Paused
 
 // MapsUsers says whether a monitor knows user namespaces. One that does not would leave them out.
 func MapsUsers(h Hello) error {
@@ -128,6 +133,11 @@ func (c *Client) Start(ctx context.Context, r StartRequest) (pid int, err error)
 			return 0, err
 		}
 	}
+	if r.Plan.Pauses != 0 || r.Plan.HostRoot != "" {
+		if err := c.need(ctx, wire.RunsHooks, "start a container with hooks"); err != nil {
+			return 0, err
+		}
+	}
 	body := wire.Start{ContainerID: r.ContainerID, Plan: *r.Plan, LogPath: r.LogPath, Command: r.Command}
 	m := wire.Message{Verb: wire.VerbStart}
 	for _, f := range r.Cgroups {
@@ -140,7 +150,12 @@ func (c *Client) Start(ctx context.Context, r StartRequest) (pid int, err error)
 	}
 	m.Body = wire.Encode(&body)
 	var started wire.Exit // only its PID
-	err = c.converse(ctx, m, conversation{into: &started, end: letEnd})
+	err = c.converse(ctx, m, conversation{into: &started, end: letEnd, paused: func(at Paused) error {
+		if err := r.Paused(ctx, at); err != nil {
+			return err
+		}
+		return c.callID(ctx, wire.VerbContinue, r.ContainerID)
+	}})
 	return started.PID, err
 }
 
@@ -203,6 +218,7 @@ type conversation struct {
 	end     func(*wire.Conn) // called when the context ends
 	started func(fds []int)  // takes the descriptors of an AnswerStarted
 	done    func(fds []int)  // takes those of an AnswerDone; nil: it has none
+	paused  func(Paused) error
 }
 
 // converse makes one request on a connection of its own and takes the answers to the last.
@@ -230,6 +246,18 @@ func (t *conversation) listen(conn *wire.Conn) error {
 			return fmt.Errorf("call monitor: %w", err)
 		}
 		switch {
+		case m.Verb == wire.AnswerPaused && t.paused != nil:
+			var at Paused
+			err := wire.Decode(m.Body, &at)
+			if err == nil {
+				err = t.paused(at)
+			}
+			if err != nil {
+				letEnd(conn)
+				conn.Receive() //nolint:errcheck // what was begun is undone by then
+				return err
+			}
+			continue
 		case m.Verb == wire.AnswerStarted && t.started != nil:
 			t.started(m.Descriptors)
 			continue

@@ -25,6 +25,8 @@ type ExecRequest struct {
 	// Started, if set, is told when the process has executed, with its terminal's master, which becomes the callee's, or nil.
 	// A monitor of protocol 1 does not tell.
 	Started func(master *os.File)
+	// Waiting is for a container whose start waits.
+	Waiting bool
 }
 
 // ExitStatus is how an exec ended.
@@ -57,7 +59,7 @@ func (c *Client) Exec(ctx context.Context, r ExecRequest) (ExitStatus, error) {
 			return ExitStatus{}, err
 		}
 	}
-	body := wire.Exec{ContainerID: r.ContainerID, Process: *r.Process, Started: r.Started != nil, Command: r.Command}
+	body := wire.Exec{ContainerID: r.ContainerID, Process: *r.Process, Started: r.Started != nil, Command: r.Command, Waiting: r.Waiting}
 	m := wire.Message{Verb: wire.VerbExec}
 	for _, f := range r.Cgroups {
 		body.Cgroups = append(body.Cgroups, f.Name())

@@ -27,6 +27,7 @@ const (
 	opTry     // execve: go on when it fails, and keep the most telling errno
 	opGiveUp  // report the errno that opTry kept
 	opBirth   // clone: the child goes on, the parent reports the child's process ID and ends
+	opRead    // read: the end of the file is an error
 )
 
 // op is one operation of a program.
@@ -59,8 +60,11 @@ const chunkOps = 32
 
 const registers = 16
 
-// born stands where a report has its operation, when it reports a process ID.
-const born = 1<<32 - 1
+// What stands where a report has its operation, when it is no failure.
+const (
+	born   = 1<<32 - 1 // and a process ID follows
+	paused = 1<<32 - 2 // and the point follows at which the child waits
+)
 
 // openAgain bounds how often in all a child asks again when openat2 could not tell that a ".." stays inside the root: any
 // rename or mount on the host does that (openat2(2), EAGAIN), and a hostile one does it without end.
@@ -151,6 +155,9 @@ func run(ops **chunk, n, report uintptr, state *childState) {
 			for {
 				syscall.RawSyscall(unix.SYS_EXIT_GROUP, 0, 0, 0)
 			}
+		}
+		if errno == 0 && o.kind == opRead && r == 0 {
+			errno = unix.EPIPE
 		}
 		next = pc + 1
 		if counted := &o.args[(o.counted-1)&7%6]; o.counted != 0 && *counted < uintptr(o.last) {

@@ -23,6 +23,25 @@ func MountRootfs(m *Mount, target string) error {
 	return nil
 }
 
+// shareRoot attaches the detached root in folder, a path of the host, and returns a detached clone of it. With no folder it returns root.
+func shareRoot(root int, folder string, d *descriptors) (int, error) {
+	if folder == "" {
+		return root, nil
+	}
+	err := unix.MoveMount(root, "", unix.AT_FDCWD, folder, unix.MOVE_MOUNT_F_EMPTY_PATH)
+	if err == nil {
+		err = unix.MountSetattr(root, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Propagation: unix.MS_PRIVATE})
+	}
+	clone := -1
+	if err == nil {
+		clone, err = unix.OpenTree(root, "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)
+	}
+	if err != nil {
+		return -1, &Error{"mount root at", quote(folder), errno(err)}
+	}
+	return d.add(clone), nil
+}
+
 // MakeDirectories makes those that are missing in a mounted root file system in which nothing runs, mode 0755, owner root. Symbolic links mean what
 // they mean in the container.
 func MakeDirectories(root string, dirs []string) error {

@@ -6,10 +6,7 @@ import "github.com/berthd/berth/oci/runtime/engine/codec"
 type Plan struct {
 	// Rootfs is the root file system, attached in the container's mount namespace only.
 	Rootfs Mount
-	// RootReadonly makes the root read-only once all mountpoints are there (runtime-spec config.md#root).
-	RootReadonly bool
-	// RootPropagation is MS_SHARED, MS_SLAVE or MS_PRIVATE for the whole tree, or 0 for slave.
-	RootPropagation uint64
+	Root
 	// Mounts are attached in order.
 	Mounts []Mount
 	// Directories are made in the root when they are missing, mode 0755, owner root.
@@ -29,7 +26,29 @@ type Plan struct {
 	Process    Process
 	// Users is the pod's user namespace, in which all of the container is; nil is the host's.
 	Users *UserNamespace
+	// Pauses are the points at which the child waits until it is told to go on, for hooks.
+	Pauses Point
 }
+
+// Root is how the root file system is attached.
+type Root struct {
+	// RootReadonly makes the root read-only once all mountpoints are there (runtime-spec config.md#root).
+	RootReadonly bool
+	// RootPropagation is MS_SHARED, MS_SLAVE or MS_PRIVATE for the whole tree, or 0 for slave.
+	RootPropagation uint64
+	// HostRoot is a folder of the host, when not empty. The root file system is attached there as well, before anything is mounted in it, and in the
+	// container's mount namespace it is there with all its mounts until the root changes. Hooks find it there.
+	HostRoot string
+}
+
+// Point is where a child can wait; several are a set.
+type Point uint32
+
+// The points.
+const (
+	Created  Point = 1 << iota // all is mounted; the root is still the host's
+	Starting                   // all is done but execve
+)
 
 // Mount is one mount of a container.
 type Mount struct {
@@ -90,6 +109,8 @@ type Console struct {
 
 // Process is what is executed.
 type Process struct {
+	// Path is executed with Args; when it is empty, what Args begins with, looked for in the environment's PATH.
+	Path      string
 	Args, Env []string
 	Cwd       string
 	Stdin     bool
@@ -133,6 +154,8 @@ func (p *Plan) Code(c *codec.Codec) {
 			CodeIDMaps(c, &p.Users.UIDs)
 			CodeIDMaps(c, &p.Users.GIDs)
 		}
+		c.String(&p.HostRoot)
+		c.Uint32((*uint32)(&p.Pauses))
 	})
 }
 
@@ -197,5 +220,6 @@ func (p *Process) Code(c *codec.Codec) {
 		c.ByteSlice(&p.Seccomp)
 		c.Uint64(&p.SeccompFlags)
 		c.String(&p.AppArmor)
+		c.String(&p.Path)
 	})
 }

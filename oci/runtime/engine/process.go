@@ -116,8 +116,13 @@ func (p *program) become(pr *Process, root arg) {
 		p.sys(unix.SYS_FCHDIR, cwd.arg())
 		p.close(cwd)
 	})
-	p.at("close", "inherited descriptors")
-	p.sys(unix.SYS_CLOSE_RANGE, num(3), arg{value: 1<<32 - 1}, num(unix.CLOSE_RANGE_CLOEXEC))
+	waits := p.gate.points&Starting != 0
+	if waits { // a hook in the container may be allowed to look into this process
+		p.closeAllBut([]int{p.pipe[1], p.gate.pipe[0]})
+	} else {
+		p.at("close", "inherited descriptors")
+		p.sys(unix.SYS_CLOSE_RANGE, num(3), arg{value: 1<<32 - 1}, num(unix.CLOSE_RANGE_CLOEXEC))
+	}
 	// No earlier: RLIMIT_NOFILE would keep the child from opening the directory. No later: a hard limit is raised by a capability.
 	for i := range pr.Rlimits {
 		l := &pr.Rlimits[i]
@@ -162,6 +167,9 @@ func (p *program) become(pr *Process, root arg) {
 		p.sys(unix.SYS_PRCTL, num(unix.PR_SET_NO_NEW_PRIVS), num(1))
 		p.seccomp(pr)
 	}
+	if waits {
+		p.waitAt(Starting)
+	}
 	p.exec(pr)
 }
 
@@ -195,10 +203,13 @@ func (p *program) seccomp(pr *Process) {
 
 // exec tries every place that execvp(3) would.
 func (p *program) exec(pr *Process) {
-	p.at(StepExec, quote(pr.Args[0]))
+	candidates := []string{pr.Path}
+	if pr.Path == "" {
+		candidates[0] = pr.Args[0]
+	}
+	p.at(StepExec, quote(candidates[0]))
 	argv, envp := p.vector(pr.Args), p.vector(pr.Env)
-	candidates := []string{pr.Args[0]}
-	if !strings.Contains(pr.Args[0], "/") {
+	if pr.Path == "" && !strings.Contains(pr.Args[0], "/") {
 		candidates = nil
 		for _, dir := range strings.Split(searchPath(pr.Env), ":") {
 			if dir == "" {

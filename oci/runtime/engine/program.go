@@ -69,9 +69,11 @@ type program struct {
 	next  reg
 	users *UserNamespace // the process's, or nil when it is the host's
 	// help is what the parent does for the child that it has cloned, before it waits for it; nil is nothing.
-	help func(pid int) error
-	proc int    // the folder of confinement
-	pipe [2]int // what the child reports by; start makes it, unless it is there
+	help  func(pid int) error
+	proc  int    // the folder of confinement
+	place reg    // where the root file system is attached, if not at the top
+	pipe  [2]int // what the child reports by; start makes it, unless it is there
+	gate  gate
 }
 
 type step struct{ verb, object string }
@@ -276,14 +278,17 @@ func (p *program) start(flags uint64, cgroup, pidns int) (Child, error) {
 		return c, nil
 	}
 	c.discard()
-	if failed != nil {
+	switch {
+	case failed != nil:
 		return Child{}, failed
+	case p.gate.refused != nil:
+		return Child{}, p.gate.refused
 	}
 	return Child{}, &Error{"wait for", "the child", errno(err)}
 }
 
 // reports reads what the child tells until its end of the pipe is closed, as execve does: nothing, or why it failed. A
-// child that gave birth to another one stands back for it: that one is c from then on.
+// child that gave birth to another one stands back for it: that one is c from then on. One that waits goes on when whoever was asked says so.
 func (p *program) reports(pipe int, c *Child) (failed *Error, err error) {
 	for {
 		var report [8]byte
@@ -295,6 +300,12 @@ func (p *program) reports(pipe int, c *Child) (failed *Error, err error) {
 			return failed, unix.EIO
 		}
 		first, second := *(*uint32)(unsafe.Pointer(&report[0])), *(*uint32)(unsafe.Pointer(&report[4]))
+		if first == paused {
+			if err := p.gate.open(Point(second), *c); err != nil {
+				return failed, err
+			}
+			continue
+		}
 		if first != born {
 			s := p.steps[p.op(min(int(first), p.len-1)).step]
 			failed = &Error{s.verb, s.object, syscall.Errno(second)}

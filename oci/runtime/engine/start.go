@@ -50,8 +50,13 @@ func (g *Cgroups) tasks(d *descriptors) (early, late []int, err error) {
 }
 
 // Start makes the container and executes its process. It returns when execve has succeeded or an Error says why not;
-// then nothing is left. The caller owns the child.
+// then nothing is left. The caller owns the child. The plan has no pauses.
 func Start(plan *Plan, cgroups Cgroups, io Stdio) (Child, error) {
+	return StartAsking(plan, cgroups, io, nil)
+}
+
+// StartAsking is Start for a plan that may have pauses: it asks whether the child may go on at each. The child is the engine's still.
+func StartAsking(plan *Plan, cgroups Cgroups, io Stdio, ask func(Point, Child) error) (Child, error) {
 	var d descriptors
 	defer d.close()
 	if len(plan.Process.Args) == 0 {
@@ -62,6 +67,9 @@ func Start(plan *Plan, cgroups Cgroups, io Stdio) (Child, error) {
 		return Child{}, err
 	}
 	d.add(root)
+	if root, err = shareRoot(root, plan.HostRoot, &d); err != nil {
+		return Child{}, err
+	}
 	early, late, err := cgroups.tasks(&d)
 	if err != nil {
 		return Child{}, err
@@ -80,6 +88,9 @@ func Start(plan *Plan, cgroups Cgroups, io Stdio) (Child, error) {
 	}
 	p := newProgram(plan.Users)
 	defer p.release()
+	if err := p.openGate(plan, ask, &d); err != nil {
+		return Child{}, err
+	}
 	if err := p.confinement(&plan.Process, &d); err != nil {
 		return Child{}, err
 	}
@@ -100,6 +111,7 @@ func Start(plan *Plan, cgroups Cgroups, io Stdio) (Child, error) {
 	} else {
 		p.stdio(&plan.Process, io, null)
 	}
+	p.pause(Created, append(late, root, p.proc)...)
 	p.restrict(plan, num(root))
 	p.pivot(plan, root)
 	for _, fd := range late {
@@ -121,6 +133,7 @@ func (p *program) begin(plan *Plan, unified int, tasks []int) (flags uint64, cgr
 	if p.users == nil {
 		p.settle(tasks)
 		p.keyring()
+		p.openPlace(plan)
 		return flags, unified
 	}
 	p.joinUsers(p.users, &plan.Process)
@@ -133,16 +146,32 @@ func (p *program) begin(plan *Plan, unified int, tasks []int) (flags uint64, cgr
 		p.sys(unix.SYS_UNSHARE, num(flags))
 	}
 	p.settle(tasks)
+	p.openPlace(plan) // as the host's root still, whose folders it is in
 	p.becomeRoot()
 	p.keyring()
 	return 0, unified
+}
+
+// openPlace opens where the root goes, if not to the top. It is in the child's own mount namespace.
+func (p *program) openPlace(plan *Plan) {
+	if plan.HostRoot == "" {
+		return
+	}
+	p.at("open", "the root's place on the host")
+	p.place = p.register()
+	p.sys(unix.SYS_OPENAT, atFDCWD, p.text(plan.HostRoot), num(unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC)).to(p.place)
 }
 
 // tree attaches the root and all mounts, and fills /dev.
 func (p *program) tree(plan *Plan, cgroups Cgroups, root int, d *descriptors) error {
 	p.detach(plan)
 	p.at("attach", "the root file system")
-	p.sys(unix.SYS_MOVE_MOUNT, num(root), p.text(""), atFDCWD, p.text("/"), num(unix.MOVE_MOUNT_F_EMPTY_PATH))
+	if p.place != 0 {
+		p.moveMount(num(root), p.place)
+		p.close(p.place)
+	} else {
+		p.sys(unix.SYS_MOVE_MOUNT, num(root), p.text(""), atFDCWD, p.text("/"), num(unix.MOVE_MOUNT_F_EMPTY_PATH))
+	}
 	rootArg := num(root)
 	hasDev := false
 	for i := range plan.Mounts {

@@ -68,6 +68,27 @@ type Bundle struct {
 	Directories []string // made in the root when they are missing
 }
 
+// RootPath is where the root file system of a bundle is mounted.
+func RootPath(folder string) string { return filepath.Join(folder, rootfsName) }
+
+// WriteUnmounted makes the bundle but for its root file system, which is for somebody else to mount at RootPath. What an earlier call left there
+// must be gone.
+func (b *Bundle) WriteUnmounted() error {
+	if err := b.makeFolders(); err != nil {
+		return err
+	}
+	return writeJSON(filepath.Join(b.Folder, configName), b.Config)
+}
+
+func (b *Bundle) makeFolders() error {
+	for _, folder := range []string{b.Folder, RootPath(b.Folder)} {
+		if err := os.Mkdir(folder, 0o700); err != nil {
+			return fmt.Errorf("write bundle: %w", err)
+		}
+	}
+	return nil
+}
+
 // Write makes the bundle: its folder, the specification, the root file system and what mounts show of images, mounted. What an earlier call left
 // there must be gone.
 func (b *Bundle) Write() error {
@@ -75,11 +96,8 @@ func (b *Bundle) Write() error {
 	if err != nil {
 		return err
 	}
-	target := filepath.Join(b.Folder, rootfsName)
-	for _, folder := range []string{b.Folder, target} {
-		if err := os.Mkdir(folder, 0o700); err != nil {
-			return fmt.Errorf("write bundle: %w", err)
-		}
+	if err := b.makeFolders(); err != nil {
+		return err
 	}
 	config, err := b.mountImages()
 	if err != nil {
@@ -88,6 +106,7 @@ func (b *Bundle) Write() error {
 	if err := writeJSON(filepath.Join(b.Folder, configName), config); err != nil {
 		return err
 	}
+	target := RootPath(b.Folder)
 	if err := engine.MountRootfs(&root, target); err != nil {
 		return err
 	}
@@ -115,6 +134,19 @@ func (b *Bundle) mountImages() (*specs.Spec, error) {
 		m.Type, m.Source, m.Options = "bind", place, append([]string{"bind"}, m.Options...)
 	}
 	return &out, nil
+}
+
+// ReadConfig reads the specification of a bundle.
+func ReadConfig(folder string) (*specs.Spec, error) {
+	text, err := os.ReadFile(filepath.Join(folder, configName))
+	if err != nil {
+		return nil, fmt.Errorf("read bundle: %w", err)
+	}
+	s := &specs.Spec{}
+	if err := json.Unmarshal(text, s); err != nil {
+		return nil, fmt.Errorf("read bundle: %s: %w", configName, err)
+	}
+	return s, nil
 }
 
 // WriteExec makes the folder of an exec.

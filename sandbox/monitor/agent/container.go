@@ -30,6 +30,7 @@ type container struct {
 	// mu: Agent.mu
 	exited bool
 	exit   wire.Exit
+	waits  chan struct{} // closed when the start that waits may go on; nil when none does
 }
 
 // unknownNamespace stands for a pid namespace that could not be opened.
@@ -63,7 +64,13 @@ func (a *Agent) start(conn *wire.Conn, m wire.Message) (wire.Coder, error) {
 		return nil, &wire.Failure{Text: "container " + c.id + " was started before"}
 	}
 	gone := hangup(conn)
-	undone, err := a.birth(c, &r, dirs, a.maker(&r.Command, runtimeGroup, gone), gone)
+	by := a.maker(&r.Command, runtimeGroup, gone)
+	if len(r.Command.Args) == 0 && r.Plan.Pauses != 0 {
+		by = native{func(at engine.Point, child engine.Child) error {
+			return a.pause(c, &r.Plan, conn, wire.Paused{Point: at, PID: child.PID}, gone)
+		}}
+	}
+	undone, err := a.birth(c, &r, dirs, by, gone)
 	if err != nil {
 		if undone != nil {
 			<-undone
@@ -109,7 +116,10 @@ func (a *Agent) birth(c *container, r *wire.Start, dirs []int, by maker, gone <-
 		killGroup(c.unified) // what another runtime has half made
 		return nil, err
 	}
+	a.mu.Lock()
+	closeIf(c.pidfd) // one that pause made
 	c.pidfd = child.PIDFD
+	a.mu.Unlock()
 	select {
 	case <-gone:
 		closeIf(child.Master)
@@ -119,18 +129,7 @@ func (a *Agent) birth(c *container, r *wire.Start, dirs []int, by maker, gone <-
 	}
 	a.mu.Lock()
 	c.pid, c.startedAt = child.PID, time.Now().UnixNano()
-	if r.Plan.Users != nil {
-		c.namespaces |= unix.CLONE_NEWUSER
-	}
-	if r.Plan.NewCgroup {
-		c.namespaces |= unix.CLONE_NEWCGROUP
-	}
-	if r.Plan.NewPID || r.Plan.PIDNamespace != "" {
-		// The child is not reaped before it is registered, so the pid is its own.
-		if c.pidns, err = unix.Open("/proc/"+strconv.Itoa(child.PID)+"/ns/pid", unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
-			c.pidns = unknownNamespace
-		}
-	}
+	c.find(&r.Plan, child.PID)
 	a.mu.Unlock()
 	ended := a.register(child.PID)
 	if process.Terminal {

@@ -14,7 +14,11 @@ func (a *Agent) exec(conn *wire.Conn, m *wire.Message) (wire.Coder, error) {
 	if err := wire.Decode(m.Body, &r); err != nil {
 		return nil, err
 	}
-	c, err := a.find(r.ContainerID)
+	find := a.find
+	if r.Waiting {
+		find = a.findWaiting
+	}
+	c, err := find(r.ContainerID)
 	if err != nil {
 		return nil, err
 	}

@@ -20,11 +20,13 @@ type maker interface {
 	exec(process *engine.Process, target engine.Target, groups engine.Cgroups, io engine.Stdio) (engine.Child, error)
 }
 
-// native is the engine.
-type native struct{}
+// native is the engine. It asks whether a child that waits may go on.
+type native struct {
+	ask func(engine.Point, engine.Child) error
+}
 
-func (native) start(plan *engine.Plan, groups engine.Cgroups, io engine.Stdio) (engine.Child, error) {
-	return engine.Start(plan, groups, io)
+func (n native) start(plan *engine.Plan, groups engine.Cgroups, io engine.Stdio) (engine.Child, error) {
+	return engine.StartAsking(plan, groups, io, n.ask)
 }
 
 func (native) exec(process *engine.Process, target engine.Target, groups engine.Cgroups, io engine.Stdio) (engine.Child, error) {

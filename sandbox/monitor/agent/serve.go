@@ -78,6 +78,8 @@ func (a *Agent) answer(conn *wire.Conn, failed error, stop func()) {
 	case wire.VerbWatch:
 		a.watch(conn)
 		return
+	case wire.VerbContinue:
+		body, err = a.resume(m)
 	case wire.VerbForget:
 		body, err = a.forget(m)
 	case wire.VerbAttach:

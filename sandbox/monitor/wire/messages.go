@@ -138,6 +138,17 @@ func (s *Start) Code(c *codec.Codec) {
 	})
 }
 
+// Paused tells at which of the plan's points a start waits.
+type Paused struct {
+	Point engine.Point
+	PID   int // of the child that waits
+}
+
+// Code writes or reads p.
+func (p *Paused) Code(c *codec.Codec) {
+	c.Struct(func(c *codec.Codec) { c.Uint32((*uint32)(&p.Point)); c.Int(&p.PID) })
+}
+
 // What the descriptors of Exec are that follow those of the cgroups.
 const (
 	ExecKill   = 'k' // cgroup.kill of the exec's own cgroup
@@ -156,6 +167,7 @@ type Exec struct {
 	Present     string
 	Started     bool // AnswerStarted comes first; its body is an Exit with the PID
 	Command     Command
+	Waiting     bool // the container is one whose start waits
 }
 
 // Code writes or reads e.
@@ -167,6 +179,7 @@ func (e *Exec) Code(c *codec.Codec) {
 		c.String(&e.Present)
 		c.Bool(&e.Started)
 		e.Command.Code(c)
+		c.Bool(&e.Waiting)
 	})
 }
 

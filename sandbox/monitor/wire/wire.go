@@ -20,7 +20,11 @@ import (
 //	4  AppArmor profiles of containers and execs
 //	5  VerbAttach, VerbCloseStdin, VerbDial
 //	6  mounts of images
-const Version = 6
+//	7  hooks: AnswerPaused, VerbContinue, Exec.Waiting
+const Version = 7
+
+// RunsHooks is the version that brought hooks. An older monitor would not wait for them.
+const RunsHooks = 7
 
 // MapsUsers is the version that brought user namespaces and mapped owners. An older monitor would leave them out.
 const MapsUsers = 2
@@ -41,6 +45,7 @@ const (
 	VerbAttach
 	VerbCloseStdin
 	VerbDial
+	VerbContinue
 )
 
 // Answers stand where a request has its verb.
@@ -48,6 +53,7 @@ const (
 	AnswerDone    Verb = 128
 	AnswerFailed  Verb = 129
 	AnswerStarted Verb = 130 // what was asked for goes on; another answer ends it
+	AnswerPaused  Verb = 131 // a start waits for VerbContinue
 )
 
 // Limits of a message.

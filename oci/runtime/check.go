@@ -1,0 +1,45 @@
+package runtime
+
+import (
+	"slices"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// Check tells what the engine lacks of what a specification asks for by fields that no request leads to, but devices and plugins of the node.
+func Check(s *specs.Spec) error {
+	p, l := s.Process, s.Linux
+	for _, f := range []struct {
+		field string
+		there bool
+	}{
+		{"domainname", s.Domainname != ""},
+		{"process.scheduler", p.Scheduler != nil},
+		{"process.ioPriority", p.IOPriority != nil},
+		{"process.execCPUAffinity", p.ExecCPUAffinity != nil},
+		{"linux.sysctl", len(l.Sysctl) > 0},
+		{"linux.netDevices", len(l.NetDevices) > 0},
+		{"linux.personality", l.Personality != nil},
+		{"linux.timeOffsets", len(l.TimeOffsets) > 0},
+		{"linux.memoryPolicy", l.MemoryPolicy != nil},
+		{"hooks.createContainer in a pod with a user namespace", s.Hooks != nil && len(s.Hooks.CreateContainer) > 0 && len(l.UIDMappings) > 0},
+	} {
+		if f.there {
+			return &UnsupportedError{Field: f.field}
+		}
+	}
+	return nil
+}
+
+// mapOwners gives a mount that is to be mapped, and has no mappings of its own, those of the container's user namespace (runtime-spec
+// config.md#linux-mount-options, idmap).
+func mapOwners(m specs.Mount, l *specs.Linux) specs.Mount {
+	own := slices.DeleteFunc(slices.Clone(m.Options), func(o string) bool { return o == "idmap" || o == "ridmap" })
+	if len(own) < len(m.Options) {
+		m.Options = own
+		if len(m.UIDMappings) == 0 {
+			m.UIDMappings, m.GIDMappings = l.UIDMappings, l.GIDMappings
+		}
+	}
+	return m
+}

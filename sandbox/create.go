@@ -14,6 +14,7 @@ import (
 
 	"github.com/berthd/berth/oci/adjust"
 	"github.com/berthd/berth/oci/apparmor"
+	"github.com/berthd/berth/oci/runtime"
 	"github.com/berthd/berth/oci/spec"
 	"github.com/berthd/berth/oci/spec/host"
 	"github.com/berthd/berth/sandbox/store"
@@ -223,6 +224,12 @@ func (m *Manager) adjustSpec(ctx context.Context, c *container, made *specs.Spec
 		if err := a.Adjust(ctx, in); err != nil {
 			return fmt.Errorf("adjust container: %w", err)
 		}
+	}
+	if m.record(c.pod).Runtime != nil { // which knows by itself what it has
+		return nil
+	}
+	if err := runtime.Check(made); err != nil {
+		return fmt.Errorf("adjust container: %w: %w", ErrInvalid, err)
 	}
 	return nil
 }

@@ -55,6 +55,7 @@ type config struct {
 	runtimes       map[string]*external.Program // by the handler's name; nil is the native engine
 	prober         *external.Prober             // looks at their programs
 	streaming      streamingConfig
+	adjust         adjustConfig
 	verbosity      int
 	values         *keyfile.Values
 }

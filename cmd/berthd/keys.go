@@ -97,6 +97,18 @@ Both are read at the start.`},
 After how long without a byte in either direction a client is let go, as 4h or 90s; at least 1s.
 The default is the kubelet's own.`},
 
+		{Name: "cdi.spec_dirs", Default: []string{"/etc/cdi", "/var/run/cdi"}, Set: paths(func(c *config) *[]string { return &c.adjust.cdiDirs }), Doc: `
+Folders of CDI specifications: what containers need to use devices that their requests name as vendor/class=name.
+When several have a device, the last one counts.
+They are read for each container that names a device.`},
+
+		{Name: "hooks.dirs", Default: []string{}, Set: paths(func(c *config) *[]string { return &c.adjust.hookDirs }), Doc: `
+Folders of OCI hooks in the format of oci-hooks(5), version 1.0.0: programs that are executed at points of a container's life.
+Other runtimes have theirs in /usr/share/containers/oci/hooks.d and /etc/containers/oci/hooks.d.
+A file in a later folder takes the place of one of the same name in an earlier one.
+They are read when a container is created; a file that cannot be used keeps containers from being created.
+A hook without a timeout of its own has the time of the call, those after a container's end have 10 seconds.`},
+
 		{Name: "log.verbosity", Default: int64(2), Set: number(func(c *config) *int { return &c.verbosity }, 0, 10), Doc: `
 How much is logged, 0 to 10.
 The option --v stands above it.`},

@@ -91,6 +91,7 @@ func openParts(ctx context.Context, f flags, c config, instance string) (p *part
 	p.manager, err = sandbox.Open(ctx, sandbox.Config{
 		Root: f.root, State: f.state, Instance: instance, Network: p.network, RootFS: rootFS{p.images},
 		Spawner: spawner, Cgroups: cgroups, Host: facts, UserNamespaces: p.users, Handlers: c.runtimes, Prober: c.prober, PrimaryIP: c.primaryIP,
+		Adjusters: c.adjust.adjusters(),
 	})
 	if err != nil {
 		return p, fmt.Errorf("open sandboxes: %w", err)

@@ -1,0 +1,309 @@
+package integration_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/grpc/codes"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berthd/berth/test/harness"
+)
+
+// hooked is a daemon with a folder of hooks, and where its hooks write what they see.
+type hooked struct {
+	*harness.Daemon
+	folder, log string
+}
+
+func startHooked(t *testing.T, options ...harness.Option) *hooked {
+	t.Helper()
+	folder := t.TempDir()
+	h := &hooked{folder: folder, log: filepath.Join(folder, "log")}
+	h.Daemon = harness.Start(t, append(options, harness.WithConfig(fmt.Sprintf("[hooks]\ndirs = [%q]\n", folder)))...)
+	return h
+}
+
+// hook configures a script as the hook of a stage. In it $stage is the stage, and say puts a line into the log.
+func (h *hooked) hook(name, stage, script string, timeout int) {
+	h.T.Helper()
+	program := filepath.Join(h.folder, name+".sh")
+	text := "#!/bin/sh\nstage=$1\nsay() { echo \"$stage $*\" >> " + h.log + "; }\n" + script + "\n"
+	if err := os.WriteFile(program, []byte(text), 0o755); err != nil {
+		h.T.Fatal(err)
+	}
+	h.describe(name, stage, program, timeout)
+}
+
+func (h *hooked) describe(name, stage, program string, timeout int) {
+	h.T.Helper()
+	hook := specs.Hook{Path: program, Args: []string{"the-hook", stage}, Env: []string{"PATH=/usr/bin:/bin", "OWN=value"}}
+	if timeout > 0 {
+		hook.Timeout = &timeout
+	}
+	text, err := json.Marshal(map[string]any{"version": "1.0.0", "hook": hook, "stages": []string{stage},
+		"when": map[string]any{"annotations": map[string]string{"^hooked$": "yes"}}})
+	if err != nil {
+		h.T.Fatal(err)
+	}
+	h.Write(filepath.Join(h.folder, name+".json"), string(text))
+}
+
+// said are the lines of the log that begin with a word, without it.
+func (h *hooked) said(first string) []string {
+	text, err := os.ReadFile(h.log)
+	if err != nil && !os.IsNotExist(err) {
+		h.T.Fatal(err)
+	}
+	var lines []string
+	for line := range strings.Lines(string(text)) {
+		if rest, found := strings.CutPrefix(strings.TrimSpace(line), first+" "); found {
+			lines = append(lines, rest)
+		}
+	}
+	return lines
+}
+
+func annotated(c *runtimeapi.ContainerConfig) { c.Annotations = map[string]string{"hooked": "yes"} }
+
+var hostStages = []string{"prestart", "createRuntime", "createContainer", "poststart", "poststop"}
+
+// Hooks run in the order, the namespaces and with the state that the runtime specification says.
+func TestHooks(t *testing.T) {
+	h := startHooked(t)
+	for i, stage := range hostStages {
+		h.hook(fmt.Sprintf("%d", i), stage, `
+say began
+say state "$(cat)"
+for ns in net mnt pid uts; do say ns-$ns "$(readlink /proc/self/ns/$ns)"; done
+say env "$OWN" "$#" "$(pwd)"
+say root "[$(echo $(ls rootfs/bin/sh rootfs/proc/self/stat 2>/dev/null))]"
+[ "$stage" != createContainer ] || { echo inside > rootfs/of-the-hook; mkdir rootfs/mnt; mount -t tmpfs -o size=1m hooktmp rootfs/mnt; touch rootfs/mnt/there; }
+exit 0`, 20)
+	}
+	pod := h.RunPod(h.Pod("hooks"))
+	unhooked := pod.Run(h.Sleeper("plain"))
+	if lines := h.said("prestart"); len(lines) != 0 {
+		t.Errorf("a container without the annotation had hooks: %q", lines)
+	}
+	unhooked.Remove()
+
+	c := pod.Run(h.Sleeper("c", annotated))
+	if harness.Handler == "" {
+		if got := c.Sh("cat /of-the-hook; ls /mnt"); got != "inside\nthere" {
+			t.Errorf("what the createContainer hook did is in the container as %q", got)
+		}
+	}
+	pid, podNet, podUTS := strconv.Itoa(c.PID()), namespace(t, strconv.Itoa(c.PID()), "net"), namespace(t, strconv.Itoa(c.PID()), "uts")
+	containerMounts, containerPID := namespace(t, pid, "mnt"), namespace(t, pid, "pid")
+	c.Stop(10 * time.Second)
+	h.Eventually(10*time.Second, "poststop hook", func() bool { return len(h.said("poststop root")) > 0 })
+
+	var order []string
+	text, _ := os.ReadFile(h.log)
+	for line := range strings.Lines(string(text)) {
+		if stage, found := strings.CutSuffix(strings.TrimSpace(line), " began"); found {
+			order = append(order, stage)
+		}
+	}
+	if !slices.Equal(order, hostStages) {
+		t.Errorf("hooks ran in the order %q", order)
+	}
+	for _, stage := range hostStages {
+		var state specs.State
+		if err := json.Unmarshal([]byte(strings.Join(h.said(stage+" state"), "")), &state); err != nil {
+			t.Errorf("state of %s: %v", stage, err)
+			continue
+		}
+		inside := stage == "createContainer"
+		want := map[string]specs.ContainerState{"poststart": specs.StateRunning, "poststop": specs.StateStopped}[stage]
+		if harness.Handler != "" && stage == "poststart" {
+			want = state.Status // runc 1.1 says created
+		}
+		if want == "" {
+			want = specs.StateCreating
+		}
+		if state.ID != c.ID || state.Status != want || state.Version == "" {
+			t.Errorf("state of %s: %+v", stage, state)
+		}
+		switch {
+		case stage == "poststop":
+		case inside && state.Pid != 1 || !inside && strconv.Itoa(state.Pid) != pid:
+			t.Errorf("%s has the process %d; it is %s", stage, state.Pid, pid)
+		}
+		if harness.Handler != "" {
+			continue // what another runtime's hooks see is its own
+		}
+		if env := strings.Join(h.said(stage+" env"), ""); env != "value 1 "+state.Bundle {
+			t.Errorf("%s has the environment, number of arguments and folder %q", stage, env)
+		}
+		root := "[rootfs/bin/sh]"
+		if inside {
+			root = "[rootfs/bin/sh rootfs/proc/self/stat]"
+		}
+		if got := strings.Join(h.said(stage+" root"), ""); got != root {
+			t.Errorf("%s sees of the root %q, want %q", stage, got, root)
+		}
+		for _, ns := range []struct{ name, container string }{{"net", podNet}, {"uts", podUTS}, {"mnt", containerMounts}, {"pid", containerPID}} {
+			want := namespace(t, "self", ns.name)
+			if inside {
+				want = ns.container
+			}
+			if got := strings.Join(h.said(stage+" ns-"+ns.name), ""); got != want {
+				t.Errorf("%s is in the namespace %s, want %s", stage, got, want)
+			}
+		}
+	}
+	c.Remove()
+	pod.Remove()
+}
+
+// A startContainer hook is a program of the container, with its rights.
+func TestStartContainerHook(t *testing.T) {
+	h := startHooked(t)
+	dir := folder(t, h.Daemon, "shared")
+	if err := os.Chmod(dir, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	h.Write(filepath.Join(dir, "hook"), "#!/bin/sh\ncat > /vol/state; (id -u; grep -E 'CapEff|NoNewPrivs|Seccomp:' /proc/self/status; pwd; hostname; ls /proc/1/fd 2>&1; true) > /vol/seen\n")
+	if err := os.Chmod(filepath.Join(dir, "hook"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	h.describe("start", "startContainer", "/vol/hook", 20)
+	pod := h.RunPod(h.Pod("start-hook"))
+	c := pod.Run(h.Shell("c", "grep -E 'CapEff|NoNewPrivs|Seccomp:' /proc/self/status; sleep 100", annotated, bind(dir, "/vol"),
+		harness.Security(func(s *runtimeapi.LinuxContainerSecurityContext) {
+			s.RunAsUser, s.NoNewPrivs = &runtimeapi.Int64Value{Value: 1234}, true
+			s.Seccomp = &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_RuntimeDefault}
+		})))
+	c.WaitOutput("Seccomp:\t2")
+	seen := strings.Fields(readFile(t, filepath.Join(dir, "seen")))
+	want := append(append([]string{"1234"}, strings.Fields(c.Output())...), "/", "start-hook")
+	if len(seen) < len(want) || !slices.Equal(seen[:len(want)], want) {
+		t.Errorf("the hook saw %q, want %q", seen, want)
+	}
+	if rest := strings.Join(seen[min(len(seen), len(want)):], " "); harness.Handler == "" && !strings.HasSuffix(rest, "Permission denied") {
+		t.Errorf("the hook saw into the process that waits for it: %q", rest)
+	}
+	var state specs.State
+	if err := json.Unmarshal([]byte(readFile(t, filepath.Join(dir, "state"))), &state); err != nil || state.Pid != 1 || state.Status != specs.StateCreated || state.ID != c.ID {
+		t.Errorf("state %+v, %v", state, err)
+	}
+}
+
+// A hook that fails before the process runs makes the start fail: the container has exited, nothing of it is left, and poststop hooks run.
+func TestFailingHooks(t *testing.T) {
+	h := startHooked(t)
+	pod := h.RunPod(h.Pod("failing"))
+	for _, stage := range []string{"prestart", "createRuntime", "createContainer", "startContainer"} {
+		if harness.Handler != "" && stage == "startContainer" {
+			continue // runc 1.1 says that it has started, and then it ends
+		}
+		os.Remove(h.log)
+		if stage == "startContainer" {
+			h.describe("fail", stage, "/bin/false", 0)
+		} else {
+			rest := "sleep 1000 &"
+			if harness.Handler != "" {
+				rest = "" // runc waits for all that has a hook's streams
+			}
+			h.hook("fail", stage, "say ran; "+rest+" echo the reason >&2; exit 3", 0)
+		}
+		h.hook("stop", "poststop", "say ran", 0)
+		c := pod.Create(h.Sleeper(stage, annotated))
+		err := c.TryStart()
+		if err == nil {
+			t.Errorf("%s: a container started whose hook failed", stage)
+		} else if harness.Handler == "" && (!contains(err, stage) || stage != "startContainer" && (!contains(err, "the reason") || !contains(err, "exit status 3"))) {
+			t.Errorf("%s: %v does not say why", stage, err)
+		}
+		if s := c.Status(); s.State != runtimeapi.ContainerState_CONTAINER_EXITED || s.Reason != "StartError" {
+			t.Errorf("%s: state %v, reason %q", stage, s.State, s.Reason)
+		}
+		h.Eventually(10*time.Second, "poststop hook", func() bool { return len(h.said("poststop")) > 0 })
+		unstarted := pod.Create(h.Sleeper(stage + "-later"))
+		unstarted.Start() // the pod is as good as before
+		unstarted.Remove()
+		c.Remove()
+	}
+	os.Remove(filepath.Join(h.folder, "fail.json"))
+
+	if harness.Handler != "" {
+		return // runc 1.1 undoes a start whose poststart hook fails
+	}
+	// After it they are only logged.
+	os.Remove(h.log)
+	h.hook("after", "poststart", "say ran; exit 1", 0)
+	h.hook("stop", "poststop", "say ran; exit 1", 0)
+	c := pod.Run(h.Sleeper("after", annotated))
+	c.WaitOutput("up")
+	c.Stop(10 * time.Second)
+	h.Eventually(10*time.Second, "hooks", func() bool { return len(h.said("poststart"))+len(h.said("poststop")) == 2 })
+	c.Remove()
+}
+
+// A hook that takes longer than its timeout ends with all that it started.
+func TestHookTimeout(t *testing.T) {
+	harness.Native(t, "timeouts of hooks are the runtime's own")
+	h := startHooked(t)
+	pod := h.RunPod(h.Pod("slow"))
+	for _, stage := range []string{"createRuntime", "createContainer"} {
+		os.Remove(h.log)
+		h.hook("slow", stage, "sleep 5000 & say $!; wait", 1)
+		c := pod.Create(h.Sleeper(stage, annotated))
+		if err := c.TryStart(); !contains(err, "did not end within 1s") {
+			t.Errorf("%s: %v", stage, err)
+		}
+		c.Remove()
+	}
+}
+
+// A daemon that is killed while a hook runs leaves nothing: the container is as it was before its start, and can be started.
+func TestKilledInHook(t *testing.T) {
+	harness.Native(t, "another runtime runs its hooks itself")
+	h := startHooked(t)
+	pod := h.RunPod(h.Pod("killed"))
+	for _, stage := range []string{"createRuntime", "createContainer"} {
+		os.Remove(h.log)
+		h.hook("block", stage, "say ran; sleep 5000", 0)
+		c := pod.Create(h.Sleeper(stage, annotated))
+		done := make(chan error)
+		go func() { done <- c.TryStart() }()
+		h.Eventually(10*time.Second, "hook", func() bool { return len(h.said(stage)) > 0 })
+		h.Kill()
+		if err := <-done; err == nil {
+			t.Errorf("%s: a start succeeded that was cut short", stage)
+		}
+		os.Remove(filepath.Join(h.folder, "block.json"))
+		h.hook("block", stage, "say ran", 0)
+		h.Daemon.Start()
+		// What the container's spec says was fixed when it was created: the same program, which now returns.
+		h.Eventually(10*time.Second, "container that was not started", func() bool {
+			return c.Status().State == runtimeapi.ContainerState_CONTAINER_CREATED
+		})
+		c.Start()
+		c.WaitOutput("up")
+		c.Remove()
+	}
+}
+
+// A file that is no hook refuses containers, and nothing is made.
+func TestBadHookFile(t *testing.T) {
+	h := startHooked(t)
+	pod := h.RunPod(h.Pod("bad"))
+	h.Write(filepath.Join(h.folder, "broken.json"), "{")
+	unchanged(h.Daemon, func() {
+		_, err := pod.TryCreate(h.Sleeper("c"))
+		refused(t, "broken hook", err, codes.Internal, filepath.Join(h.folder, "broken.json"))
+	})
+	os.Remove(filepath.Join(h.folder, "broken.json"))
+	pod.Run(h.Sleeper("c"))
+}

@@ -29,7 +29,7 @@ type Layers interface {
 }
 
 // layerPatience is how long a call, not a container, waits for writable layers that have never been measured.
-const layerPatience = time.Millisecond
+const layerPatience = 250 * time.Millisecond
 
 // ContainerStats measures one container.
 func (s *runtimeService) ContainerStats(ctx context.Context, r *runtimeapi.ContainerStatsRequest) (*runtimeapi.ContainerStatsResponse, error) {

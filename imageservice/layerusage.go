@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// How writable layers are walked.
+// How writable layers are walked. The first walk of a layer never waits: somebody waits for it.
 const (
 	// usageAge is how old an answer may be before the layer is walked again.
 	usageAge = 10 * time.Second
@@ -27,7 +27,8 @@ type walker struct {
 
 	mu     sync.Mutex
 	layers map[string]*walked
-	queue  []string // keys
+	first  []string // keys of layers that have never been walked
+	queue  []string // keys of others
 }
 
 // walked is what is known of one layer.
@@ -63,7 +64,11 @@ func (w *walker) ask(key string) <-chan struct{} {
 	}
 	if !l.queued && time.Since(l.usage.At) > usageAge {
 		l.queued = true
-		w.queue = append(w.queue, key)
+		if l.usage.At.IsZero() {
+			w.first = append(w.first, key)
+		} else {
+			w.queue = append(w.queue, key)
+		}
 		select {
 		case w.wake <- struct{}{}:
 		default: // it has been asked already
@@ -82,16 +87,20 @@ func (w *walker) known(key string) (LayerUsage, bool) {
 	return l.usage, true
 }
 
-// next takes a key out of the queue.
-func (w *walker) next() (string, bool) {
+// next takes a key out of a queue; as long as walks rest, of a layer that has never been walked. "": there is none.
+func (w *walker) next(rest time.Duration) string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if len(w.queue) == 0 {
-		return "", false
+	from := &w.first
+	if len(*from) == 0 && rest == 0 {
+		from = &w.queue
 	}
-	key := w.queue[0]
-	w.queue = w.queue[1:]
-	return key, true
+	if len(*from) == 0 {
+		return ""
+	}
+	key := (*from)[0]
+	*from = (*from)[1:]
+	return key
 }
 
 // store keeps what a walk found; an error means that the layer is gone, or cannot be read, and nothing is known of it.
@@ -127,12 +136,10 @@ func (w *walker) forget(key string) {
 func (s *Service) walk(ctx context.Context) {
 	credit, last := walkCredit, time.Now()
 	for ctx.Err() == nil {
-		key, ok := s.walker.next()
-		if !ok {
-			select {
-			case <-s.walker.wake:
-			case <-ctx.Done():
-			}
+		rest := walkShare * -min(0, credit+time.Since(last)/walkShare)
+		key := s.walker.next(rest)
+		if key == "" {
+			s.walker.sleep(ctx, rest)
 			continue
 		}
 		start := time.Now()
@@ -141,17 +148,20 @@ func (s *Service) walk(ctx context.Context) {
 		s.walker.store(key, LayerUsage{FsUsage: FsUsage{Bytes: uint64(max(0, bytes)), Inodes: uint64(max(0, inodes))}, At: end}, err)
 		credit = min(walkCredit, credit+start.Sub(last)/walkShare) - end.Sub(start)
 		last = end
-		if credit < 0 {
-			rest(ctx, -credit*walkShare)
-		}
 	}
 }
 
-func rest(ctx context.Context, d time.Duration) {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
+// sleep returns when something new is asked for, when a rest is over, or when ctx ends; a rest of 0 has no end.
+func (w *walker) sleep(ctx context.Context, rest time.Duration) {
+	var rested <-chan time.Time
+	if rest > 0 {
+		timer := time.NewTimer(rest)
+		defer timer.Stop()
+		rested = timer.C
+	}
 	select {
-	case <-timer.C:
+	case <-w.wake:
+	case <-rested:
 	case <-ctx.Done():
 	}
 }

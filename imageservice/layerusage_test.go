@@ -65,6 +65,32 @@ func TestLayerUsageIsWalkedBehindTheCalls(t *testing.T) {
 	}
 }
 
+// TestFirstWalkDoesNotRest has a walk that takes so long that others rest: a layer that somebody waits for is walked nevertheless.
+func TestFirstWalkDoesNotRest(t *testing.T) {
+	w := newWorld(t, registrytest.Options{})
+	p := w.push("a/b", "1", registrytest.Image{})
+	w.pull(p.Ref)
+	for _, key := range []string{"long", "new"} {
+		if _, err := w.Prepare(t.Context(), key, p.ImageID); err != nil {
+			t.Fatal(err)
+		}
+	}
+	impatient, cancel := context.WithCancel(t.Context())
+	cancel()
+	w.snap.mu.Lock()
+	w.LayerUsage(impatient, "long")
+	time.Sleep(time.Second) // the rest is 20 times as long
+	w.snap.mu.Unlock()
+	if _, ok := w.LayerUsage(t.Context(), "long"); !ok {
+		t.Error("nothing is known after the first walk")
+	}
+	patient, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if _, ok := w.LayerUsage(patient, "new"); !ok {
+		t.Error("a layer waits for its first walk until others have rested")
+	}
+}
+
 func TestLayerUsageOfManyAtOnce(t *testing.T) {
 	w := newWorld(t, registrytest.Options{})
 	p := w.push("a/b", "1", registrytest.Image{})

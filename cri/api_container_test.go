@@ -95,9 +95,6 @@ func TestCreateContainerRefusals(t *testing.T) {
 		{"volume of what an image does not have", func(r *runtimeapi.CreateContainerRequest) {
 			r.Config.Mounts = []*runtimeapi.Mount{{ContainerPath: "/x", Image: &runtimeapi.ImageSpec{Image: imageID}, Readonly: true, ImageSubPath: "no"}}
 		}, codes.InvalidArgument},
-		{"CDI device", func(r *runtimeapi.CreateContainerRequest) {
-			r.Config.CDIDevices = []*runtimeapi.CDIDevice{{Name: "v/c=d"}}
-		}, codes.Unimplemented},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			r := &runtimeapi.CreateContainerRequest{PodSandboxId: "aa1", Config: containerConfig(imageID)}

@@ -135,9 +135,6 @@ func checkSandboxBuilt(c *runtimeapi.PodSandboxConfig) error {
 
 // checkContainerBuilt refuses what is not built, so that no container runs without something that it asked for.
 func checkContainerBuilt(c *runtimeapi.ContainerConfig) error {
-	if len(c.GetCDIDevices()) > 0 {
-		return notBuilt("config.CDI_devices", "berth has no CDI devices yet")
-	}
 	if c.GetWindows() != nil {
 		return notBuilt("config.windows", "berth runs on Linux")
 	}

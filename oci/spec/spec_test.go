@@ -215,9 +215,6 @@ func TestContainerRefuses(t *testing.T) {
 			in.Container.Devices = []*runtimeapi.Device{{HostPath: "/dev/fuse", ContainerPath: "/dev/null"}}
 			in.Devices = map[string][]specs.LinuxDevice{"/dev/fuse": {{Path: "/dev/fuse", Type: "c", Major: 10, Minor: 229}}}
 		}},
-		{"CDI", "config.CDI_devices", "not supported", func(in *Input, _ *runtimeapi.LinuxContainerSecurityContext) {
-			in.Container.CDIDevices = []*runtimeapi.CDIDevice{{Name: "vendor.com/gpu=0"}}
-		}},
 		{"privileged in a plain pod", sc + "privileged", "not privileged", func(_ *Input, s *runtimeapi.LinuxContainerSecurityContext) { s.Privileged = true }},
 		{"an unknown capability", sc + "capabilities.add_capabilities", "not a capability", func(_ *Input, s *runtimeapi.LinuxContainerSecurityContext) {
 			s.Capabilities = &runtimeapi.Capability{AddCapabilities: []string{"SYS_GOD"}}

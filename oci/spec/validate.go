@@ -94,9 +94,6 @@ func ValidateContainer(cfg *runtimeapi.ContainerConfig) error {
 			return err
 		}
 	}
-	if len(cfg.GetCDIDevices()) > 0 {
-		return invalid("config.CDI_devices", cfg.GetCDIDevices()[0].GetName(), "is not supported: CDI is not built")
-	}
 	if _, err := StopSignal(cfg, Image{}); err != nil {
 		return err
 	}

@@ -12,6 +12,8 @@ import (
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
+
+	"github.com/berthd/berth/imageservice/reference"
 )
 
 // interceptor stands before every call.
@@ -118,7 +120,7 @@ func callValues(method string, request any) []any {
 		values = append(values, "containerID", bounded(r.GetContainerId()))
 	}
 	if r, ok := request.(interface{ GetImage() *runtimeapi.ImageSpec }); ok && r.GetImage().GetImage() != "" {
-		values = append(values, "image", bounded(redact(r.GetImage().GetImage())))
+		values = append(values, "image", bounded(reference.Redact(r.GetImage().GetImage())))
 	}
 	switch r := request.(type) {
 	case *runtimeapi.RunPodSandboxRequest:

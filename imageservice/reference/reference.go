@@ -168,8 +168,12 @@ func Redact(s string) string {
 			rest = rest[i+1:]
 		}
 		s = scheme + "://" + rest
-	} else if user, rest, ok := strings.Cut(s, "@"); ok && strings.Count(user, ":") > 0 && !strings.Contains(rest, ":") {
-		s = rest // user:password@host/path: an @ in a reference is followed by a digest, which has a colon
+	} else if i := strings.LastIndexByte(s, '@'); i >= 0 {
+		name, digest := s[:i], s[i:]
+		if !strings.HasPrefix(digest, "@sha") || strings.Contains(digest, "/") {
+			name, digest = s, "" // user:password@host/path: what follows the @ of a reference is a digest
+		}
+		s = name[strings.LastIndexByte(name, '@')+1:] + digest
 	}
 	if len(s) > 200 {
 		s = s[:200] + "..."

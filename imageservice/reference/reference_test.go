@@ -98,3 +98,22 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+func TestRedact(t *testing.T) {
+	for in, want := range map[string]string{
+		"registry.example/a/b:1":                           "registry.example/a/b:1",
+		"busybox@sha256:12":                                "busybox@sha256:12",
+		"u:secret@registry.example/x:1":                    "registry.example/x:1",
+		"u:secret@registry.example:5000/x@sha256:12":       "registry.example:5000/x@sha256:12",
+		"u:sec@ret@registry.example/x":                     "registry.example/x",
+		"secret@shop.example:5000/x":                       "shop.example:5000/x",
+		"https://u:secret@registry.example/x?token=secret": "https://registry.example/x",
+		"https://u:se@cret@registry.example/x":             "https://registry.example/x",
+		"registry.example/x:1?X-Amz-Signature=secret":      "registry.example/x:1",
+		strings.Repeat("a", 300):                           strings.Repeat("a", 200) + "...",
+	} {
+		if got := Redact(in); got != want {
+			t.Errorf("Redact(%q) = %q, want %q", in, got, want)
+		}
+	}
+}

@@ -35,6 +35,14 @@ func (c Credentials) empty() bool {
 	return c.Username == "" && c.Password == "" && c.IdentityToken == "" && c.RegistryToken == ""
 }
 
+// pair is what basic authentication shows, "" when there is none.
+func (c Credentials) pair() string {
+	if c.Username == "" && c.Password == "" {
+		return ""
+	}
+	return base64.StdEncoding.EncodeToString([]byte(c.Username + ":" + c.Password))
+}
+
 // serverHost is the host that ServerAddress names: HOST, HOST/PATH or a URL of that.
 func (c Credentials) serverHost() string {
 	_, host, ok := strings.Cut(c.ServerAddress, "://")
@@ -119,8 +127,7 @@ func (e *endpoint) renew(ctx context.Context, challenges []string, number int) e
 		if a.header != "" {
 			return e.refuse("the credentials were not accepted")
 		}
-		pair := a.cred.Username + ":" + a.cred.Password
-		a.header, a.asked = "Basic "+base64.StdEncoding.EncodeToString([]byte(pair)), a.asked+1
+		a.header, a.asked = "Basic "+a.cred.pair(), a.asked+1
 		return nil
 	}
 	return e.refuse("it asks for no known authentication")
@@ -138,7 +145,10 @@ func (e *endpoint) token(ctx context.Context, c challenge) (string, error) {
 		if e.auth.header != "" {
 			return "", e.refuse("the registry token was not accepted")
 		}
-		return cred.RegistryToken, checkToken(cred.RegistryToken)
+		if err := checkToken(cred.RegistryToken); err != nil {
+			return "", e.refuse(err.Error())
+		}
+		return cred.RegistryToken, nil
 	}
 	realm, err := url.Parse(c.params["realm"])
 	if err != nil || realm.Host == "" {

@@ -143,7 +143,7 @@ func (e *endpoint) authorized(ctx context.Context, g get) (answer, error) {
 func (e *endpoint) repeatsSecret(text, header string) bool {
 	secrets := []string{strings.TrimPrefix(strings.TrimPrefix(header, "Bearer "), "Basic ")}
 	if c := e.auth.cred; c != nil {
-		secrets = append(secrets, c.Password, c.IdentityToken, c.RegistryToken)
+		secrets = append(secrets, c.Password, c.IdentityToken, c.RegistryToken, c.pair())
 	}
 	for _, values := range e.spec.header {
 		secrets = append(secrets, values...)

@@ -123,6 +123,9 @@ func printable(s string) string {
 		if key, _, ok := strings.Cut(w, "="); ok {
 			w = key + "=..."
 		}
+		if i > 0 && (strings.EqualFold(words[i-1], "bearer") || strings.EqualFold(words[i-1], "basic")) {
+			w = "..."
+		}
 		words[i] = w
 	}
 	return strings.Join(words, " ")

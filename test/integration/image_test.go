@@ -521,3 +521,54 @@ func xattrs(t testing.TB, p string) string {
 	slices.Sort(all)
 	return strings.Join(all, "")
 }
+
+// TestPinnedImages: what a pattern pins is told to the kubelet, whose garbage collection spares it; a client that wants it gone gets
+// its way (cri-api, Image.pinned).
+func TestPinnedImages(t *testing.T) {
+	d := imageCalls{harness.Start(t, harness.WithConfig("[images]\npinned = [\"*/test/keep*\"]"))}
+	reg := harness.Registry(t)
+	pinned := map[string]bool{}
+	for _, repo := range []string{"test/keep/this", "test/other"} {
+		p, err := reg.Push(repo, "1", small(t, repo))
+		if err != nil {
+			t.Fatal(err)
+		}
+		pinned[d.Pull(p.Ref)] = repo == "test/keep/this"
+		if got := d.status(p.Ref); got.Pinned != pinned[got.Id] {
+			t.Errorf("ImageStatus(%s).Pinned = %v", p.Ref, got.Pinned)
+		}
+	}
+	for _, img := range d.list() {
+		if want, mine := pinned[img.Id]; mine && img.Pinned != want {
+			t.Errorf("%s is pinned: %v, want %v", img.RepoTags, img.Pinned, want)
+		}
+	}
+	for id := range pinned {
+		d.remove(id)
+		if d.status(id) != nil {
+			t.Errorf("%s is still there", id)
+		}
+	}
+}
+
+// TestPullIsExplained: which hosts a pull asked, in which order and why, is told after it, also when it has failed.
+func TestPullIsExplained(t *testing.T) {
+	d := imageCalls{harness.Start(t)}
+	d.Mirror("registry.example.org")
+	d.Pull("registry.example.org/test/base:1")
+	for ref, want := range map[string][]string{
+		"registry.example.org/test/base:1": {`"state":"done"`, "registry.example.org/hosts.toml, host 1", `"answers":`},
+		"127.0.0.1:1/x:1":                  {`"state":"failed"`, "has no folder 127.0.0.1:1", "connection refused"},
+	} {
+		_, _ = d.TryPull(ref)
+		s, err := d.Images.ImageStatus(d.Context(), &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: ref}, Verbose: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, w := range want {
+			if !strings.Contains(s.Info["lastPull"], w) {
+				t.Errorf("%s: no %q in %s", ref, w, s.Info["lastPull"])
+			}
+		}
+	}
+}

@@ -1,6 +1,7 @@
 package registrytest
 
 import (
+	"crypto/tls"
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
@@ -21,6 +22,8 @@ import (
 type Options struct {
 	TLS  bool // serve HTTPS with a certificate of its own: see CertPEM
 	Auth Auth
+
+	ClientCertificate bool // with TLS: clients must show a certificate, any
 }
 
 // Request is one request that the registry has seen.
@@ -65,6 +68,9 @@ func Start(opts Options) (*Registry, error) {
 	reg.server = httptest.NewUnstartedServer(reg)
 	reg.server.Config.ErrorLog = discardLog()
 	if opts.TLS {
+		if opts.ClientCertificate {
+			reg.server.TLS = &tls.Config{ClientAuth: tls.RequireAnyClientCert}
+		}
 		reg.server.StartTLS()
 	} else {
 		reg.server.Start()

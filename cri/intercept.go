@@ -13,7 +13,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
 
-	"github.com/berthd/berth/imageservice/reference"
+	"github.com/berthd/berth/imageservice"
 )
 
 // interceptor stands before every call.
@@ -120,7 +120,7 @@ func callValues(method string, request any) []any {
 		values = append(values, "containerID", bounded(r.GetContainerId()))
 	}
 	if r, ok := request.(interface{ GetImage() *runtimeapi.ImageSpec }); ok && r.GetImage().GetImage() != "" {
-		values = append(values, "image", bounded(reference.Redact(r.GetImage().GetImage())))
+		values = append(values, "image", bounded(imageservice.RedactReference(r.GetImage().GetImage())))
 	}
 	switch r := request.(type) {
 	case *runtimeapi.RunPodSandboxRequest:

@@ -43,3 +43,6 @@ func classify(err error) error {
 	}
 	return err
 }
+
+// RedactReference makes of what a client calls an image something that may be logged: without a user part or a query.
+func RedactReference(ref string) string { return reference.Redact(ref) }

@@ -233,8 +233,8 @@ func checkVolume(field string, m *runtimeapi.Mount) error {
 		return invalid(field+"host_path", m.GetHostPath(), "must be empty for a mount of an image")
 	case !m.GetReadonly():
 		return invalid(field+"readonly", "false", "must be true for a mount of an image")
-	case m.GetPropagation() != runtimeapi.MountPropagation_PROPAGATION_PRIVATE:
-		return invalid(field+"propagation", m.GetPropagation().String(), "must be private for a mount of an image")
+	case m.GetPropagation() == runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL: // from the host nothing comes: nobody mounts there
+		return invalid(field+"propagation", m.GetPropagation().String(), "must not be bidirectional for a mount of an image")
 	case strings.HasPrefix(sub, "/") || climbs(sub):
 		return invalid(field+"image_sub_path", sub, "must be relative and without ..")
 	case strings.ContainsRune(sub, 0) || len(sub) > maxPath:

@@ -132,8 +132,8 @@ func TestContainerRefuses(t *testing.T) {
 		{"an image volume with a host path", "config.mounts[0].host_path", "must be empty", func(in *Input, _ *runtimeapi.LinuxContainerSecurityContext) {
 			in.Container.Mounts = []*runtimeapi.Mount{{ContainerPath: "/data", Image: &runtimeapi.ImageSpec{Image: "x", ImageRef: "sha256:x"}, HostPath: "/x", Readonly: true}}
 		}},
-		{"an image volume that propagates", "config.mounts[0].propagation", "private", func(in *Input, _ *runtimeapi.LinuxContainerSecurityContext) {
-			in.Container.Mounts = []*runtimeapi.Mount{{ContainerPath: "/data", Image: &runtimeapi.ImageSpec{Image: "x", ImageRef: "sha256:x"}, Readonly: true, Propagation: runtimeapi.MountPropagation_PROPAGATION_HOST_TO_CONTAINER}}
+		{"an image volume that propagates", "config.mounts[0].propagation", "bidirectional", func(in *Input, _ *runtimeapi.LinuxContainerSecurityContext) {
+			in.Container.Mounts = []*runtimeapi.Mount{{ContainerPath: "/data", Image: &runtimeapi.ImageSpec{Image: "x", ImageRef: "sha256:x"}, Readonly: true, Propagation: runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL}}
 		}},
 		{"an image volume that nobody looked up", "config.mounts[0].image.image_ref", "ID of an image", func(in *Input, _ *runtimeapi.LinuxContainerSecurityContext) {
 			in.Container.Mounts = []*runtimeapi.Mount{{ContainerPath: "/data", Image: &runtimeapi.ImageSpec{Image: "x"}, Readonly: true}}

@@ -74,8 +74,11 @@ func TestUsersAndGroups(t *testing.T) {
 				t.Errorf("first process runs as %q, want %q", got, tc.want)
 			}
 			u := c.Status().GetUser().GetLinux()
-			want := strings.Fields(tc.want)
-			if u == nil || strconv.FormatInt(u.Uid, 10) != want[0] || strconv.FormatInt(u.Gid, 10) != want[1] {
+			told := []string{strconv.FormatInt(u.GetUid(), 10), strconv.FormatInt(u.GetGid(), 10)}
+			for _, g := range u.GetSupplementalGroups() {
+				told = append(told, strconv.FormatInt(g, 10))
+			}
+			if !sameGroups(strings.Join(told, " "), tc.want) {
 				t.Errorf("status says user %v, want %s", u, tc.want)
 			}
 		})

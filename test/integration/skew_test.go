@@ -210,6 +210,9 @@ func tooMuch(d *harness.Daemon, pod *harness.Pod, c *harness.Container) map[stri
 	mapped := d.Pod("users")
 	users(300000)(mapped)
 	_, errs["a user namespace"] = d.TryRunPod(mapped)
+	volume := pod.Create(d.Sleeper("volume", harness.Mounts(imageMount(harness.Base(d.T).Ref, "/image", "etc"))))
+	errs["an image as a volume"] = volume.TryStart()
+	volume.Remove()
 	config := d.Pod("other")
 	r, err := d.Runtime.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: config, RuntimeHandler: "other"})
 	if err == nil {

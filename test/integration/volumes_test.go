@@ -51,6 +51,7 @@ func TestVolumesOfImages(t *testing.T) {
 	pod := d.RunPod(d.Pod("volumes"))
 	noexec := imageMount(image.Ref, "/noexec", "models")
 	noexec.MountOptions = []string{"noexec", "nosuid"}
+	noexec.Propagation = runtimeapi.MountPropagation_PROPAGATION_HOST_TO_CONTAINER
 	mounts := harness.Mounts(imageMount(image.Ref, "/all", ""), imageMount(image.ImageID, "/new/deep", "models"), imageMount(image.DigestRef, "/link", "latest"),
 		imageMount(image.Ref, "/etc/passwd", "file"), noexec, imageMount(harness.Base(t).Ref, "/base", ""))
 	c := pod.Run(d.Sleeper("c", mounts))
@@ -151,7 +152,7 @@ func TestImageVolumesRefused(t *testing.T) {
 			{"writable", change(func(m *runtimeapi.Mount) { m.Readonly = false }), codes.InvalidArgument, "readonly"},
 			{"with a host path", change(func(m *runtimeapi.Mount) { m.HostPath = "/etc" }), codes.InvalidArgument, "host_path"},
 			{"that propagates", change(func(m *runtimeapi.Mount) {
-				m.Propagation = runtimeapi.MountPropagation_PROPAGATION_HOST_TO_CONTAINER
+				m.Propagation = runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL
 			}), codes.InvalidArgument, "propagation"},
 			{"that is unknown", imageMount("127.0.0.1:1/no:1", "/x", ""), codes.NotFound, "127.0.0.1:1/no:1"},
 			{"that is no reference", imageMount("NO WAY", "/x", ""), codes.InvalidArgument, "mounts[0].image"},

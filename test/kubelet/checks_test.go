@@ -102,6 +102,22 @@ func checkFailed(w *watch) {
 }
 
 // checkUserNamespace: the kubelet chose the mapping and made the volumes; the containers see their own users everywhere.
+func checkImageVolumes(w *watch) {
+	w.ready()
+	group := w.run("main", "cat", "/etc/group")
+	for _, path := range []string{"/all/etc/group", "/deep/er/etc/group", "/file"} {
+		if got := w.run("main", "cat", path); got != group {
+			w.Errorf("%s = %q, want %q", path, got, group)
+		}
+		if got := w.run("main", "stat", "-c", "%u", path); got != "0\n" {
+			w.Errorf("%s belongs to %s", path, got)
+		}
+		if out, err := w.k.Run(w.Context(), w.name, "main", "touch", path); err == nil || !strings.Contains(err.Error(), "Read-only") {
+			w.Errorf("write to %s: %q, %v", path, out, err)
+		}
+	}
+}
+
 func checkUserNamespace(w *watch) {
 	w.ready()
 	mapping := strings.Fields(w.run("root", "cat", "/proc/self/uid_map"))

@@ -17,6 +17,19 @@ type scenario struct {
 	gone       func(*watch) // when it has been removed; may be nil
 }
 
+// imageVolumes is a pod with an image for a volume: all of it, a folder and a file of it.
+const imageVolumes = `
+containers:
+- name: main
+  image: $IMAGE
+  command: [sh, -c, "/all/bin/busybox echo volume; $WAIT"]
+  volumeMounts:
+  - {name: image, mountPath: /all, mountPropagation: HostToContainer}
+  - {name: image, mountPath: /deep/er/etc, subPath: etc, readOnly: true}
+  - {name: image, mountPath: /file, subPath: etc/group}
+volumes: [{name: image, image: {reference: $IMAGE, pullPolicy: IfNotPresent}}]
+`
+
 func scenarios() []scenario {
 	return []scenario{
 		{"order", `
@@ -366,6 +379,9 @@ volumes: [{name: v, emptyDir: {}}]
 				w.Errorf("write to the root: %q, %v", out, err)
 			}
 		}, nil},
+
+		{"image-volume", imageVolumes, checkImageVolumes, nil},
+		{"user-namespace-image", "hostUsers: false\n" + imageVolumes, checkImageVolumes, nil},
 
 		{"user-namespace", `
 hostUsers: false

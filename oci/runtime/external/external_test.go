@@ -245,6 +245,85 @@ func TestDeleteDoesNotWaitForEver(t *testing.T) {
 	}
 }
 
+// Another runtime finds in the bundle what mounts show of images, and nothing else of them.
+func TestBundleOfImages(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root for mounts")
+	}
+	dir := t.TempDir()
+	image, empty := filepath.Join(dir, "image"), filepath.Join(dir, "empty")
+	for _, d := range []string{filepath.Join(image, "etc"), empty, filepath.Join(dir, "up"), filepath.Join(dir, "work")} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(image, "etc/conf"), []byte("image"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("/../../etc", filepath.Join(image, "link")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(filepath.Join(dir, "empty"), filepath.Join(image, "out")); err != nil {
+		t.Fatal(err)
+	}
+	layers := func(more ...string) []runtime.Mount {
+		return []runtime.Mount{{Type: "overlay", Options: append([]string{"lowerdir+=" + image}, more...)}}
+	}
+	options := []string{"rprivate", "ro", "nodev"}
+	mount := func(at, below string) specs.Mount {
+		return specs.Mount{Destination: at, Type: runtime.TypeImage, Source: "sha256:i" + below, Options: options}
+	}
+	config := &specs.Spec{Version: "1", Mounts: []specs.Mount{{Destination: "/proc", Type: "proc"}, mount("/all", ""), mount("/link", "/link"), mount("/file", "/link/conf")}}
+	b := Bundle{Folder: filepath.Join(dir, "bundle"), Config: config, Trees: runtime.Trees{Root: layers("upperdir="+dir+"/up", "workdir="+dir+"/work"),
+		Images: map[string][]runtime.Mount{"sha256:i": layers("lowerdir+=" + empty)}}}
+	if err := b.Write(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { Remove(b.Folder) })
+	text, err := os.ReadFile(filepath.Join(b.Folder, configName))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var written specs.Spec
+	if err := json.Unmarshal(text, &written); err != nil {
+		t.Fatal(err)
+	}
+	for i, file := range []string{"", "etc/conf", "conf", ""} {
+		m := written.Mounts[i]
+		if i == 0 {
+			continue
+		}
+		if m.Type != "bind" || filepath.Dir(m.Source) != b.Folder || strings.Join(m.Options, " ") != "bind rprivate ro nodev" {
+			t.Errorf("mount %d = %+v", i, m)
+		}
+		if text, err := os.ReadFile(filepath.Join(m.Source, file)); err != nil || string(text) != "image" {
+			t.Errorf("mount %d: %q, %v", i, text, err)
+		}
+	}
+	if config.Mounts[1].Type != runtime.TypeImage || len(options) != 3 {
+		t.Error("the native engine's specification was changed")
+	}
+	for range 2 {
+		if err := Remove(b.Folder); err != nil {
+			t.Error(err)
+		}
+	}
+	table, err := os.ReadFile("/proc/self/mountinfo")
+	if _, gone := os.Lstat(b.Folder); err != nil || !os.IsNotExist(gone) || strings.Contains(string(table), b.Folder) {
+		t.Errorf("the bundle is still there: %v, %v", gone, err)
+	}
+	config.Mounts = append(config.Mounts, mount("/out", "/out"))
+	if err := b.Write(); err == nil {
+		t.Error("a link leads out of the image")
+	}
+	if err := Remove(b.Folder); err != nil { // of half a bundle
+		t.Error(err)
+	}
+	if text, err := os.ReadFile(filepath.Join(image, "etc/conf")); err != nil || string(text) != "image" {
+		t.Errorf("the image was changed: %q, %v", text, err)
+	}
+}
+
 func TestBundle(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root for mounts")

@@ -46,18 +46,24 @@ type BridgeConfig struct {
 
 // withDefaults checks cfg and fills it in.
 func (cfg Config) withDefaults() (Config, error) {
-	if cfg.ConfDir == "" {
-		cfg.ConfDir = DefaultConfDir
-	}
-	if len(cfg.BinDirs) == 0 {
-		cfg.BinDirs = DefaultBinDirs
-	}
+	cfg = cfg.withPaths()
 	if !filepath.IsAbs(cfg.CacheDir) {
 		return cfg, fmt.Errorf("network cache folder %q is not an absolute path", cfg.CacheDir)
 	}
 	var err error
 	cfg.Bridge, err = cfg.Bridge.withDefaults(cfg.Instance)
 	return cfg, err
+}
+
+// withPaths fills the host's folders in.
+func (cfg Config) withPaths() Config {
+	if cfg.ConfDir == "" {
+		cfg.ConfDir = DefaultConfDir
+	}
+	if len(cfg.BinDirs) == 0 {
+		cfg.BinDirs = DefaultBinDirs
+	}
+	return cfg
 }
 
 func (b BridgeConfig) withDefaults(instance string) (BridgeConfig, error) {

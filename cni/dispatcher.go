@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 
 	"github.com/berthd/berth/cni/conflist"
 )
@@ -15,7 +16,7 @@ import (
 // moment, for each attachment the one that made it.
 type Dispatcher struct {
 	cfg     Config
-	folder  *conflist.Folder
+	folder  atomic.Pointer[conflist.Folder]
 	plugins *plugins
 
 	mu      sync.Mutex
@@ -38,7 +39,24 @@ func Open(_ context.Context, cfg Config) (*Dispatcher, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Dispatcher{cfg: cfg, folder: conflist.Open(cfg.ConfDir), plugins: p, bridges: make(map[string]*bridge)}, nil
+	d := &Dispatcher{cfg: cfg, plugins: p, bridges: make(map[string]*bridge)}
+	d.folder.Store(conflist.Open(cfg.ConfDir))
+	return d, nil
+}
+
+// Live are the fields of Config that may change while the Dispatcher is used.
+type Live struct {
+	ConfDir string
+	BinDirs []string
+}
+
+// Reconfigure changes where configurations and plugins are for what comes next. Calls under way end as they began.
+func (d *Dispatcher) Reconfigure(l Live) {
+	cfg := Config{ConfDir: l.ConfDir, BinDirs: l.BinDirs}.withPaths()
+	if d.folder.Load().Path() != cfg.ConfDir { // else it keeps what it knows
+		d.folder.Store(conflist.Open(cfg.ConfDir))
+	}
+	d.plugins.setTools(cfg)
 }
 
 // Plan implements Network.
@@ -167,7 +185,7 @@ func (d *Dispatcher) GC(ctx context.Context, valid []Attachment) error {
 			bridgePods[a.Network][a.SandboxID] = a
 		}
 	}
-	list, err := d.folder.Current() // a broken configuration does not keep the rest from being freed
+	list, err := d.folder.Load().Current() // a broken configuration does not keep the rest from being freed
 	errs := []error{d.plugins.gc(ctx, list, pluginPods)}
 	if err != nil {
 		errs = append(errs, err)
@@ -261,7 +279,7 @@ func (d *Dispatcher) open() []*bridge {
 
 // configuration returns the host's CNI configuration, nil when there is none, or an ErrNotReady.
 func (d *Dispatcher) configuration() (*conflist.List, error) {
-	list, err := d.folder.Current()
+	list, err := d.folder.Load().Current()
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrNotReady, err)
 	}
@@ -271,7 +289,7 @@ func (d *Dispatcher) configuration() (*conflist.List, error) {
 // builtIn returns the configured bridge.
 func (d *Dispatcher) builtIn() (*bridge, error) {
 	if d.cfg.Bridge.Disabled {
-		return nil, fmt.Errorf("%w: no CNI configuration in %s, and the built-in bridge is disabled", ErrNotReady, d.cfg.ConfDir)
+		return nil, fmt.Errorf("%w: no CNI configuration in %s, and the built-in bridge is disabled", ErrNotReady, d.folder.Load().Path())
 	}
 	return d.bridge(d.cfg.Bridge.Name)
 }

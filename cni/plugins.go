@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containernetworking/cni/libcni"
@@ -29,12 +30,12 @@ const (
 
 // plugins is the engine that runs the plugins of the host's configuration.
 type plugins struct {
-	binDirs []string
-	exec    *plugin.Exec
-	cni     *libcni.CNIConfig
-	home    *os.File // the network namespace of the process
-	sendGC  bool     // whether this daemon alone uses the configuration
-	pods    keyLock
+	tools    atomic.Pointer[tools]
+	exec     *plugin.Exec
+	home     *os.File // the network namespace of the process
+	cacheDir string
+	instance string
+	pods     keyLock
 
 	mu      sync.Mutex
 	holders map[netip.Addr]string // sandbox ID that has an address, as far as this process knows
@@ -56,13 +57,28 @@ func newPlugins(cfg Config) (*plugins, error) {
 		return nil, fmt.Errorf("open own network namespace: %w", err)
 	}
 	exec := &plugin.Exec{Timeout: cfg.PluginTimeout}
-	return &plugins{
-		binDirs: cfg.BinDirs, exec: exec, home: home,
-		cni:     libcni.NewCNIConfigWithCacheDir(cfg.BinDirs, cfg.CacheDir, exec),
-		sendGC:  cfg.Instance == "" || cfg.ConfDir != DefaultConfDir,
-		holders: make(map[netip.Addr]string),
-	}, nil
+	p := &plugins{exec: exec, home: home, cacheDir: cfg.CacheDir, instance: cfg.Instance, holders: make(map[netip.Addr]string)}
+	p.setTools(cfg)
+	return p, nil
 }
+
+// tools are how plugins are run now. They are not changed, only replaced.
+type tools struct {
+	*libcni.CNIConfig
+	binDirs []string
+	sendGC  bool // whether this daemon alone uses the configuration
+}
+
+// setTools takes the folders of a configuration over.
+func (p *plugins) setTools(cfg Config) {
+	p.tools.Store(&tools{
+		CNIConfig: libcni.NewCNIConfigWithCacheDir(cfg.BinDirs, p.cacheDir, p.exec), binDirs: cfg.BinDirs,
+		sendGC: p.instance == "" || cfg.ConfDir != DefaultConfDir,
+	})
+}
+
+// cni runs plugins.
+func (p *plugins) cni() *tools { return p.tools.Load() }
 
 // plan is Network.Plan for a normalized request.
 func (p *plugins) plan(list *conflist.List, req Request) (Attachment, error) {
@@ -89,7 +105,7 @@ func (p *plugins) plan(list *conflist.List, req Request) (Attachment, error) {
 // installed returns an ErrNotReady that names file and plugin when one is missing.
 func (p *plugins) installed(list *conflist.List) error {
 	for _, c := range list.Plugins {
-		if _, err := p.exec.FindInPath(c.Network.Type, p.binDirs); err != nil {
+		if _, err := p.exec.FindInPath(c.Network.Type, p.cni().binDirs); err != nil {
 			return fmt.Errorf("%w: CNI configuration %s: %w", ErrNotReady, list.File, err)
 		}
 	}
@@ -166,7 +182,7 @@ func (p *plugins) add(ctx context.Context, a *Attachment) (err error) {
 	if err := p.loopbackUp(a.NetNS); err != nil {
 		return err
 	}
-	if old, err := p.cni.GetNetworkListCachedResult(list, rt); err != nil || old != nil {
+	if old, err := p.cni().GetNetworkListCachedResult(list, rt); err != nil || old != nil {
 		// An ADD whose end was not recorded: plugins must not get a second one without a DEL.
 		if err := p.remove(ctx, *a); err != nil {
 			return err
@@ -179,7 +195,7 @@ func (p *plugins) add(ctx context.Context, a *Attachment) (err error) {
 			err = errors.Join(err, p.remove(ctx, *a))
 		}
 	}()
-	result, err := p.cni.AddNetworkList(ctx, list, rt)
+	result, err := p.cni().AddNetworkList(ctx, list, rt)
 	if err != nil {
 		return fmt.Errorf("CNI configuration %s: %w", a.ConfigFile, err)
 	}
@@ -289,7 +305,7 @@ func (p *plugins) remove(ctx context.Context, a Attachment) error {
 		unix.Close(ns)
 	}
 	p.letGo(a.SandboxID) // before DEL: the plugin may give the address away while it still runs
-	if err := p.cni.DelNetworkList(ctx, list, rt); err != nil {
+	if err := p.cni().DelNetworkList(ctx, list, rt); err != nil {
 		return fmt.Errorf("CNI configuration %s: %w", a.ConfigFile, err)
 	}
 	return nil
@@ -307,7 +323,7 @@ func (p *plugins) check(ctx context.Context, a Attachment) error {
 	if can, err := version.GreaterThanOrEqualTo(list.CNIVersion, "0.4.0"); err != nil || !can {
 		return err
 	}
-	if err := p.cni.CheckNetworkList(ctx, list, rt); err != nil {
+	if err := p.cni().CheckNetworkList(ctx, list, rt); err != nil {
 		return fmt.Errorf("check pod %s: CNI configuration %s: %w: %w", a.SandboxID, a.ConfigFile, ErrNotAttached, err)
 	}
 	return nil

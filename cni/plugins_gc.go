@@ -25,7 +25,7 @@ func (p *plugins) ready(ctx context.Context, list *conflist.List) error {
 		p.status = pluginStatus{file: list.File}
 	}
 	if now.Sub(p.status.asked) >= statusTTL {
-		p.status.answer = p.cni.GetStatusNetworkList(ctx, list.NetworkConfigList)
+		p.status.answer = p.cni().GetStatusNetworkList(ctx, list.NetworkConfigList)
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
@@ -43,7 +43,7 @@ func (p *plugins) ready(ctx context.Context, list *conflist.List) error {
 // gc is Network.GC for the attachments of this engine, which valid holds by sandbox ID. What was added and is not valid gets a DEL
 // with the configuration that it was added with; then the plugins of the present configuration, which may be nil, get GC.
 func (p *plugins) gc(ctx context.Context, list *conflist.List, valid map[string]Attachment) error {
-	cached, err := p.cni.GetCachedAttachments("")
+	cached, err := p.cni().GetCachedAttachments("")
 	if err != nil {
 		return fmt.Errorf("list cached attachments: %w", err)
 	}
@@ -69,7 +69,7 @@ func (p *plugins) gc(ctx context.Context, list *conflist.List, valid map[string]
 	for _, a := range valid {
 		_ = p.hold(a) // two records with one address: each is ended in its own time
 	}
-	if list == nil || list.DisableGC || !p.sendGC {
+	if list == nil || list.DisableGC || !p.cni().sendGC {
 		return errors.Join(errs...)
 	}
 	args := &libcni.GCArgs{}
@@ -81,7 +81,7 @@ func (p *plugins) gc(ctx context.Context, list *conflist.List, valid map[string]
 			args.ValidAttachments = append(args.ValidAttachments, types.GCAttachment{ContainerID: id, IfName: defaultIfName})
 		}
 	}
-	if err := p.cni.GCNetworkList(ctx, list.NetworkConfigList, args); err != nil {
+	if err := p.cni().GCNetworkList(ctx, list.NetworkConfigList, args); err != nil {
 		errs = append(errs, fmt.Errorf("CNI configuration %s: GC: %w", list.File, err))
 	}
 	return errors.Join(errs...)

@@ -74,7 +74,7 @@ func (s *imageServer) PullImage(ctx context.Context, r *runtimeapi.PullImageRequ
 	if err := checkReference(r.GetImage()); err != nil {
 		return nil, err
 	}
-	if err := s.known.check(r.GetImage().GetRuntimeHandler()); err != nil {
+	if err := s.handlers.check(r.GetImage().GetRuntimeHandler()); err != nil {
 		return nil, err
 	}
 	auth := imageservice.Auth{

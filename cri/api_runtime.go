@@ -37,7 +37,7 @@ func (s *runtimeService) Status(ctx context.Context, r *runtimeapi.StatusRequest
 		Features: &runtimeapi.RuntimeFeatures{SupplementalGroupsPolicy: true, UserNamespacesHostNetwork: true, MountOptions: true},
 	}
 	problems := handlerProblems{ready: answer.Status.Conditions[0]}
-	for _, h := range s.handlers {
+	for _, h := range s.handlers.all() {
 		if problems.has(ctx, h) {
 			continue
 		}

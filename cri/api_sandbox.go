@@ -16,7 +16,7 @@ func (s *runtimeService) RunPodSandbox(ctx context.Context, r *runtimeapi.RunPod
 	if err := checkSandboxConfig(r.GetConfig()); err != nil {
 		return nil, err
 	}
-	if err := s.known.check(r.GetRuntimeHandler()); err != nil {
+	if err := s.handlers.check(r.GetRuntimeHandler()); err != nil {
 		return nil, err
 	}
 	sandboxID, err := s.pods.RunPod(ctx, r.GetConfig(), r.GetRuntimeHandler())

@@ -121,7 +121,8 @@ type Config struct {
 type Server struct {
 	grpc *grpc.Server
 	// end ends the streams that would go on for ever.
-	end context.CancelFunc
+	end      context.CancelFunc
+	handlers *handlers
 }
 
 // NewServer makes a Server that waits for Serve.
@@ -139,19 +140,20 @@ func NewServer(c Config) *Server {
 		grpc.UnaryInterceptor(i.unary),
 		grpc.StreamInterceptor(i.stream),
 	)
-	handlers := make(knownHandlers, len(c.Handlers))
-	for _, h := range c.Handlers {
-		handlers[h.Name] = true
-	}
+	handlers := &handlers{}
+	handlers.set(c.Handlers)
 	ending, end := context.WithCancel(context.Background())
 	runtimeapi.RegisterRuntimeServiceServer(g, &runtimeService{
 		pods: c.Pods, containers: c.Containers, images: c.Images, network: c.Network, stats: c.Stats, limits: c.Limits, layers: c.Layers,
 		events: c.Events, ending: ending, streaming: c.Streaming,
-		handlers: c.Handlers, known: handlers, version: c.Version, facts: c.Facts,
+		handlers: handlers, version: c.Version, facts: c.Facts,
 	})
-	runtimeapi.RegisterImageServiceServer(g, &imageServer{images: c.Images, known: handlers})
-	return &Server{grpc: g, end: end}
+	runtimeapi.RegisterImageServiceServer(g, &imageServer{images: c.Images, handlers: handlers})
+	return &Server{grpc: g, end: end, handlers: handlers}
 }
+
+// SetHandlers changes what pods may name and Status lists.
+func (s *Server) SetHandlers(handlers []Handler) { s.handlers.set(handlers) }
 
 // Serve answers calls that come in through l until Shutdown. It closes l.
 func (s *Server) Serve(l net.Listener) error { return s.grpc.Serve(l) }
@@ -187,8 +189,7 @@ type runtimeService struct {
 	events     Events
 	ending     context.Context //nolint:containedctx // the life of the server itself
 	streaming  Streaming
-	handlers   []Handler
-	known      knownHandlers
+	handlers   *handlers
 	version    string
 	facts      func() map[string]string
 }
@@ -196,6 +197,6 @@ type runtimeService struct {
 // imageServer is runtime.v1.ImageService; its methods stand in api_image.go.
 type imageServer struct {
 	runtimeapi.UnimplementedImageServiceServer
-	images Images
-	known  knownHandlers
+	images   Images
+	handlers *handlers
 }

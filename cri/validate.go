@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -54,18 +55,22 @@ func checkReference(image *runtimeapi.ImageSpec) error {
 	return nil
 }
 
-// knownHandlers are the handlers that a request may name.
-type knownHandlers map[string]bool
+// handlers are those that a request may name.
+type handlers struct{ now atomic.Pointer[[]Handler] }
+
+func (h *handlers) set(all []Handler) { h.now.Store(&all) }
+
+func (h *handlers) all() []Handler { return *h.now.Load() }
 
 // check refuses a handler that is not configured. It is InvalidArgument: the request can succeed only when it, or the
 // configuration, changes.
-func (k knownHandlers) check(handler string) error {
-	if k[handler] {
-		return nil
-	}
-	names := make([]string, 0, len(k))
-	for name := range k {
-		names = append(names, strconv.Quote(name))
+func (h *handlers) check(handler string) error {
+	var names []string
+	for _, known := range h.all() {
+		if known.Name == handler {
+			return nil
+		}
+		names = append(names, strconv.Quote(known.Name))
 	}
 	slices.Sort(names)
 	return invalid("runtime_handler", handler, "must be one of "+strings.Join(names, ", "))

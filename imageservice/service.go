@@ -53,6 +53,9 @@ type Service struct {
 	wait   sync.WaitGroup
 }
 
+// SetHostsDir changes the folder of HOST/hosts.toml for the pulls that come; "" = none.
+func (s *Service) SetHostsDir(folder string) { s.registry.SetHostsDir(folder) }
+
 // Open reads the records and removes what none of them names. A record that cannot be used is put aside: see Problems.
 // Close ends it.
 func Open(ctx context.Context, config Config) (*Service, error) {

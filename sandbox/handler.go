@@ -34,7 +34,7 @@ type handler interface {
 
 // runtimeOf is what a handler's name means now; nil is the engine.
 func (m *Manager) runtimeOf(handler string) *store.Runtime {
-	p := m.cfg.Handlers[handler]
+	p := (*m.handlers.Load())[handler]
 	if p == nil {
 		return nil
 	}

@@ -12,11 +12,13 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
 
+	"github.com/berthd/berth/oci/runtime/external"
 	"github.com/berthd/berth/sandbox/monitor"
 	"github.com/berthd/berth/sandbox/netns"
 	"github.com/berthd/berth/sandbox/store"
@@ -29,21 +31,28 @@ type Manager struct {
 	pins   *netns.Pins
 	bootID string
 
-	// ctx ends with Close; background are all goroutines that outlive a call.
-	ctx        context.Context //nolint:containedctx // the life of the Manager itself
-	background background
+	service
 	// adding is held for reading while the network adds an attachment, for writing while it collects what nobody has.
 	adding sync.RWMutex
 	hooks  hooks
 	// meters are those that are open.
 	meters meters
 	events events
+	// handlers are the present ones of Config.Handlers.
+	handlers atomic.Pointer[map[string]*external.Program]
 
 	mu         sync.RWMutex // guards what follows, and the fields of pod and container that say so
 	pods       map[string]*pod
 	containers map[string]*container
 	names      map[string]*pod       // by metadata
 	childNames map[string]*container // by sandbox and metadata
+}
+
+// service is the Manager's own.
+type service struct {
+	// ctx ends with Close; background are all goroutines that outlive a call.
+	ctx        context.Context //nolint:containedctx // the life of the Manager itself
+	background background
 }
 
 // Open loads the records and returns; sandboxes are recovered in the background, each within five seconds. The context's logger is used
@@ -83,6 +92,7 @@ func open(ctx context.Context, cfg Config, hooks hooks) (*Manager, error) {
 	m := &Manager{cfg: cfg, store: records, pins: netns.New(cfg.NetNSFolder, cfg.Instance), bootID: strings.TrimSpace(string(bootID)),
 		hooks: hooks, meters: meters{most: maxMeters()}, events: newEvents(),
 		pods: map[string]*pod{}, containers: map[string]*container{}, names: map[string]*pod{}, childNames: map[string]*container{}}
+	m.SetHandlers(cfg.Handlers)
 	m.ctx, m.background.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	if err := m.recover(); err != nil {
 		m.background.cancel()
@@ -103,6 +113,9 @@ func (m *Manager) Close(ctx context.Context) error {
 		return fmt.Errorf("close sandboxes: %w", ctx.Err())
 	}
 }
+
+// SetHandlers changes what new sandboxes may name. Those that are there keep what their handler meant.
+func (m *Manager) SetHandlers(handlers map[string]*external.Program) { m.handlers.Store(&handlers) }
 
 // effect is called before each effect on the host.
 func (m *Manager) effect(step string) error {

@@ -68,9 +68,10 @@ func (m *Manager) RunPod(ctx context.Context, config *runtimeapi.PodSandboxConfi
 }
 
 func (m *Manager) checkPod(config *runtimeapi.PodSandboxConfig, handler string) error {
-	program, known := m.cfg.Handlers[handler]
+	handlers := *m.handlers.Load()
+	program, known := handlers[handler]
 	if !known && handler != "" {
-		return fmt.Errorf("runtime handler %q, known are %q: %w", handler, slices.Sorted(maps.Keys(m.cfg.Handlers)), ErrUnknownHandler)
+		return fmt.Errorf("runtime handler %q, known are %q: %w", handler, slices.Sorted(maps.Keys(handlers)), ErrUnknownHandler)
 	}
 	if err := spec.ValidatePod(config); err != nil {
 		return err

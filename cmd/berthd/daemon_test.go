@@ -22,6 +22,7 @@ import (
 // TestMain lets the test binary be the daemon.
 func TestMain(m *testing.M) {
 	if os.Getenv("BERTHD_TEST_RUN") != "" {
+		_, _ = os.Stdout.WriteString("x") // the packages are initialized
 		main()
 		os.Exit(0)
 	}
@@ -51,19 +52,31 @@ func newFolders(t *testing.T) folders {
 
 // process is a running daemon.
 type process struct {
-	cmd *exec.Cmd
-	log *bytes.Buffer
+	cmd   *exec.Cmd
+	log   *bytes.Buffer
+	begun chan struct{} // closed when main is entered
 }
 
 func (f folders) start(t *testing.T, extra ...string) *process {
 	t.Helper()
-	p := &process{log: &bytes.Buffer{}}
+	p := &process{log: &bytes.Buffer{}, begun: make(chan struct{})}
 	p.cmd = exec.Command("/proc/self/exe", append([]string{"--root", f.root, "--state", f.state, "--config", f.config}, extra...)...)
 	p.cmd.Env = append(os.Environ(), "BERTHD_TEST_RUN=1")
 	p.cmd.Stderr = p.log
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.cmd.Stdout = w
 	if err := p.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+	_ = w.Close()
+	go func() {
+		_, _ = r.Read(make([]byte, 1))
+		_ = r.Close()
+		close(p.begun)
+	}()
 	t.Cleanup(func() {
 		if p.cmd.ProcessState == nil {
 			_ = p.cmd.Process.Kill()

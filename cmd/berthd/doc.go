@@ -1,6 +1,6 @@
 // Command berthd is the daemon: it serves the Kubernetes CRI on a unix socket.
 //
-// It reads its flags and its configuration once, takes the locks of its two folders, makes the socket, opens images, network
+// It reads its flags and its configuration, takes the locks of its two folders, makes the socket, opens images, network
 // and sandboxes, and serves. It may be killed at any moment: pods run on in their monitors, and the next berthd picks them up.
 //
 //	berthd [--root DIR] [--state DIR] [--socket PATH] [--config FILE] [--v N] [--version]
@@ -22,11 +22,13 @@
 //
 // # Signals
 //
-// SIGTERM and SIGINT end the daemon and leave pods alone. SIGHUP is logged and ignored: the configuration is read at start.
+// SIGTERM and SIGINT end the daemon and leave pods alone. SIGHUP takes a changed configuration over, all or nothing, see reloader; it never ends the
+// daemon, in whatever phase of its life.
 //
 // # Environment
 //
-// With NOTIFY_SOCKET set (systemd, Type=notify) it sends READY=1 once calls are answered, and STOPPING=1.
+// With NOTIFY_SOCKET set (systemd, Type=notify) it sends READY=1 once calls are answered, RELOADING=1 and READY=1 around a reload, and
+// STOPPING=1.
 //
 // # Exit status
 //

@@ -7,10 +7,11 @@ import (
 )
 
 // keys is all that the configuration may say. To add a key: an entry here, a field of config that Set fills in, a rule at the end when it depends
-// on other keys; then `make man`, which writes the manual page's section from this table. A Doc has one sentence a line.
+// on other keys; then `make man`, which writes the manual page's section from this table. A Doc has one sentence a line. With Live, reloader.reload
+// hands the value on.
 var keys = keyfile.Table[config]{
 	Keys: []keyfile.Key[config]{
-		{Name: "registry.config_path", Default: "/etc/berth/certs.d", Set: path(func(c *config) *string { return &c.hostsDir }), Doc: `
+		{Name: "registry.config_path", Default: "/etc/berth/certs.d", Live: true, Set: path(func(c *config) *string { return &c.hostsDir }), Doc: `
 Folder of HOST/hosts.toml: mirrors and certificates of registries, in containerd's format.
 Read at every pull.`},
 
@@ -42,10 +43,10 @@ How long a mirror may take to answer before the next host is asked; it is asked 
 		{Name: "images.dial_timeout", Default: "30s", Set: duration(func(c *config) *time.Duration { return &c.images.Registry.DialTimeout }, time.Millisecond), Doc: `
 How long connecting to a registry may take, where hosts.toml says nothing else; a mirror has mirror_patience.`},
 
-		{Name: "network.conf_dir", Default: "/etc/cni/net.d", Set: path(func(c *config) *string { return &c.confDir }), Doc: `
+		{Name: "network.conf_dir", Default: "/etc/cni/net.d", Live: true, Set: path(func(c *config) *string { return &c.confDir }), Doc: `
 Folder of CNI configurations.
 It is looked at when it is needed; it may come and go.`},
-		{Name: "network.bin_dirs", Default: []string{"/opt/cni/bin"}, Set: paths(func(c *config) *[]string { return &c.binDirs }), Doc: `
+		{Name: "network.bin_dirs", Default: []string{"/opt/cni/bin"}, Live: true, Set: paths(func(c *config) *[]string { return &c.binDirs }), Doc: `
 Folders of CNI plugins.`},
 		{Name: "network.bridge", Default: "", Set: text(func(c *config) *string { return &c.bridge }, linkName), Doc: `
 Name of the built-in bridge, which serves when there is no CNI configuration.
@@ -63,21 +64,21 @@ It counts for pods made from then on.`},
 		{Name: "runtime.monitor", Default: "", Set: path(func(c *config) *string { return &c.monitor }), Doc: `
 The program berth-monitor(8).
 Empty: the one beside berthd.`},
-		{Name: "runtime.default", Default: handlerNative, Set: set(func(c *config, v string) error { c.defaultRuntime = v; return nil }), Doc: `
+		{Name: "runtime.default", Default: handlerNative, Live: true, Set: set(func(c *config, v string) error { c.defaultRuntime = v; return nil }), Doc: `
 The handler of pods that name none.
 The handler berth is the built-in engine.`},
 
-		{Name: "runtimes.NAME.type", Default: "", Set: runtimeKey(func(f *runtimeFile, v string) { f.Type = v }), Doc: `
+		{Name: "runtimes.NAME.type", Default: "", Live: true, Set: runtimeKey(func(f *runtimeFile, v string) { f.Type = v }), Doc: `
 What the runtime handler NAME is, which pods ask for by their RuntimeClass: "native", the built-in engine, or "oci", another OCI runtime, such as runc(8).
 NAME is 1 to 63 of a-z 0-9 and -.
 The handler berth is always there.
 A pod keeps what its handler meant when the pod was made.`},
-		{Name: "runtimes.NAME.path", Default: "", Set: runtimeKey(func(f *runtimeFile, v string) { f.Path = v }), Doc: `
+		{Name: "runtimes.NAME.path", Default: "", Live: true, Set: runtimeKey(func(f *runtimeFile, v string) { f.Path = v }), Doc: `
 The program of an OCI runtime.
 It needs the commands create, start, exec and delete of runc 1.1 or later, with exec's option --cgroup, as crun has them.
 A program that is missing, or does not answer to --version, keeps nothing else from running: its handler is not among those of Status, its pods are refused, and it is taken as soon as it works.
 Without that of the default handler berth is not ready.`},
-		{Name: "runtimes.NAME.options", Default: []string{}, Set: runtimeKey(func(f *runtimeFile, v []string) { f.Options = v }), Doc: `
+		{Name: "runtimes.NAME.options", Default: []string{}, Live: true, Set: runtimeKey(func(f *runtimeFile, v []string) { f.Options = v }), Doc: `
 Options of that program that stand before its command; each begins with -.`},
 
 		{Name: "streaming.address", Default: "127.0.0.1", Set: set(setStreamingAddress), Doc: `
@@ -92,7 +93,7 @@ File of the certificate that is shown to these clients, with its chain, in PEM.
 Empty: TLS is not spoken.`},
 		{Name: "streaming.tls_key", Default: "", Set: path(func(c *config) *string { return &c.streaming.key }), Doc: `
 File of its private key, in PEM.
-Both are read at the start.`},
+Both are read at the start, and again on SIGHUP: a renewed certificate needs no restart.`},
 		{Name: "streaming.idle_timeout", Default: "4h", Set: duration(func(c *config) *time.Duration { return &c.streaming.idleTimeout }, time.Second), Doc: `
 After how long without a byte in either direction a client is let go, as 4h or 90s; at least 1s.
 The default is the kubelet's own.`},
@@ -109,7 +110,7 @@ A file in a later folder takes the place of one of the same name in an earlier o
 They are read when a container is created; a file that cannot be used keeps containers from being created.
 A hook without a timeout of its own has the time of the call, those after a container's end have 10 seconds.`},
 
-		{Name: "log.verbosity", Default: int64(2), Set: number(func(c *config) *int { return &c.verbosity }, 0, 10), Doc: `
+		{Name: "log.verbosity", Default: int64(2), Live: true, Set: number(func(c *config) *int { return &c.verbosity }, 0, 10), Doc: `
 How much is logged, 0 to 10.
 The option --v stands above it.`},
 	},

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
 
+	"github.com/berthd/berth/cmd/berthd/hangup"
 	"github.com/berthd/berth/cri"
 )
 
@@ -131,20 +132,9 @@ func (f *flags) check(rest []string) error {
 func run(ctx context.Context, f flags) error {
 	ctx, stop := signal.NotifyContext(ctx, unix.SIGTERM, unix.SIGINT)
 	defer stop()
-	hangup := make(chan os.Signal, 1)
-	signal.Notify(hangup, unix.SIGHUP)
-	defer signal.Stop(hangup)
-	instance := instanceOf(f.root)
-	read := readDefaultConfig
-	if f.mustConfig {
-		read = readConfig
-	}
-	c, err := read(f.config)
+	c, err := f.readConfig()
 	if err != nil {
 		return err
-	}
-	if f.verbosity >= 0 {
-		c.verbosity = f.verbosity
 	}
 	if err := setUpLog(c.verbosity); err != nil {
 		return err
@@ -167,7 +157,6 @@ func run(ctx context.Context, f flags) error {
 	var background sync.WaitGroup
 	defer background.Wait()
 	defer cancel()
-	background.Go(func() { ignoreHangup(ctx, hangup, logger) })
 	background.Go(func() { trimMemory(ctx) })
 	// Clients that come while the parts are opened wait in the socket's queue.
 	listener, err := cri.Listen(ctx, f.socket)
@@ -175,13 +164,15 @@ func run(ctx context.Context, f flags) error {
 		return err
 	}
 	defer listener.Close()
-	parts, err := openParts(ctx, f, c, instance)
+	parts, err := openParts(ctx, f, c, instanceOf(f.root))
 	if err != nil {
 		return err
 	}
 	streaming := make(chan error, 1)
 	go func() { streaming <- parts.streams.Serve() }()
-	err = serve(ctx, parts.server(f, c, logger), listener, streaming)
+	reloader := &reloader{flags: f, parts: parts, started: c, now: c}
+	reloader.server = parts.server(ctx, c, reloader.facts)
+	err = serve(ctx, reloader, listener, streaming)
 	closing, stopClosing := context.WithTimeout(context.WithoutCancel(ctx), shutdownManager)
 	defer stopClosing()
 	return errors.Join(err, parts.close(closing))
@@ -212,27 +203,20 @@ func setUpProcess() error {
 	return nil
 }
 
-// ignoreHangup logs SIGHUP until ctx ends.
-func ignoreHangup(ctx context.Context, hangup <-chan os.Signal, logger klog.Logger) {
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-hangup:
-			logger.Info("Ignored a request to reload: the configuration is read at start")
-		}
-	}
-}
-
-// serve answers calls until ctx ends, or streaming clients are not served any more.
-func serve(ctx context.Context, server *cri.Server, l net.Listener, streaming <-chan error) error {
-	logger := klog.FromContext(ctx)
+// serve answers calls, and takes changed configuration over, until ctx ends, or streaming clients are not served any more.
+func serve(ctx context.Context, r *reloader, l net.Listener, streaming <-chan error) error {
+	logger, server := klog.FromContext(ctx), r.server
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(l) }()
 	if err := notify("READY=1"); err != nil {
 		logger.Info("Left the service manager waiting", "err", err)
 	}
 	logger.Info("Served the CRI", "version", version, "path", l.Addr().String())
+	reloading, stopReloading := context.WithCancel(ctx)
+	var background sync.WaitGroup
+	background.Go(func() { r.run(reloading, hangup.C) }) // what came during the start is done now
+	defer background.Wait()
+	defer stopReloading()
 	var failed error
 	select {
 	case err := <-served:

@@ -43,13 +43,24 @@ func checkStreaming(c *config) error {
 
 // listen takes the address.
 func (c streamingConfig) listen(ctx context.Context, runtime streaming.Runtime) (*streaming.Server, error) {
-	config := streaming.Config{Runtime: runtime, Address: netip.AddrPortFrom(c.address, uint16(c.port)), IdleTimeout: c.idleTimeout, Logger: klog.FromContext(ctx)}
-	if c.cert != "" {
-		pair, err := tls.LoadX509KeyPair(c.cert, c.key)
-		if err != nil {
-			return nil, fmt.Errorf("read the streaming certificate: %w", err)
-		}
-		config.Certificate = &pair
+	certificate, err := c.certificate()
+	if err != nil {
+		return nil, err
 	}
-	return streaming.Listen(ctx, config)
+	return streaming.Listen(ctx, streaming.Config{
+		Runtime: runtime, Address: netip.AddrPortFrom(c.address, uint16(c.port)), IdleTimeout: c.idleTimeout, Certificate: certificate,
+		Logger: klog.FromContext(ctx),
+	})
+}
+
+// certificate reads the certificate and its key; nil when there is to be none.
+func (c streamingConfig) certificate() (*tls.Certificate, error) {
+	if c.cert == "" {
+		return nil, nil
+	}
+	pair, err := tls.LoadX509KeyPair(c.cert, c.key)
+	if err != nil {
+		return nil, fmt.Errorf("read the streaming certificate: %w", err)
+	}
+	return &pair, nil
 }

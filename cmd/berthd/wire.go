@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
-	"strconv"
 
 	"k8s.io/klog/v2"
 
@@ -117,23 +116,19 @@ func (p *parts) close(ctx context.Context) error {
 	return errors.Join(all...)
 }
 
-// server makes the CRI server of the parts.
-func (p *parts) server(f flags, c config, logger klog.Logger) *cri.Server {
+// handlers are what Status tells of the handlers.
+func (p *parts) handlers(ctx context.Context, c config) []cri.Handler {
 	native := runtime.NativeFeatures()
 	native.UserNamespaces = p.users == nil
+	return c.handlers(context.WithoutCancel(ctx), native)
+}
+
+// server makes the CRI server of the parts.
+func (p *parts) server(ctx context.Context, c config, facts func() map[string]string) *cri.Server {
 	return cri.NewServer(cri.Config{
 		Pods: p.manager, Containers: p.manager, Images: p.images, Network: network{p.network},
 		Stats: p.manager, Limits: p.manager, Layers: p.images, Events: p.manager, Streaming: p.streams,
-		Handlers: c.handlers(klog.NewContext(context.Background(), logger), native),
-		Version:  semanticVersion(version), Logger: logger,
-		Facts: func() map[string]string {
-			engine, name := p.network.Engine()
-			return map[string]string{
-				"root": f.root, "state": f.state, "socket": f.socket, "instance": p.instance, "network": engine + " " + name,
-				"cniConfDir": c.confDir, "streaming": p.streams.URL(), "registryConfigPath": c.hostsDir, "monitor": c.monitor, "verbosity": strconv.Itoa(c.verbosity),
-				"appArmor": p.appArmor,
-			}
-		},
+		Handlers: p.handlers(ctx, c), Version: semanticVersion(version), Logger: klog.FromContext(ctx), Facts: facts,
 	})
 }
 

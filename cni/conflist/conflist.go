@@ -63,6 +63,9 @@ type Folder struct {
 // Open returns the folder, which need not exist.
 func Open(dir string) *Folder { return &Folder{dir: dir} }
 
+// Path is where it is.
+func (f *Folder) Path() string { return f.dir }
+
 // Current returns the configuration, nil when there is none, or an error that names the file that cannot be used.
 func (f *Folder) Current() (*List, error) {
 	f.mu.Lock()

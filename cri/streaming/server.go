@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/gorilla/websocket"
@@ -71,6 +72,7 @@ type Server struct {
 	door                         *door
 	http                         *http.Server
 	base                         url.URL
+	certificate                  atomic.Pointer[tls.Certificate]
 	idleTimeout, creationTimeout time.Duration
 	logger                       klog.Logger
 	// ctx ends all sessions.
@@ -110,7 +112,9 @@ func Listen(ctx context.Context, c Config) (*Server, error) {
 	s.http.SetKeepAlivesEnabled(false)
 	if c.Certificate != nil {
 		s.base.Scheme = "https"
-		s.http.TLSConfig = &tls.Config{Certificates: []tls.Certificate{*c.Certificate}, MinVersion: tls.VersionTLS12}
+		s.certificate.Store(c.Certificate)
+		s.http.TLSConfig = &tls.Config{MinVersion: tls.VersionTLS12,
+			GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return s.certificate.Load(), nil }}
 	}
 	return s, nil
 }
@@ -125,6 +129,13 @@ func reachable(a netip.AddrPort) netip.AddrPort {
 		ip = netip.IPv6Loopback()
 	}
 	return netip.AddrPortFrom(ip, a.Port())
+}
+
+// SetCertificate changes what the next clients are shown. It does nothing when TLS is not spoken.
+func (s *Server) SetCertificate(c *tls.Certificate) {
+	if c != nil {
+		s.certificate.Store(c)
+	}
 }
 
 // URL is where the server serves, without what a token would add.

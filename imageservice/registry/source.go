@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -64,15 +65,21 @@ func (c Config) withDefaults() Config {
 
 // Client opens Sources. It can be used by many goroutines.
 type Client struct {
-	config Config
-	budget *budget
+	hostsDir atomic.Pointer[string] // Config.HostsDir is where it begins
+	config   Config
+	budget   *budget
 }
 
 // New makes a Client; nothing is read yet.
 func New(config Config) *Client {
 	config = config.withDefaults()
-	return &Client{config: config, budget: newBudget(config)}
+	c := &Client{config: config, budget: newBudget(config)}
+	c.SetHostsDir(config.HostsDir)
+	return c
 }
+
+// SetHostsDir changes the folder of HOST/hosts.toml for what is opened next; "" = none.
+func (c *Client) SetHostsDir(folder string) { c.hostsDir.Store(&folder) }
 
 // Source is one repository for the time of one pull. Close it.
 type Source struct {
@@ -89,7 +96,7 @@ type Source struct {
 
 // Open reads the hosts.toml that holds for the reference's host. Nothing is sent yet.
 func (c *Client) Open(ref reference.Reference, cred Credentials) (*Source, error) {
-	specs, err := hostSpecs(c.config.HostsDir, ref.Host)
+	specs, err := hostSpecs(*c.hostsDir.Load(), ref.Host)
 	if err != nil {
 		return nil, err
 	}

@@ -15,16 +15,17 @@ PACKAGES := busybox-static gcc libc6-dev libseccomp-dev nftables iproute2 procps
 # For test-uml alone: a kernel that runs as a program, its modules' loader, the loader of AppArmor profiles, and crun, which runs on cgroup v2 only.
 UML_PACKAGES := user-mode-linux kmod apparmor e2fsprogs runc crun
 
+# What both of the other runtimes are held to there.
+UML_HANDLER := ^Test(Handlers|ExecTimeout|OutOfMemory|DefaultCgroup|SharedPIDNamespace|MonitorKilled|UpdateCreatedContainer|$\
+	VolumesOfImages|ImageVolumeOutlivesItsImage)$$
+
 # What is run in User-Mode Linux besides its own tests: all that cgroup version 2, an old overlayfs and a full capability set may change.
 UML_SUITES := ./test/uml ./oci/apparmor ./sandbox/cgroup ./oci/runtime/engine \
 	'./test/integration=^Test(LifeOfAPod|ExitCodes|StopSignalAndGrace|TheWholeTreeEnds|ExecSync|ExecTimeout|LowerOOMScore|DefaultCgroup|SmallLimits|$\
 	PidsLimitReached|OutOfMemory|TheMonitorIsOutside|UsersAndGroups|Capabilities|NoNewPrivileges|Privileged|Devices|Seccomp|NothingLeaks|$\
 	RestartKeepsEverything|MonitorKilled|BadRecords|RunFolderGone|SharedPIDNamespace|Sysctls|HostileMountTargets|MountPropagation|DefaultMounts|$\
-	UpdateRunning|UpdateMemory|UpdateCreated|StatsOfKnown|MetricsOf|StatusSays)' \
+	UpdateRunning|UpdateMemory|UpdateCreated|StatsOfKnown|MetricsOf|StatusSays|VolumesOfImages|MountOptions)' \
 	'BERTH_TEST_HANDLER=runc ./test/integration=$(UML_HANDLER)' 'BERTH_TEST_HANDLER=crun ./test/integration=$(UML_HANDLER)'
-
-# What both of the other runtimes are held to there.
-UML_HANDLER := ^Test(Handlers|ExecTimeout|OutOfMemory|DefaultCgroup|SharedPIDNamespace|MonitorKilled|UpdateCreatedContainer)$$
 
 # Tests of images alone, which run no container: no handler changes them.
 IMAGES := Pull|Mirrors|StackEquals|ImageFsInfo|RemovedWhileInUse

@@ -68,6 +68,9 @@ func Resources(req *runtimeapi.LinuxContainerResources, host Host) (Limits, erro
 		out.Spec.HugepageLimits = append(out.Spec.HugepageLimits, specs.LinuxHugepageLimit{Pagesize: h.GetPageSize(), Limit: h.GetLimit()})
 	}
 	out.drop(host)
+	if swap := req.GetMemorySwapLimitInBytes(); swap > 0 && !host.SwapLimit {
+		out.Notes = append(out.Notes, Note{fieldResources + "memory_swap_limit_in_bytes", i64toa(swap), "dropped: the kernel does not account swap"})
+	}
 	return out, nil
 }
 

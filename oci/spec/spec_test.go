@@ -664,6 +664,11 @@ func TestResources(t *testing.T) {
 			}
 		})
 	}
+	if got, err := Resources(&runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 5, MemorySwapLimitInBytes: 9}, Host{}); err != nil || len(got.Notes) != 1 || got.Notes[0].Value != "9" {
+		t.Errorf("swap that cannot be limited: notes %v, %v", got.Notes, err)
+	}
+	_, err := Resources(&runtimeapi.LinuxContainerResources{MemorySwapLimitInBytes: 9}, v2)
+	wantInvalid(t, err, "config.linux.resources.memory_swap_limit_in_bytes", "without memory_limit_in_bytes")
 	for field, req := range map[string]*runtimeapi.LinuxContainerResources{
 		"cpu_period": {CpuPeriod: 999}, "cpu_quota": {CpuQuota: -2}, "cpu_shares": {CpuShares: -1}, "memory_limit_in_bytes": {MemoryLimitInBytes: -2},
 		"memory_swap_limit_in_bytes": {MemoryLimitInBytes: 10, MemorySwapLimitInBytes: 9}, "oom_score_adj": {OomScoreAdj: -1001},

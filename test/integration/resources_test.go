@@ -183,12 +183,22 @@ func TestHugepages(t *testing.T) {
 		filepath.Join("/sys/fs/cgroup/unified", cgroupOf(c, "memory"), limits("2MB")+"max"),
 		filepath.Join("/sys/fs/cgroup", cgroupOf(c, "memory"), limits("2MB")+"max"),
 	} {
-		if text, err := os.ReadFile(path); err == nil {
-			if got := strings.TrimSpace(string(text)); got != "4194304" {
-				t.Errorf("%s = %s", path, got)
-			}
-			return
+		text, err := os.ReadFile(path)
+		if err != nil {
+			continue
 		}
+		if got := strings.TrimSpace(string(text)); got != "4194304" {
+			t.Errorf("%s = %s", path, got)
+		}
+		update(c, &resources{HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB", Limit: 8 << 20}}})
+		if got := readFile(t, path); got != "8388608" {
+			t.Errorf("updated: %s = %s", path, got)
+		}
+		if got := linuxOf(c).GetHugepageLimits(); len(got) != 1 || got[0].PageSize != "2MB" || got[0].Limit != 8<<20 {
+			t.Errorf("status: %v", got)
+		}
+		wantCode(t, "a size that no kernel has", tryUpdate(c, &resources{HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "3", Limit: 1}}}), codes.InvalidArgument)
+		return
 	}
 	t.Error("the limit is in no hierarchy")
 }

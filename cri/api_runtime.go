@@ -114,7 +114,7 @@ func (s *runtimeService) networkCondition(ctx context.Context) *runtimeapi.Runti
 // RuntimeConfig tells the kubelet how to name cgroups.
 func (s *runtimeService) RuntimeConfig(context.Context, *runtimeapi.RuntimeConfigRequest) (*runtimeapi.RuntimeConfigResponse, error) {
 	return &runtimeapi.RuntimeConfigResponse{
-		Linux: &runtimeapi.LinuxRuntimeConfiguration{CgroupDriver: runtimeapi.CgroupDriver_CGROUPFS},
+		Linux: &runtimeapi.LinuxRuntimeConfiguration{CgroupDriver: s.driver},
 	}, nil
 }
 

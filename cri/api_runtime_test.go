@@ -119,11 +119,14 @@ func TestVerboseStatusIsJSON(t *testing.T) {
 }
 
 func TestRuntimeConfigNamesTheCgroupDriver(t *testing.T) {
-	w := newWorld(t)
-	c, err := w.runtime.RuntimeConfig(t.Context(), &runtimeapi.RuntimeConfigRequest{})
-	if err != nil || c.GetLinux().GetCgroupDriver() != runtimeapi.CgroupDriver_CGROUPFS {
-		t.Errorf("RuntimeConfig = %v, %v", c, err)
+	for _, driver := range []runtimeapi.CgroupDriver{runtimeapi.CgroupDriver_CGROUPFS, runtimeapi.CgroupDriver_SYSTEMD} {
+		w := newWorld(t, func(c *Config) { c.CgroupDriver = driver })
+		c, err := w.runtime.RuntimeConfig(t.Context(), &runtimeapi.RuntimeConfigRequest{})
+		if err != nil || c.GetLinux().GetCgroupDriver() != driver {
+			t.Errorf("RuntimeConfig = %v, %v", c, err)
+		}
 	}
+	w := newWorld(t)
 	if _, err := w.runtime.UpdateRuntimeConfig(t.Context(), &runtimeapi.UpdateRuntimeConfigRequest{
 		RuntimeConfig: &runtimeapi.RuntimeConfig{NetworkConfig: &runtimeapi.NetworkConfig{PodCidr: "10.0.0.0/24"}},
 	}); err != nil {

@@ -229,7 +229,7 @@ func newWorld(t *testing.T, change ...func(*Config)) *world {
 		Pods: w.sandboxes, Containers: w.sandboxes, Images: w.images, Network: w.network, Stats: w.sandboxes, Limits: w.sandboxes, Layers: w.sandboxes, Events: w.sandboxes,
 		Streaming: w.streaming,
 		Handlers:  []Handler{{Name: ""}, {Name: "berth"}},
-		Version:   "0.0.1-test", Facts: func() map[string]string { return map[string]string{"root": "/r"} }, Logger: klog.Background(),
+		Version:   "0.0.1-test", CgroupDriver: runtimeapi.CgroupDriver_CGROUPFS, Facts: func() map[string]string { return map[string]string{"root": "/r"} }, Logger: klog.Background(),
 	}
 	for _, c := range change {
 		c(&config)

@@ -109,6 +109,8 @@ type Config struct {
 	Streaming  Streaming
 	// Handlers that a pod may name, as Status lists them; "" is the one that is used when a pod names none.
 	Handlers []Handler
+	// CgroupDriver is what the kubelet has to name cgroups for.
+	CgroupDriver runtimeapi.CgroupDriver
 	// Version of berthd, semantic.
 	Version string
 	// Facts go into the answer of Status when it is asked to be verbose. They must not contain secrets; nil is none.
@@ -146,7 +148,7 @@ func NewServer(c Config) *Server {
 	runtimeapi.RegisterRuntimeServiceServer(g, &runtimeService{
 		pods: c.Pods, containers: c.Containers, images: c.Images, network: c.Network, stats: c.Stats, limits: c.Limits, layers: c.Layers,
 		events: c.Events, ending: ending, streaming: c.Streaming,
-		handlers: handlers, version: c.Version, facts: c.Facts,
+		handlers: handlers, driver: c.CgroupDriver, version: c.Version, facts: c.Facts,
 	})
 	runtimeapi.RegisterImageServiceServer(g, &imageServer{images: c.Images, handlers: handlers})
 	return &Server{grpc: g, end: end, handlers: handlers}
@@ -190,6 +192,7 @@ type runtimeService struct {
 	ending     context.Context //nolint:containedctx // the life of the server itself
 	streaming  Streaming
 	handlers   *handlers
+	driver     runtimeapi.CgroupDriver
 	version    string
 	facts      func() map[string]string
 }

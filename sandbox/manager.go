@@ -94,6 +94,7 @@ func open(ctx context.Context, cfg Config, hooks hooks) (*Manager, error) {
 		pods: map[string]*pod{}, containers: map[string]*container{}, names: map[string]*pod{}, childNames: map[string]*container{}}
 	m.SetHandlers(cfg.Handlers)
 	m.ctx, m.background.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	cfg.Cgroups.OnEnd(m.scopeEnded)
 	if err := m.recover(); err != nil {
 		m.background.cancel()
 		return nil, err

@@ -98,7 +98,7 @@ func (m *Manager) load(folder *store.PodFolder) {
 		return
 	default:
 		logger.Error(err, "Quarantined a sandbox whose record cannot be read", "podSandboxID", folder.ID)
-		p.rec = store.Pod{ID: folder.ID, State: store.NotReady, CreatedAt: now(), Cgroup: m.cfg.Cgroups.Tree() + "/" + folder.ID, BootID: m.bootID}
+		p.rec = store.Pod{ID: folder.ID, State: store.NotReady, CreatedAt: now(), Cgroup: m.cfg.Cgroups.Find(folder.ID), BootID: m.bootID}
 		p.rec.Ancestors = []string{p.rec.Cgroup}
 		p.config = &runtimeapi.PodSandboxConfig{Metadata: &runtimeapi.PodSandboxMetadata{Name: "quarantined-" + folder.ID[:13], Uid: folder.ID,
 			Namespace: "berth-quarantine"}}
@@ -253,6 +253,7 @@ func (m *Manager) reattach(ctx context.Context, p *pod, rec *store.Pod) error {
 		return m.adopt(ctx, c, state)
 	})
 	m.follow(p)
+	m.watchScope(p)
 	return err
 }
 

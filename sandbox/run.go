@@ -87,7 +87,8 @@ func (m *Manager) checkPod(config *runtimeapi.PodSandboxConfig, handler string) 
 	if err != nil || parent == "" {
 		return err
 	}
-	return classify(m.cfg.Cgroups.Check(parent))
+	_, err = m.cfg.Cgroups.PodPath(parent, "")
+	return classify(err)
 }
 
 // claimPod returns the sandbox that has the name, joined if it is being made, or a new one whose making has begun.
@@ -193,6 +194,7 @@ func (m *Manager) setUpPod(ctx context.Context, p *pod) error {
 	tasks := newTasks(ctx)
 	tasks.run(func(ctx context.Context) error { return m.greet(ctx, p) })
 	tasks.run(func(ctx context.Context) error { return m.writePodFiles(p) })
+	tasks.run(func(context.Context) error { return m.holdScope(&rec) })
 	var text []byte
 	if !hostNetwork(p.config) {
 		tasks.run(func(ctx context.Context) (err error) {
@@ -227,10 +229,10 @@ func (m *Manager) planPod(ctx context.Context, p *pod, request cni.Request) (sto
 	if err != nil {
 		return rec, err
 	}
-	if parent == "" {
-		parent = m.cfg.Cgroups.Tree() + "/" + p.id
+	if rec.Cgroup, err = m.cfg.Cgroups.PodPath(parent, p.id); err != nil {
+		return rec, err
 	}
-	rec.Cgroup, rec.Ancestors = parent, m.ancestors(parent)
+	rec.Ancestors = m.ancestors(rec.Cgroup)
 	if hostNetwork(p.config) {
 		return rec, nil
 	}

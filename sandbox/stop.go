@@ -69,7 +69,7 @@ func (m *Manager) tearDown(ctx context.Context, p *pod) error {
 	ended := m.endMonitor(ctx, p)
 	err := errors.Join(<-detached, ended)
 	if ended == nil {
-		err = errors.Join(err, m.unmount(p))
+		err = errors.Join(err, m.unmount(p), m.releaseScope(p))
 	}
 	// The pin is the way to the network namespace: it stays until the network has let go of it.
 	if m.attached(p) {

@@ -131,19 +131,17 @@ func (m *Manager) sweepRuntimeStates(context.Context) error {
 	return errors.Join(errs...)
 }
 
-// sweepCgroups removes the sandboxes' and containers' cgroups of the own tree. Those below other parents are named by the containers' records.
+// sweepCgroups removes the sandboxes' and containers' cgroups of the own tree, and scopes. Those below other parents are named by the containers' records.
 func (m *Manager) sweepCgroups(ctx context.Context) error {
-	tree := m.cfg.Cgroups.Tree()
-	sandboxes, err := m.cfg.Cgroups.List(tree)
+	sandboxes, err := m.cfg.Cgroups.Sandboxes()
 	if err != nil {
 		return err
 	}
 	var errs []error
-	for _, sandboxID := range sandboxes {
+	for sandboxID, path := range sandboxes {
 		if !store.ValidID(sandboxID) {
 			continue
 		}
-		path := tree + "/" + sandboxID
 		if m.knowsPod(sandboxID) {
 			errs = append(errs, m.sweepContainerCgroups(ctx, path))
 			continue

@@ -41,6 +41,14 @@ type bridgeConfig struct {
 	mtu     int
 }
 
+// handlerConfig is who makes containers.
+type handlerConfig struct {
+	defaultRuntime string
+	runtimeFiles   map[string]runtimeFile       // as they stand in the files
+	runtimes       map[string]*external.Program // by the handler's name; nil is the native engine
+	prober         *external.Prober             // looks at their programs
+}
+
 // config is what the daemon works with, parsed and complete. The keys that fill it in are in keys.go.
 type config struct {
 	hostsDir string
@@ -48,16 +56,14 @@ type config struct {
 	confDir  string
 	binDirs  []string
 	bridgeConfig
-	primaryIP      sandbox.IPFamily // "": the network's order
-	monitor        string
-	defaultRuntime string
-	runtimeFiles   map[string]runtimeFile       // as they stand in the files
-	runtimes       map[string]*external.Program // by the handler's name; nil is the native engine
-	prober         *external.Prober             // looks at their programs
-	streaming      streamingConfig
-	adjust         adjustConfig
-	verbosity      int
-	values         *keyfile.Values
+	primaryIP sandbox.IPFamily // "": the network's order
+	monitor   string
+	handlerConfig
+	cgroupDriver string
+	streaming    streamingConfig
+	adjust       adjustConfig
+	verbosity    int
+	values       *keyfile.Values
 }
 
 // instanceOf tells daemons with different roots apart: "" is the one with the default root, and whatever another makes on the host
@@ -88,7 +94,7 @@ func readFiles(path string, files []string) (config, error) {
 	if err != nil {
 		return config{}, err
 	}
-	c := config{prober: &external.Prober{}}
+	c := config{handlerConfig: handlerConfig{prober: &external.Prober{}}}
 	c.values, err = keys.Read(&c, append(files, dropIns...)...)
 	if err != nil {
 		return config{}, err

@@ -81,6 +81,12 @@ Without that of the default handler berth is not ready.`},
 		{Name: "runtimes.NAME.options", Default: []string{}, Live: true, Set: runtimeKey(func(f *runtimeFile, v []string) { f.Options = v }), Doc: `
 Options of that program that stand before its command; each begins with -.`},
 
+		{Name: "cgroup.driver", Default: driverAuto, Set: text(func(c *config) *string { return &c.cgroupDriver }, cgroupDriver), Doc: `
+Who makes the cgroups of pods: "cgroupfs", berth alone, or "systemd", which is asked over D-Bus for one delegated scope a pod, in the slice that the kubelet names.
+With "auto" it is systemd where that is the init, answers, and cgroup version 2 alone is mounted, and cgroupfs everywhere else.
+The kubelet learns it from berth (RuntimeConfig).
+Pods that are there keep what they have when it changes.`},
+
 		{Name: "streaming.address", Default: "127.0.0.1", Set: set(setStreamingAddress), Doc: `
 IP address at which clients of Exec, Attach and PortForward are served.
 The kubelet connects to it and passes on what its own clients send.

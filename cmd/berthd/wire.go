@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"path/filepath"
 
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
 
 	"github.com/berthd/berth/cni"
@@ -17,7 +18,6 @@ import (
 	"github.com/berthd/berth/oci/runtime/engine"
 	"github.com/berthd/berth/oci/spec/host"
 	"github.com/berthd/berth/sandbox"
-	"github.com/berthd/berth/sandbox/cgroup"
 	"github.com/berthd/berth/sandbox/monitor"
 )
 
@@ -30,7 +30,8 @@ type parts struct {
 	closers  []func(context.Context) error
 	instance string
 	appArmor string // the profile of containers that name none, or "disabled"
-	users    error  // why pods cannot have user namespaces
+	driver   runtimeapi.CgroupDriver
+	users    error // why pods cannot have user namespaces
 }
 
 // openParts opens images, network and sandboxes, in the order in which they need each other. When one cannot be opened, those
@@ -59,11 +60,12 @@ func openParts(ctx context.Context, f flags, c config, instance string) (p *part
 		return p, fmt.Errorf("open network: %w", err)
 	}
 	p.closeWith(func(context.Context) error { return p.network.Close() })
-	cgroups, err := cgroup.Open(instance)
+	cgroups, err := openCgroups(ctx, c.cgroupDriver, instance)
 	if err != nil {
 		return p, fmt.Errorf("open cgroups: %w", err)
 	}
 	p.closeWith(func(context.Context) error { return cgroups.Close() })
+	p.driver = toldDriver(cgroups)
 	monitors, err := cgroups.Monitors()
 	if err != nil {
 		return p, fmt.Errorf("make the monitors' cgroup: %w", err)
@@ -128,7 +130,7 @@ func (p *parts) server(ctx context.Context, c config, facts func() map[string]st
 	return cri.NewServer(cri.Config{
 		Pods: p.manager, Containers: p.manager, Images: p.images, Network: network{p.network},
 		Stats: p.manager, Limits: p.manager, Layers: p.images, Events: p.manager, Streaming: p.streams,
-		Handlers: p.handlers(ctx, c), Version: semanticVersion(version), Logger: klog.FromContext(ctx), Facts: facts,
+		Handlers: p.handlers(ctx, c), Version: semanticVersion(version), Logger: klog.FromContext(ctx), Facts: facts, CgroupDriver: p.driver,
 	})
 }
 

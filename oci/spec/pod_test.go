@@ -57,9 +57,7 @@ func TestValidatePod(t *testing.T) {
 		{"a relative cgroup", "config.linux.cgroup_parent", "absolute", func(c *runtimeapi.PodSandboxConfig) { c.Linux.CgroupParent = "kubepods" }},
 		{"the root cgroup", "config.linux.cgroup_parent", "below the root", func(c *runtimeapi.PodSandboxConfig) { c.Linux.CgroupParent = "/" }},
 		{"a cgroup with a final slash", "config.linux.cgroup_parent", "clean", func(c *runtimeapi.PodSandboxConfig) { c.Linux.CgroupParent = "/a/" }},
-		{"a slice", "config.linux.cgroup_parent", "systemd", func(c *runtimeapi.PodSandboxConfig) { c.Linux.CgroupParent = "kubepods-pod7.slice" }},
-		{"a slice's path", "config.linux.cgroup_parent", "systemd", func(c *runtimeapi.PodSandboxConfig) { c.Linux.CgroupParent = "/kubepods.slice/pod7.slice" }},
-		{"runc's form of a slice", "config.linux.cgroup_parent", "systemd", func(c *runtimeapi.PodSandboxConfig) { c.Linux.CgroupParent = "a.slice:b:c" }},
+		{"runc's form of a slice", "config.linux.cgroup_parent", "absolute", func(c *runtimeapi.PodSandboxConfig) { c.Linux.CgroupParent = "a.slice:b:c" }},
 		{"a control file", "config.linux.cgroup_parent", "control file", func(c *runtimeapi.PodSandboxConfig) { c.Linux.CgroupParent = "/kubepods/cgroup.procs" }},
 		{"tasks", "config.linux.cgroup_parent", "control file", func(c *runtimeapi.PodSandboxConfig) { c.Linux.CgroupParent = "/tasks" }},
 		{"below a control file", "config.linux.cgroup_parent", "control file", func(c *runtimeapi.PodSandboxConfig) { c.Linux.CgroupParent = "/memory.max/x" }},
@@ -190,7 +188,7 @@ func TestLogPath(t *testing.T) {
 }
 
 func TestCgroupParent(t *testing.T) {
-	for _, p := range []string{"", "/kubepods/besteffort/pod1", "/a.slice/b", "/kubepods/pod_1.2"} {
+	for _, p := range []string{"", "/kubepods/besteffort/pod1", "/a.slice/b", "/kubepods/pod_1.2", "kubepods-pod7.slice", "/kubepods.slice/kubepods-pod7.slice"} {
 		got, err := CgroupParent(&runtimeapi.PodSandboxConfig{Linux: &runtimeapi.LinuxPodSandboxConfig{CgroupParent: p}})
 		if err != nil || got != p {
 			t.Errorf("CgroupParent(%q) = %q, %v", p, got, err)

@@ -196,14 +196,15 @@ func LogPath(pod *runtimeapi.PodSandboxConfig, cfg *runtimeapi.ContainerConfig) 
 // controlFile is how the kernel names files in a cgroup; a folder of that name cannot be made, or would be taken for one.
 var controlFile = regexp.MustCompile(`^(cgroup|cpu|cpuacct|cpuset|memory|io|blkio|pids|hugetlb|rdma|misc|devices|freezer|net_cls|net_prio|perf_event)\..|^(tasks|notify_on_release|release_agent)$`)
 
-// CgroupParent returns the cgroup below which the pod's are made, absolute and clean, or "" when the request names none.
+// CgroupParent returns the cgroup below which the pod's are made, absolute and clean, or a systemd slice, which may be a bare name; "" when the request names
+// none. Which of the two it must be, and the rules for a slice's name, are the cgroup driver's.
 func CgroupParent(cfg *runtimeapi.PodSandboxConfig) (string, error) {
 	p := cfg.GetLinux().GetCgroupParent()
 	if p == "" {
 		return "", nil
 	}
-	if base := path.Base(p); strings.HasSuffix(base, ".slice") || strings.Contains(base, ":") {
-		return "", invalid(fieldPod+"cgroup_parent", p, "must not be a systemd slice: berth uses the cgroupfs driver")
+	if !strings.Contains(p, "/") && strings.HasSuffix(p, ".slice") {
+		return p, checkCgroupPath(fieldPod+"cgroup_parent", "/"+p)
 	}
 	return p, checkCgroupPath(fieldPod+"cgroup_parent", p)
 }

@@ -50,7 +50,16 @@ func (d *Driver) Create(p string, res *specs.LinuxResources) (*Group, error) {
 
 func (d *Driver) create(p string, res *specs.LinuxResources) (*Group, error) {
 	rel := relative(p)
-	if err := d.makeLeaves(rel, res); err != nil {
+	err := d.Hold(p)
+	if err == nil {
+		err = d.makeLeaves(rel, res)
+	}
+	if d.inScope(rel) && gone(err) { // its scope has ended meanwhile
+		if err = d.Hold(p); err == nil {
+			err = d.makeLeaves(rel, res)
+		}
+	}
+	if err != nil {
 		return nil, err
 	}
 	if res != nil {
@@ -66,12 +75,14 @@ func (d *Driver) create(p string, res *specs.LinuxResources) (*Group, error) {
 		}
 		group.Dirs = append(group.Dirs, f)
 	}
-	var err error
 	if group.Kill, err = d.openKill(rel); err != nil {
 		return nil, errors.Join(err, group.Close())
 	}
 	return group, nil
 }
+
+// inScope tells whether systemd makes the ancestors of rel.
+func (d *Driver) inScope(rel string) bool { return d.systemd != nil && scopeOf("/"+rel) != "" }
 
 // Child makes a cgroup below the leaf p, in the unified hierarchy only and without controllers of its own, for the processes of one
 // exec. In the other hierarchies the Group holds the leaf itself, and there is no child at all on a host without the unified one: then Kill is nil.
@@ -127,7 +138,7 @@ func (d *Driver) makeLeaves(rel string, res *specs.LinuxResources) error {
 func (d *Driver) makeLeaf(h *hierarchy, rel string, controllers []string) error {
 	var err error
 	for range 4 {
-		if err = h.makeOne(rel, controllers); gone(err) {
+		if err = h.makeOne(rel, controllers); gone(err) && !(h.v2 && d.inScope(rel)) {
 			err = h.makeAncestors(rel, controllers)
 			if err == nil {
 				err = h.makeOne(rel, controllers)

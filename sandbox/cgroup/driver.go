@@ -23,7 +23,9 @@ const monitorShares = 128
 
 // Driver makes cgroups in every hierarchy that is mounted.
 type Driver struct {
-	tree        string // "/berth" or "/berth-INST"
+	tree        string // "/berth" or "/berth-INST"; with systemd the slice of that name
+	own         string // where the monitors and what they execute run: tree, or a scope in it
+	systemd     *units // nil: cgroups are made by their files alone
 	hierarchies []*hierarchy
 	unified     *hierarchy // nil on a host with version 1 alone
 	pure        bool       // unified is the only hierarchy
@@ -63,6 +65,7 @@ func Open(instance string) (*Driver, error) {
 	if instance != "" {
 		d.tree += "-" + instance
 	}
+	d.own = d.tree
 	if len(d.hierarchies) == 0 {
 		return nil, fmt.Errorf("find cgroup hierarchies: none is mounted: %w", ErrNotSupported)
 	}
@@ -103,15 +106,34 @@ func (d *Driver) Close() error {
 		if h.dir == nil {
 			continue
 		}
-		for _, rel := range []string{relative(d.MonitorPath()), relative(d.tree)} {
-			if err := h.leave(rel); err != nil && !errors.Is(err, unix.EBUSY) {
-				errs = append(errs, fmt.Errorf("remove cgroup %s in %s: %w", rel, h.mount, err))
+		for _, p := range d.ownPaths() {
+			if err := h.leave(relative(p)); err != nil && !errors.Is(err, unix.EBUSY) {
+				errs = append(errs, fmt.Errorf("remove cgroup %s in %s: %w", p, h.mount, err))
 			}
 		}
-		errs = append(errs, h.dir.Close())
-		h.dir = nil
+	}
+	if d.systemd != nil {
+		errs = append(errs, d.RemoveEmpty(d.own))
+		for _, p := range slices.Backward(prefixes(d.tree)) {
+			errs = append(errs, d.RemoveEmpty(p))
+		}
+		errs = append(errs, d.systemd.close())
+	}
+	for _, h := range d.hierarchies {
+		if h.dir != nil {
+			errs = append(errs, h.dir.Close())
+			h.dir = nil
+		}
 	}
 	return errors.Join(errs...)
+}
+
+// ownPaths are the cgroups of this daemon's making that Close takes away by their files, the deepest first.
+func (d *Driver) ownPaths() []string {
+	if d.systemd != nil {
+		return []string{d.MonitorPath()}
+	}
+	return []string{d.MonitorPath(), d.tree}
 }
 
 // leave removes rel unless somebody else uses it. A thread of this process that was in it, and has ended by what it told, may take the
@@ -130,14 +152,14 @@ func (h *hierarchy) leave(rel string) error {
 	return err
 }
 
-// Tree is the path of the daemon's own tree: /berth, or /berth-INST.
+// Tree is the path of the daemon's own tree: /berth, or /berth-INST; with systemd the slice of that name.
 func (d *Driver) Tree() string { return d.tree }
 
 // V2 tells whether cgroup version 2 is all that the host has mounted.
 func (d *Driver) V2() bool { return d.pure }
 
 // MonitorPath is where the monitors run.
-func (d *Driver) MonitorPath() string { return d.tree + "/monitors" }
+func (d *Driver) MonitorPath() string { return d.own + "/monitors" }
 
 // Monitors makes the monitors' cgroup, if it is not there, and returns one directory per hierarchy, the unified one first.
 // The caller closes the Group.

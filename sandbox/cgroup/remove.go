@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -67,8 +68,18 @@ func (h *hierarchy) removeTree(rel string) error {
 }
 
 // RemoveEmpty removes the cgroup p from each hierarchy where it has neither processes nor children, and leaves it elsewhere. It gives
-// back an ancestor that Create had to make, whose last user may be somebody else by now.
+// back an ancestor that Create had to make, whose last user may be somebody else by now. A scope is ended with its holder.
 func (d *Driver) RemoveEmpty(p string) error {
+	switch {
+	case strings.HasSuffix(p, scopeSuffix):
+		return d.removeScope(p)
+	case strings.HasSuffix(p, sliceSuffix):
+		return d.removeSlice(p)
+	}
+	return d.removeEmpty(p)
+}
+
+func (d *Driver) removeEmpty(p string) error {
 	d.ancestors.Lock()
 	defer d.ancestors.Unlock()
 	var errs []error

@@ -12,7 +12,7 @@ import (
 const runtimePrefix = "runtime-"
 
 // RuntimePath is where the processes of an OCI runtime that is a program of its own do the work of this name.
-func (d *Driver) RuntimePath(name string) string { return d.tree + "/" + runtimePrefix + name }
+func (d *Driver) RuntimePath(name string) string { return d.own + "/" + runtimePrefix + name }
 
 // Runtime makes RuntimePath(name), in the unified hierarchy alone and without limits: what the program needs is not the container's to pay, and
 // Kill ends the program with all that it has not yet moved into the container's cgroup. On a host without that hierarchy the Group has no
@@ -21,6 +21,9 @@ func (d *Driver) Runtime(name string) (*Group, error) {
 	group := &Group{Path: d.RuntimePath(name)}
 	if d.unified == nil {
 		return group, nil
+	}
+	if err := d.Hold(group.Path); err != nil {
+		return nil, err
 	}
 	d.ancestors.RLock()
 	defer d.ancestors.RUnlock()
@@ -38,7 +41,7 @@ func (d *Driver) Runtime(name string) (*Group, error) {
 
 // Runtimes lists the names that Runtime was called with and whose cgroups are there.
 func (d *Driver) Runtimes() ([]string, error) {
-	all, err := d.List(d.tree)
+	all, err := d.List(d.own)
 	var names []string
 	for _, name := range all {
 		if name, found := strings.CutPrefix(name, runtimePrefix); found {

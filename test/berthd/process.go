@@ -25,6 +25,7 @@ type Options struct {
 	Log                         string // file that takes the daemon's standard error; "" = none
 	Env                         []string
 	CgroupParents               []string // see invariants.Daemon
+	Systemd                     bool     // the cgroup driver is systemd
 	Verbosity                   int
 }
 
@@ -72,7 +73,7 @@ func (p *Process) Use(bin string) { p.opts.Bin = bin }
 
 // Daemon describes the process to package invariants.
 func (p *Process) Daemon() invariants.Daemon {
-	return invariants.Daemon{Root: p.opts.Root, State: p.opts.State, Bridge: p.opts.Bridge, PID: p.PID(), CgroupParents: p.opts.CgroupParents}
+	return invariants.Daemon{Root: p.opts.Root, State: p.opts.State, Bridge: p.opts.Bridge, PID: p.PID(), CgroupParents: p.opts.CgroupParents, Systemd: p.opts.Systemd}
 }
 
 // PID is 0 while the daemon does not run.

@@ -70,6 +70,14 @@ func WithCgroupParent(path string) Option {
 	return func(_ *Daemon, o *berthd.Options) { o.CgroupParents = append(o.CgroupParents, path) }
 }
 
+// WithCgroupDriver configures the cgroup driver.
+func WithCgroupDriver(name string) Option {
+	return func(d *Daemon, o *berthd.Options) {
+		o.Systemd = name == "systemd"
+		d.config = append(d.config, fmt.Sprintf("[cgroup]\ndriver = %q\n", name))
+	}
+}
+
 // built is the folder of binaries that were built for this test process.
 var built string
 
@@ -108,7 +116,7 @@ func Start(t testing.TB, options ...Option) *Daemon {
 	d := &Daemon{T: t, Dir: dir, CNIConf: filepath.Join(dir, "net.d"), CNIBin: filepath.Join(dir, "cni"), Hosts: filepath.Join(dir, "certs.d"),
 		Subnet: fmt.Sprintf("10.250.%d", n), Log: filepath.Join(dir, "berthd.log")}
 	opts := berthd.Options{Bin: bin, Root: filepath.Join(dir, "r"), State: filepath.Join(dir, "s"), Config: filepath.Join(dir, "config.toml"),
-		Bridge: fmt.Sprintf("bt%d", n), Log: d.Log, Verbosity: 4}
+		Bridge: fmt.Sprintf("bt%d", n), Log: d.Log, Verbosity: 4, Systemd: underSystemd()}
 	for _, o := range options {
 		o(d, &opts)
 	}

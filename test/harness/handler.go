@@ -28,3 +28,9 @@ func runtimeConfig(t testing.TB) string {
 	}
 	return fmt.Sprintf("[runtime]\ndefault = %q\n\n[runtimes.%s]\ntype = \"oci\"\npath = %q\n", Handler, Handler, program)
 }
+
+// underSystemd tells whether systemd is the init, where a daemon that nothing is said to has it make its cgroups. There every host mounts version 2 alone.
+func underSystemd() bool {
+	_, err := os.Stat("/run/systemd/system")
+	return err == nil
+}

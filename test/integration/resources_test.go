@@ -90,7 +90,7 @@ func TestLowerOOMScoreThanTheDaemon(t *testing.T) {
 func TestDefaultCgroup(t *testing.T) {
 	d := harness.Start(t)
 	c := d.RunPod(d.Pod("default")).Run(d.Sleeper("c"))
-	want := d.Process.Daemon().CgroupRoot() + "/" + c.Pod.ID + "/" + c.ID
+	want := d.Process.Daemon().PodCgroup("", c.Pod.ID) + "/" + c.ID
 	if got := cgroupOf(c, "memory"); got != want {
 		t.Errorf("cgroup = %s, want %s", got, want)
 	}

@@ -122,7 +122,7 @@ func Monitors(d Daemon) ([]int, error) {
 	all, err := processes(d)
 	var pids []int
 	for pid, cgroup := range all {
-		if within(cgroup, d.CgroupRoot()+"/monitors") {
+		if within(cgroup, d.monitorScope()+"/monitors") {
 			pids = append(pids, pid)
 		}
 	}

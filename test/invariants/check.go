@@ -58,7 +58,7 @@ func Hold(ctx context.Context, d Daemon, rt runtimeapi.RuntimeServiceClient) ([]
 	}
 	var breaches []string
 	for _, check := range []func(Daemon, lists, Items) ([]string, error){
-		owners, records, podThings, addresses, containerThings, monitors, leaks,
+		owners, records, podThings, addresses, containerThings, monitors, scopes, leaks,
 	} {
 		found, err := check(d, l, items)
 		if err != nil {
@@ -74,7 +74,7 @@ func Hold(ctx context.Context, d Daemon, rt runtimeapi.RuntimeServiceClient) ([]
 func owners(d Daemon, l lists, items Items) (breaches []string, err error) {
 	for i := range items {
 		for _, part := range strings.FieldsFunc(i.Name, func(r rune) bool { return r == '/' || r == ':' || r == ' ' }) {
-			part = strings.TrimPrefix(part, d.marked()+"-")
+			part = strings.TrimSuffix(strings.TrimPrefix(part, d.marked()+"-"), ".scope")
 			if !sandboxID.MatchString(part) || i.Kind == Process {
 				continue
 			}
@@ -268,6 +268,17 @@ func inode(path string) uint64 {
 		return st.Ino
 	}
 	return 0
+}
+
+// scopes: with systemd a ready pod has one, with a process that holds it, unless somebody has ended it; one that is not ready has none once it is stopped.
+func scopes(d Daemon, l lists, _ Items) (breaches []string, err error) {
+	for name, pids := range l.processes {
+		id, found := strings.CutPrefix(strings.TrimSuffix(name, ".scope"), d.marked()+"-")
+		if d.Systemd && found && sandboxID.MatchString(id) && l.pods[id] != nil && len(pids) == 0 {
+			breaches = append(breaches, "pod "+id+" has a scope without a process")
+		}
+	}
+	return breaches, nil
 }
 
 // leaks: no process in a container's cgroup has a descriptor of berth's.

@@ -21,6 +21,7 @@ type Daemon struct {
 	Root, State, Bridge string
 	PID                 int
 	CgroupParents       []string // parents besides the daemon's own tree that pods were given, as "/kubepods/x"
+	Systemd             bool     // the cgroup driver is systemd
 }
 
 // Instance is the mark that everything carries which the daemon makes outside its folders: empty for the default root.
@@ -42,7 +43,34 @@ func (d Daemon) marked() string {
 }
 
 // CgroupRoot is the daemon's own tree in every hierarchy.
-func (d Daemon) CgroupRoot() string { return "/" + d.marked() }
+func (d Daemon) CgroupRoot() string {
+	if !d.Systemd {
+		return "/" + d.marked()
+	}
+	if d.Instance() == "" {
+		return "/berth.slice"
+	}
+	return "/berth.slice/" + d.marked() + ".slice"
+}
+
+// monitorScope is what the monitors' cgroup is in.
+func (d Daemon) monitorScope() string {
+	if !d.Systemd {
+		return d.CgroupRoot()
+	}
+	return d.CgroupRoot() + "/" + d.marked() + "-monitors.scope"
+}
+
+// PodCgroup is that of a pod with this parent; "" is the own tree.
+func (d Daemon) PodCgroup(parent, sandboxID string) string {
+	if parent == "" {
+		parent = d.CgroupRoot()
+	}
+	if d.Systemd {
+		return parent + "/" + d.marked() + "-" + sandboxID + ".scope"
+	}
+	return parent + "/" + sandboxID
+}
 
 // VethName is the host's end of a sandbox's link.
 func (d Daemon) VethName(sandboxID string) string {
@@ -268,7 +296,8 @@ func (d Daemon) standing(i Item) bool {
 		return !strings.Contains(i.Name, " set ")
 	case Cgroup:
 		_, path, _ := strings.Cut(i.Name, ":")
-		return path == d.CgroupRoot() || path == d.CgroupRoot()+"/monitors" || slices.Contains(d.CgroupParents, path)
+		return path == d.CgroupRoot() || slices.Contains(d.CgroupParents, path) ||
+			slices.Contains([]string{d.monitorScope(), d.monitorScope() + "/monitors", d.monitorScope() + "/hold"}, path)
 	}
 	return false
 }

@@ -52,9 +52,10 @@ func (s *Service) has(diffID digest.Digest) bool {
 func (s *Service) stream(ctx context.Context, src source, l recordLayer, count *atomic.Int64) (bytes int64, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	blob := src.Blob(ctx, registry.Descriptor{Digest: l.Digest, Size: l.Size})
+	now := s.settings.Load()
 	packed := newReadahead(counter{blob, count})
-	stream := newLayerStream(packed, max(s.config.MinUnpacked, min(l.Size, math.MaxInt64/maxRatio)*maxRatio))
-	stream.turn = turn{ctx: ctx, slots: s.pulls.unpacking}
+	stream := newLayerStream(packed, max(now.MinUnpacked, min(l.Size, math.MaxInt64/maxRatio)*maxRatio))
+	stream.turn = turn{ctx: ctx, slots: now.unpacking}
 	defer func() {
 		cancel() // ends a read of the network, and with it those behind
 		packed.Close()

@@ -49,7 +49,7 @@ func (s *Service) LayerUsage(ctx context.Context, key string) (LayerUsage, bool)
 	case <-ctx.Done():
 	}
 	usage, ok := s.walker.known(key)
-	usage.Mountpoint = s.config.Root
+	usage.Mountpoint = s.root
 	return usage, ok
 }
 

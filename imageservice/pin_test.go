@@ -1,6 +1,8 @@
 package imageservice
 
 import (
+	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/berthd/berth/imageservice/registry/registrytest"
@@ -52,6 +54,22 @@ func TestPinned(t *testing.T) {
 	}
 	if !matches("docker.io/library/busybox:latest", "docker.io/library/busybox:latest") {
 		t.Error("a pattern does not match itself")
+	}
+}
+
+func TestConfigure(t *testing.T) {
+	w := newWorld(t, registrytest.Options{})
+	p := w.push("team/web", "1", registrytest.Image{})
+	folder := filepath.Join(t.TempDir(), "certs.d")
+	if err := os.MkdirAll(filepath.Join(folder, "registry.example"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(folder, "registry.example", "hosts.toml"), []byte("server = \""+w.reg.URL+"\"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	w.Configure(Config{HostsDir: folder, Pinned: []string{"registry.example/*"}, Parallel: 1, Unpack: 1})
+	if id := w.pull("registry.example/team/web:1"); id != p.ImageID || !w.Images()[0].Pinned {
+		t.Errorf("the pull with the new configuration brought %s, pinned: %v", id, w.Images()[0].Pinned)
 	}
 }
 

@@ -29,10 +29,9 @@ type pullKey struct {
 
 // pulls are those under way.
 type pulls struct {
-	images    group[pullKey, string]
-	layers    group[digest.Digest, int64]
-	unpacking chan struct{} // has one element for each layer that is being unpacked
-	fetching  sync.Map      // diffID to *atomic.Int64: the bytes read of the layers that are being fetched
+	images   group[pullKey, string]
+	layers   group[digest.Digest, int64]
+	fetching sync.Map // diffID to *atomic.Int64: the bytes read of the layers that are being fetched
 
 	mu       sync.Mutex
 	trackers map[pullKey]*tracker // guarded by mu
@@ -45,9 +44,7 @@ type endedPull struct {
 	progress Progress
 }
 
-func newPulls(unpack int) pulls {
-	return pulls{trackers: map[pullKey]*tracker{}, unpacking: make(chan struct{}, unpack)}
-}
+func newPulls() pulls { return pulls{trackers: map[pullKey]*tracker{}} }
 
 // track shows a pull until the function that it returns is called with how it ended, and remembers that.
 func (p *pulls) track(key pullKey, t *tracker) (stop func(error)) {
@@ -93,7 +90,7 @@ func (s *Service) Pull(ctx context.Context, ref string, auth Auth, progress func
 		t := &tracker{fetching: &s.pulls.fetching, p: Progress{Ref: ref, State: StateResolving, Started: time.Now()}}
 		stop := s.pulls.track(key, t)
 		defer func() { stop(err) }()
-		src, err := s.registry.Open(parsed, cred)
+		src, err := s.settings.Load().registry.Open(parsed, cred)
 		if err != nil {
 			return "", err
 		}
@@ -205,7 +202,7 @@ func (s *Service) fetch(ctx context.Context, src source, r *record, t *tracker) 
 	}
 	slices.SortStableFunc(missing, func(a, b recordLayer) int { return cmp.Compare(b.Size, a.Size) })
 	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(s.config.Parallel)
+	g.SetLimit(s.settings.Load().Parallel)
 	for _, l := range missing {
 		g.Go(func() error {
 			bytes, err := s.layer(ctx, src, l)
@@ -229,7 +226,7 @@ func (s *Service) fits(missing []recordLayer) error {
 		need += l.Size
 	}
 	var st unix.Statfs_t
-	if err := unix.Statfs(s.config.Root, &st); err != nil {
+	if err := unix.Statfs(s.root, &st); err != nil {
 		return fmt.Errorf("look at the file system of images: %w", err)
 	}
 	if free := int64(st.Bavail) * st.Frsize; need > free {

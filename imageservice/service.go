@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/berthd/berth/imageservice/registry"
 	"github.com/berthd/berth/imageservice/snapshot"
@@ -30,10 +31,31 @@ type Config struct {
 	Snapshot Snapshotter     // default: snapshot.Open(Root)
 }
 
+func (c Config) withDefaults() Config {
+	if c.Parallel <= 0 {
+		c.Parallel = 6
+	}
+	if c.MinUnpacked <= 0 {
+		c.MinUnpacked = defaultMinUnpacked
+	}
+	if c.Unpack <= 0 {
+		c.Unpack = runtime.GOMAXPROCS(0)
+	}
+	c.Registry.HostsDir = c.HostsDir
+	return c
+}
+
+// settings are what Configure changes. A pull works with those that it began with.
+type settings struct {
+	Config
+	registry  *registry.Client
+	unpacking chan struct{} // has one element for each layer that is being unpacked
+}
+
 // Service knows the images of one root. Open makes it.
 type Service struct {
-	config   Config
-	registry *registry.Client
+	root     string
+	settings atomic.Pointer[settings]
 	snap     Snapshotter
 	closer   func() error // of a snapshotter that Open opened
 	problems []error      // of Open
@@ -53,27 +75,22 @@ type Service struct {
 	wait   sync.WaitGroup
 }
 
-// SetHostsDir changes the folder of HOST/hosts.toml for the pulls that come; "" = none.
-func (s *Service) SetHostsDir(folder string) { s.registry.SetHostsDir(folder) }
+// Configure takes over all of a configuration but its Root and its Snapshot. Pulls under way go on as they began, and what they use
+// counts against the bounds that held then.
+func (s *Service) Configure(config Config) {
+	config = config.withDefaults()
+	s.settings.Store(&settings{Config: config, registry: registry.New(config.Registry), unpacking: make(chan struct{}, config.Unpack)})
+	s.Pin(config.Pinned)
+}
 
 // Open reads the records and removes what none of them names. A record that cannot be used is put aside: see Problems.
 // Close ends it.
 func Open(ctx context.Context, config Config) (*Service, error) {
-	if config.Parallel <= 0 {
-		config.Parallel = 6
-	}
-	if config.MinUnpacked <= 0 {
-		config.MinUnpacked = defaultMinUnpacked
-	}
-	if config.Unpack <= 0 {
-		config.Unpack = runtime.GOMAXPROCS(0)
-	}
-	config.Registry.HostsDir = config.HostsDir
 	s := &Service{
-		config: config, registry: registry.New(config.Registry), snap: config.Snapshot, closer: func() error { return nil },
-		catalog: newCatalog(), pulls: newPulls(config.Unpack), leases: newLeases(), walker: newWalker(), wake: make(chan struct{}, 1),
+		root: config.Root, snap: config.Snapshot, closer: func() error { return nil },
+		catalog: newCatalog(), pulls: newPulls(), leases: newLeases(), walker: newWalker(), wake: make(chan struct{}, 1),
 	}
-	s.Pin(config.Pinned)
+	s.Configure(config)
 	var err error
 	if s.records, err = openRecords(config.Root); err != nil {
 		return nil, err

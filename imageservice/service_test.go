@@ -463,7 +463,7 @@ func TestFailedPullsLeaveNothing(t *testing.T) {
 
 func TestZipBombIsStopped(t *testing.T) {
 	w := newWorld(t, registrytest.Options{})
-	w.config.MinUnpacked = 1 << 20
+	w.Configure(Config{MinUnpacked: 1 << 20})
 	for _, c := range []registrytest.Compression{registrytest.Gzip, registrytest.Zstd} {
 		p := w.push("a/b", "1", registrytest.Image{Compression: c, Layers: []registrytest.Layer{layerOf("z", string(make([]byte, 64<<20)))}})
 		if _, err := w.Pull(t.Context(), p.Ref, Auth{}, nil); !errors.Is(err, ErrTooLarge) {

@@ -1,8 +1,10 @@
 package imageservice
 
 import (
+	"context"
 	"encoding/base64"
 	"errors"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -81,6 +83,38 @@ func TestASlowPullLeavesTheProcessorsToOthers(t *testing.T) {
 		t.Errorf("the slow pull: %v", err)
 	}
 	w.reopen()
+}
+
+// TestCancelOfAPullByChunksLeavesNothing ends such a pull at many moments.
+func TestCancelOfAPullByChunksLeavesNothing(t *testing.T) {
+	w := newWorld(t, registrytest.Options{})
+	w.Configure(Config{Registry: registry.Config{ChunkSize: 256 << 10, Backoff: time.Millisecond}})
+	p := w.push("a/b", "1", registrytest.Image{Layers: []registrytest.Layer{noise(1, 5<<20), noise(2, 3<<20), layerOf("x", "y")}})
+	w.reg.AddFault(registrytest.Fault{Path: "/blobs/", Pace: registrytest.Pace{Size: 64 << 10, Every: time.Millisecond}})
+	before := runtime.NumGoroutine()
+	whole := 0
+	for i := range 40 {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Duration(i)*2*time.Millisecond)
+		_, err := w.Pull(ctx, p.Ref, Auth{}, nil)
+		cancel()
+		if err == nil {
+			whole++
+			if err := w.Remove(t.Context(), p.Ref); err != nil {
+				t.Fatal(err)
+			}
+		} else if !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("Pull that was cancelled: %v", err)
+		}
+		if pub, ing := w.snap.layers(); pub+ing != 0 {
+			t.Errorf("%d layers published, %d ingested after the cancel", pub, ing)
+		}
+	}
+	w.eventually("goroutines to end", func() bool { return runtime.NumGoroutine() <= before+10 })
+	w.eventually("requests to end", func() bool { return w.reg.Serving() == 0 })
+	w.reg.ClearFaults()
+	if id := w.pull(p.Ref); id != p.ImageID {
+		t.Errorf("the pull after %d cancelled ones brought %s", 40-whole, id)
+	}
 }
 
 func TestPullsAreRemembered(t *testing.T) {

@@ -32,8 +32,8 @@ type Filesystem struct {
 func (s *Service) Filesystem() (Filesystem, error) {
 	var fs unix.Statfs_t
 	var st unix.Stat_t
-	if err := errors.Join(unix.Statfs(s.config.Root, &fs), unix.Stat(s.config.Root, &st)); err != nil {
-		return Filesystem{}, fmt.Errorf("ask for the file system of %s: %w", s.config.Root, err)
+	if err := errors.Join(unix.Statfs(s.root, &fs), unix.Stat(s.root, &st)); err != nil {
+		return Filesystem{}, fmt.Errorf("ask for the file system of %s: %w", s.root, err)
 	}
 	out := Filesystem{Device: fmt.Sprintf("%d:%d", unix.Major(st.Dev), unix.Minor(st.Dev)), Bytes: fs.Blocks * uint64(fs.Bsize), Inodes: fs.Files, InodesFree: fs.Ffree}
 	text, err := os.ReadFile("/sys/dev/block/" + out.Device + "/uevent")
@@ -59,7 +59,7 @@ type usageCache struct {
 // memory; writable layers are walked, at most once a second and for at most a twentieth of the time.
 func (s *Service) FsUsage(ctx context.Context) (images, containers FsUsage, err error) {
 	bytes, inodes := s.snap.LayersUsage()
-	images = FsUsage{Bytes: uint64(max(0, bytes)), Inodes: uint64(max(0, inodes)), Mountpoint: s.config.Root}
+	images = FsUsage{Bytes: uint64(max(0, bytes)), Inodes: uint64(max(0, inodes)), Mountpoint: s.root}
 	c := &s.usage
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -71,7 +71,7 @@ func (s *Service) FsUsage(ctx context.Context) (images, containers FsUsage, err 
 	if err != nil {
 		return FsUsage{}, FsUsage{}, fmt.Errorf("list root filesystems: %w", err)
 	}
-	containers.Mountpoint = s.config.Root
+	containers.Mountpoint = s.root
 	for _, key := range keys {
 		if ctx.Err() != nil {
 			return FsUsage{}, FsUsage{}, context.Cause(ctx)

@@ -51,10 +51,9 @@ type handlerConfig struct {
 
 // config is what the daemon works with, parsed and complete. The keys that fill it in are in keys.go.
 type config struct {
-	hostsDir string
-	images   imageservice.Config // Root and HostsDir are filled in when it is opened
-	confDir  string
-	binDirs  []string
+	images  imageservice.Config // without Root
+	confDir string
+	binDirs []string
 	bridgeConfig
 	primaryIP sandbox.IPFamily // "": the network's order
 	monitor   string

@@ -11,36 +11,36 @@ import (
 // hands the value on.
 var keys = keyfile.Table[config]{
 	Keys: []keyfile.Key[config]{
-		{Name: "registry.config_path", Default: "/etc/berth/certs.d", Live: true, Set: path(func(c *config) *string { return &c.hostsDir }), Doc: `
+		{Name: "registry.config_path", Default: "/etc/berth/certs.d", Live: true, Set: path(func(c *config) *string { return &c.images.HostsDir }), Doc: `
 Folder of HOST/hosts.toml: mirrors and certificates of registries, in containerd's format.
 Read at every pull.`},
 
-		{Name: "images.pinned", Default: []string{}, Set: set(func(c *config, v []string) error { c.images.Pinned = v; return nil }), Doc: `
+		{Name: "images.pinned", Default: []string{}, Live: true, Set: set(func(c *config, v []string) error { c.images.Pinned = v; return nil }), Doc: `
 Images that the kubelet's garbage collection is to spare: references, or patterns in which an asterisk stands for any text, as "registry.k8s.io/*".
 They are compared with an image's tags, digests and ID.
 RemoveImage removes a pinned image as any other.`},
-		{Name: "images.parallel_layers", Default: int64(6), Set: number(func(c *config) *int { return &c.images.Parallel }, 1, 100), Doc: `
+		{Name: "images.parallel_layers", Default: int64(6), Live: true, Set: number(func(c *config) *int { return &c.images.Parallel }, 1, 100), Doc: `
 How many layers one pull fetches at a time.`},
-		{Name: "images.unpack_layers", Default: int64(0), Set: number(func(c *config) *int { return &c.images.Unpack }, 0, 1000), Doc: `
+		{Name: "images.unpack_layers", Default: int64(0), Live: true, Set: number(func(c *config) *int { return &c.images.Unpack }, 0, 1000), Doc: `
 How many layers are unpacked at a time, of all pulls together; one that waits for its registry does not count.
 0: as many as there are processors.`},
-		{Name: "images.layer_connections", Default: int64(4), Set: number(func(c *config) *int { return &c.images.Registry.Connections }, 1, 64), Doc: `
+		{Name: "images.layer_connections", Default: int64(4), Live: true, Set: number(func(c *config) *int { return &c.images.Registry.Connections }, 1, 64), Doc: `
 Over how many connections a big layer is fetched, one chunk over each, where the registry knows ranges; 1 is never more than one.`},
-		{Name: "images.chunk_size", Default: int64(8), Set: mebibytes(func(c *config) *int64 { return &c.images.Registry.ChunkSize }, 1, 1024), Doc: `
+		{Name: "images.chunk_size", Default: int64(8), Live: true, Set: mebibytes(func(c *config) *int64 { return &c.images.Registry.ChunkSize }, 1, 1024), Doc: `
 Size of a chunk in MiB; a layer is big if it has more than two.`},
-		{Name: "images.max_connections", Default: int64(16), Set: number(func(c *config) *int { return &c.images.Registry.MaxConnections }, 1, 1000), Doc: `
+		{Name: "images.max_connections", Default: int64(16), Live: true, Set: number(func(c *config) *int { return &c.images.Registry.MaxConnections }, 1, 1000), Doc: `
 Connections for layers of all pulls together, besides one that each pull has for itself.`},
-		{Name: "images.max_buffered", Default: int64(64), Set: mebibytes(func(c *config) *int64 { return &c.images.Registry.MaxBuffered }, 1, 1<<20), Doc: `
+		{Name: "images.max_buffered", Default: int64(64), Live: true, Set: mebibytes(func(c *config) *int64 { return &c.images.Registry.MaxBuffered }, 1, 1<<20), Doc: `
 Memory in MiB for chunks that have come before their turn, of all pulls together.`},
-		{Name: "images.stall_timeout", Default: "1m", Set: duration(func(c *config) *time.Duration { return &c.images.Registry.StallTimeout }, time.Second), Doc: `
+		{Name: "images.stall_timeout", Default: "1m", Live: true, Set: duration(func(c *config) *time.Duration { return &c.images.Registry.StallTimeout }, time.Second), Doc: `
 How long a registry may take to answer, and to send stall_size: a connection that brings less in that time is given up, and its layer goes on over another, of the same host or the next.
 After five in a row without progress the pull fails.
 At least 1s.`},
-		{Name: "images.stall_size", Default: int64(64), Set: kibibytes(func(c *config) *int64 { return &c.images.Registry.StallBytes }, 1, 1<<20), Doc: `
+		{Name: "images.stall_size", Default: int64(64), Live: true, Set: kibibytes(func(c *config) *int64 { return &c.images.Registry.StallBytes }, 1, 1<<20), Doc: `
 What a connection must bring in stall_timeout, in KiB.`},
-		{Name: "images.mirror_patience", Default: "2s", Set: duration(func(c *config) *time.Duration { return &c.images.Registry.Patience }, time.Millisecond), Doc: `
+		{Name: "images.mirror_patience", Default: "2s", Live: true, Set: duration(func(c *config) *time.Duration { return &c.images.Registry.Patience }, time.Millisecond), Doc: `
 How long a mirror may take to answer before the next host is asked; it is asked again after the others.`},
-		{Name: "images.dial_timeout", Default: "30s", Set: duration(func(c *config) *time.Duration { return &c.images.Registry.DialTimeout }, time.Millisecond), Doc: `
+		{Name: "images.dial_timeout", Default: "30s", Live: true, Set: duration(func(c *config) *time.Duration { return &c.images.Registry.DialTimeout }, time.Millisecond), Doc: `
 How long connecting to a registry may take, where hosts.toml says nothing else; a mirror has mirror_patience.`},
 
 		{Name: "network.conf_dir", Default: "/etc/cni/net.d", Live: true, Set: path(func(c *config) *string { return &c.confDir }), Doc: `

@@ -43,7 +43,7 @@ func openParts(ctx context.Context, f flags, c config, instance string) (p *part
 			err = errors.Join(err, p.close(context.WithoutCancel(ctx)))
 		}
 	}()
-	c.images.Root, c.images.HostsDir = filepath.Join(f.root, "images"), c.hostsDir
+	c.images.Root = filepath.Join(f.root, "images")
 	p.images, err = imageservice.Open(ctx, c.images)
 	if err != nil {
 		return p, fmt.Errorf("open images: %w", err)

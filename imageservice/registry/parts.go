@@ -6,6 +6,7 @@ import (
 	"io"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // pieces are what chunks are kept in between the network and the reader.
@@ -34,8 +35,9 @@ type parts struct {
 // chunk says what a part is to fetch.
 type chunk struct {
 	start, end int64
-	ahead      bool  // nobody waits for it yet
-	hold       int64 // bytes of the budget, when it is ahead
+	ahead      bool      // nobody waits for it yet
+	hold       int64     // bytes of the budget, when it is ahead
+	from       time.Time // a host asked for a pause until then; zero = it did not
 }
 
 // part is one chunk on its way. The fields below pieces are the goroutine's until that is closed.
@@ -46,7 +48,8 @@ type part struct {
 	pieces chan piece
 
 	span *span
-	err  error // why it ended early
+	err  error     // why it ended early
+	at   time.Time // when it did
 }
 
 type piece struct {
@@ -113,6 +116,9 @@ func (p *parts) advance() error {
 		return head.err
 	case head.err != nil: // nobody had waited for it; now somebody does
 		c := chunk{start: p.offset, end: head.end}
+		if _, after := retryable(head.err); after > 0 {
+			c.from = head.at.Add(after)
+		}
 		if len(p.running) == 0 {
 			c.end = p.blob.desc.Size // nothing is fetched ahead any more
 			p.next = c.end
@@ -173,7 +179,7 @@ func (p *parts) start(c chunk) *part {
 	}
 	p.wait.Go(func() {
 		defer cancel()
-		r.err = r.fetch(ctx)
+		r.err, r.at = r.fetch(ctx), time.Now()
 		r.over.Store(true)
 		close(r.pieces)
 		p.notify()
@@ -188,6 +194,9 @@ func (r *part) fetch(ctx context.Context) error {
 	if r.ahead {
 		defer src.budget.giveConnection()
 	} else {
+		if err := sleep(ctx, time.Until(r.from)); err != nil { // at once, for a time that has gone by
+			return err
+		}
 		give, err := src.connection(ctx)
 		if err != nil {
 			return err

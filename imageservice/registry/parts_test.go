@@ -73,6 +73,7 @@ func TestBigBlobsComeInChunks(t *testing.T) {
 		{name: "short bodies", faults: []registrytest.Fault{{Skip: 3, Times: 2, Cut: registrytest.Truncate, At: 1_900_000}}, least: 4, most: 3 * chunks},
 		{name: "without lengths", faults: []registrytest.Fault{{Quirks: registrytest.NoLength}}, least: chunks, most: chunks},
 		{name: "too many requests", faults: []registrytest.Fault{{Skip: 2, Times: 3, Status: 429, Header: http.Header{"Retry-After": {"0"}}}}, least: 3, most: 3 * chunks},
+		{name: "too many requests, for a second", faults: []registrytest.Fault{{Skip: 2, Times: 3, Status: 503, Header: http.Header{"Retry-After": {"1"}}}}, least: 3, most: 3 * chunks},
 		{name: "errors", faults: []registrytest.Fault{{Skip: 1, Times: 5, Status: 500}}, least: 3, most: 3 * chunks},
 		{name: "another ETag and the same bytes", faults: []registrytest.Fault{
 			{Times: 2, Header: http.Header{"ETag": {`"a"`}}}, {Header: http.Header{"ETag": {`"b"`}}},

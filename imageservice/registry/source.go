@@ -9,7 +9,6 @@ import (
 	"net/url"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -65,21 +64,15 @@ func (c Config) withDefaults() Config {
 
 // Client opens Sources. It can be used by many goroutines.
 type Client struct {
-	hostsDir atomic.Pointer[string] // Config.HostsDir is where it begins
-	config   Config
-	budget   *budget
+	config Config
+	budget *budget
 }
 
 // New makes a Client; nothing is read yet.
 func New(config Config) *Client {
 	config = config.withDefaults()
-	c := &Client{config: config, budget: newBudget(config)}
-	c.SetHostsDir(config.HostsDir)
-	return c
+	return &Client{config: config, budget: newBudget(config)}
 }
-
-// SetHostsDir changes the folder of HOST/hosts.toml for what is opened next; "" = none.
-func (c *Client) SetHostsDir(folder string) { c.hostsDir.Store(&folder) }
 
 // Source is one repository for the time of one pull. Close it.
 type Source struct {
@@ -96,7 +89,7 @@ type Source struct {
 
 // Open reads the hosts.toml that holds for the reference's host. Nothing is sent yet.
 func (c *Client) Open(ref reference.Reference, cred Credentials) (*Source, error) {
-	specs, err := hostSpecs(*c.hostsDir.Load(), ref.Host)
+	specs, err := hostSpecs(c.config.HostsDir, ref.Host)
 	if err != nil {
 		return nil, err
 	}

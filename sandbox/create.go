@@ -145,6 +145,9 @@ func (m *Manager) setUpContainer(ctx context.Context, c *container, r CreateRequ
 	if err := m.store.AddContainer(&rec, made); err != nil {
 		return err
 	}
+	if err := relabelVolumes(ctx, r.Config, made); err != nil {
+		return err
+	}
 	if err := m.effect("prepare writable layer"); err != nil {
 		return err
 	}

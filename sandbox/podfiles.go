@@ -25,7 +25,7 @@ const maxHostFile = 1 << 20
 // specPod is the sandbox as package spec needs it.
 func (m *Manager) specPod(p *pod) spec.Pod {
 	dir := m.stateDir(p.id)
-	out := spec.Pod{Config: p.config, HostsPath: filepath.Join(dir, "hosts"), ResolvPath: filepath.Join(dir, "resolv.conf"),
+	out := spec.Pod{Config: p.config, Level: m.record(p).SELinuxLevel, HostsPath: filepath.Join(dir, "hosts"), ResolvPath: filepath.Join(dir, "resolv.conf"),
 		HostnamePath: filepath.Join(dir, "hostname")}
 	if !hostIPC(p.config) {
 		out.ShmPath = m.shm(p.id)
@@ -44,7 +44,7 @@ func (m *Manager) writePodFiles(p *pod) error {
 		if err := m.effect("mount shm"); err != nil {
 			return err
 		}
-		if err := mountShm(m.shm(p.id)); err != nil {
+		if err := mountShm(m.shm(p.id), spec.PodMountLabel(m.specPod(p), m.cfg.Host.SELinux)); err != nil {
 			return err
 		}
 	}
@@ -60,7 +60,10 @@ func (m *Manager) writePodFiles(p *pod) error {
 		return err
 	}
 	dir := m.stateDir(p.id)
-	return errors.Join(writePublic(filepath.Join(dir, "resolv.conf"), resolv), writePublic(filepath.Join(dir, "hostname"), name+"\n"))
+	if err := errors.Join(writePublic(filepath.Join(dir, "resolv.conf"), resolv), writePublic(filepath.Join(dir, "hostname"), name+"\n")); err != nil {
+		return err
+	}
+	return m.labelPodFiles(m.ctx, p, "resolv.conf", "hostname")
 }
 
 // writeHosts makes hosts, once the sandbox has its addresses.
@@ -74,7 +77,7 @@ func (m *Manager) writeHosts(p *pod) error {
 		if err != nil {
 			return err
 		}
-		return writePublic(path, text)
+		return errors.Join(writePublic(path, text), m.labelPodFiles(m.ctx, p, "hosts"))
 	}
 	var text strings.Builder
 	text.WriteString("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\nff00::\tip6-mcastprefix\n" +
@@ -84,7 +87,10 @@ func (m *Manager) writeHosts(p *pod) error {
 			fmt.Fprintf(&text, "%s\t%s\n", ip, name)
 		}
 	}
-	return writePublic(path, text.String())
+	if err := writePublic(path, text.String()); err != nil {
+		return err
+	}
+	return m.labelPodFiles(m.ctx, p, "hosts")
 }
 
 // podHostname is what the pod's uts namespace says: its own name, or the host's when it has none of its own.
@@ -147,11 +153,14 @@ func writePublic(path, text string) error {
 	return nil
 }
 
-func mountShm(path string) error {
+func mountShm(path, label string) error {
 	if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("make %s: %w", path, err)
 	}
 	options := fmt.Sprintf("mode=1777,size=%d", shmBytes)
+	if label != "" {
+		options += `,context="` + label + `"`
+	}
 	if err := unix.Mount("shm", path, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, options); err != nil {
 		return fmt.Errorf("mount shm at %s: %w", path, err)
 	}

@@ -103,6 +103,9 @@ func (m *Manager) claimPod(ctx context.Context, config *runtimeapi.PodSandboxCon
 	p := &pod{id: newID(), name: name, config: config, turn: newTurn(), recovered: closed, rec: rec}
 	p.rec.ID = p.id
 	p.rec.CreatedAt = time.Now().UnixNano()
+	if err := m.chooseLevel(p); err != nil {
+		return nil, err
+	}
 	p.turn <- struct{}{} // given back by makePod
 	if p.create = m.begin(ctx, func(ctx context.Context) error { return m.makePod(ctx, p) }); p.create == nil {
 		return nil, ErrClosing

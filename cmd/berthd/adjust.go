@@ -3,12 +3,25 @@ package main
 import (
 	"github.com/berthd/berth/oci/adjust/cdi"
 	"github.com/berthd/berth/oci/adjust/hooks"
+	"github.com/berthd/berth/oci/selinux"
+	"github.com/berthd/berth/oci/spec"
 	"github.com/berthd/berth/sandbox"
 )
 
 // adjustConfig is what changes containers besides their requests.
 type adjustConfig struct {
 	cdiDirs, hookDirs []string
+	seLinux           bool
+}
+
+// readSELinux completes the facts about the host by what the configuration allows.
+func (c *adjustConfig) readSELinux(facts *spec.Host) error {
+	if !c.seLinux || !selinux.Enabled() {
+		return nil
+	}
+	labels, err := selinux.Read("/")
+	facts.SELinux = spec.SELinux{Enabled: true, Process: labels.Process, File: labels.File}
+	return err
 }
 
 // adjusters are in the order in which containers pass them.

@@ -120,6 +120,14 @@ func text(field func(*config) *string, rule func(string) error) setter {
 // path takes an absolute path.
 func path(field func(*config) *string) setter { return text(field, absolute) }
 
+// onOff sets a field that is true or false.
+func onOff(field func(*config) *bool) setter {
+	return func(c *config, _ string, value any) error {
+		*field(c) = value.(bool)
+		return nil
+	}
+}
+
 // paths takes a list of absolute paths.
 func paths(field func(*config) *[]string) setter {
 	return set(func(c *config, v []string) error {

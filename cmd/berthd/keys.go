@@ -116,6 +116,11 @@ A file in a later folder takes the place of one of the same name in an earlier o
 They are read when a container is created; a file that cannot be used keeps containers from being created.
 A hook without a timeout of its own has the time of the call, those after a container's end have 10 seconds.`},
 
+		{Name: "selinux.enabled", Default: false, Set: onOff(func(c *config) *bool { return &c.adjust.seLinux }), Doc: `
+Whether containers get SELinux labels, on a host where SELinux is enabled: those of their requests, and where these leave something out those of the
+policy (lxc_contexts), with a level that no other pod has.
+Without it, or on a host without SELinux, the options of requests mean nothing.`},
+
 		{Name: "log.verbosity", Default: int64(2), Live: true, Set: number(func(c *config) *int { return &c.verbosity }, 0, 10), Doc: `
 How much is logged, 0 to 10.
 The option --v stands above it.`},

@@ -80,6 +80,9 @@ func openParts(ctx context.Context, f flags, c config, instance string) (p *part
 	if err != nil {
 		return p, fmt.Errorf("look at the host: %w", err)
 	}
+	if err := c.adjust.readSELinux(&facts); err != nil {
+		return p, fmt.Errorf("look at the host: %w", err)
+	}
 	p.appArmor = "disabled"
 	if facts.AppArmor.Enabled {
 		p.appArmor = apparmor.Name

@@ -76,6 +76,10 @@ func Compile(s *specs.Spec, trees Trees) (*engine.Plan, error) {
 		}
 		p.Mounts = append(p.Mounts, mount)
 	}
+	Label(&p.Rootfs, s.Linux.MountLabel)
+	for i := range p.Mounts {
+		Label(&p.Mounts[i], s.Linux.MountLabel)
+	}
 	if err := compileNamespaces(p, s.Linux); err != nil {
 		return nil, err
 	}
@@ -187,9 +191,6 @@ var defaultDevices = []engine.Device{
 const defaultUmask = 0o22
 
 func compileProcess(s *specs.Spec, sp *specs.Process) (*engine.Process, error) {
-	if sp.SelinuxLabel != "" {
-		return nil, &UnsupportedError{"process.selinuxLabel", sp.SelinuxLabel}
-	}
 	p := &engine.Process{
 		Args: slices.Clone(sp.Args), Env: slices.Clone(sp.Env), Cwd: path.Clean("/" + sp.Cwd), NoNewPrivs: sp.NoNewPrivileges,
 		User:    engine.User{UID: sp.User.UID, GID: sp.User.GID, Groups: slices.Clone(sp.User.AdditionalGids), Umask: defaultUmask},
@@ -198,6 +199,7 @@ func compileProcess(s *specs.Spec, sp *specs.Process) (*engine.Process, error) {
 	if sp.ApparmorProfile != "unconfined" {
 		p.AppArmor = sp.ApparmorProfile
 	}
+	p.SELinux = sp.SelinuxLabel
 	if sp.User.Umask != nil {
 		p.Umask = *sp.User.Umask
 	}

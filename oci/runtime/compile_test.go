@@ -57,7 +57,6 @@ func TestCompileRefusesWhatTheEngineLacks(t *testing.T) {
 		name   string
 		change func(*specs.Spec)
 	}{
-		{"SELinux", func(s *specs.Spec) { s.Process.SelinuxLabel = "l" }},
 		{"user namespace without mappings", func(s *specs.Spec) { s.Linux.Namespaces = []specs.LinuxNamespace{{Type: specs.UserNamespace}} }},
 		{"mappings without a user namespace", func(s *specs.Spec) { s.Linux.UIDMappings = []specs.LinuxIDMapping{{Size: 1}} }},
 		{"another pod's user namespace", func(s *specs.Spec) {

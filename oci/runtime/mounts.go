@@ -93,6 +93,16 @@ func (t *Trees) CompileImage(m specs.Mount) (engine.Mount, error) {
 	return out, nil
 }
 
+// labelled are the file systems whose files get a container's mount label. Those of the kernel have labels of their own.
+var labelled = []string{"overlay", "tmpfs", "devpts", TypeImage}
+
+// Label has the files of a new file system of the container's have its SELinux label, if it has one.
+func Label(m *engine.Mount, label string) {
+	if label != "" && slices.Contains(labelled, m.Type) {
+		m.Options = append(m.Options, "context="+label)
+	}
+}
+
 // set lets a later option win over an earlier one.
 func set(m *engine.Mount, a attribute) {
 	m.Set = m.Set&^(a.clear|a.set) | a.set

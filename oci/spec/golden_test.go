@@ -114,8 +114,18 @@ var goldens = []struct {
 		s.MaskedPaths, s.ReadonlyPaths = []string{"/bin/ls"}, []string{"/tmp"}
 		in.Host.AppArmor = AppArmor{Enabled: true, Default: "berth-default", Loaded: []string{"strict"}}
 		s.Apparmor = &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: "strict"}
-		in.Host.SELinux = true
+		in.Host.SELinux.Enabled = true
 		s.SelinuxOptions = &runtimeapi.SELinuxOption{Level: "s0:c1,c2"}
+	}},
+	{"selinux", func(in *Input) { // the pod's own level, and a type of the container's
+		in.Host.SELinux.Enabled = true
+		in.Pod.Level = "s0:c17,c803"
+		in.Pod.Config.Linux.SecurityContext.SelinuxOptions = &runtimeapi.SELinuxOption{User: "pod_u", Type: "pod_t"}
+		in.securityContext().SelinuxOptions = &runtimeapi.SELinuxOption{Type: "web_t"}
+	}},
+	{"selinux-policy", func(in *Input) { // the pod's options, and a policy with labels of its own
+		in.Host.SELinux = SELinux{Enabled: true, Process: "other_u:other_r:svirt_lxc_net_t:s0", File: "other_u:object_r:svirt_lxc_file_t:s0"}
+		in.Pod.Config.Linux.SecurityContext.SelinuxOptions = &runtimeapi.SELinuxOption{User: "pod_u", Level: "s0:c5,c6"}
 	}},
 	{"user-namespace", func(in *Input) {
 		ids := []*runtimeapi.IDMapping{{HostId: 131072, Length: 65536}}

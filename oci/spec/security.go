@@ -2,7 +2,6 @@ package spec
 
 import (
 	"errors"
-	"regexp"
 	"slices"
 	"strings"
 
@@ -153,48 +152,5 @@ func (b *builder) appArmor() error {
 		b.note(p.field, p.kind.String(), "the container is not confined: "+host.Missing)
 	}
 	b.spec.Process.ApparmorProfile = name
-	return nil
-}
-
-// A SELinux label's parts.
-var (
-	seLinuxPart  = regexp.MustCompile(`^[A-Za-z0-9_]{1,64}$`)
-	seLinuxLevel = regexp.MustCompile(`^s[0-9]+([-:.,cs0-9]*)$`)
-)
-
-// seLinux sets the labels of the process and of the kernel's file systems: the container's options, else the pod's.
-// Privileged containers have none, and where SELinux is off the options mean nothing.
-func (b *builder) seLinux() error {
-	o := b.security.GetSelinuxOptions()
-	if o == nil {
-		o = b.in.Pod.Config.GetLinux().GetSecurityContext().GetSelinuxOptions()
-	}
-	if err := checkSELinux(fieldSecurity+"selinux_options.", o); err != nil {
-		return err
-	}
-	if !b.in.Host.SELinux || b.privileged {
-		return nil
-	}
-	or := func(s, otherwise string) string {
-		if s == "" {
-			return otherwise
-		}
-		return s
-	}
-	user, level := or(o.GetUser(), "system_u"), or(o.GetLevel(), "s0")
-	b.spec.Process.SelinuxLabel = strings.Join([]string{user, or(o.GetRole(), "system_r"), or(o.GetType(), "container_t"), level}, ":")
-	b.spec.Linux.MountLabel = strings.Join([]string{user, "object_r", "container_file_t", level}, ":")
-	return nil
-}
-
-func checkSELinux(field string, o *runtimeapi.SELinuxOption) error {
-	for _, p := range []struct{ field, value string }{{"user", o.GetUser()}, {"role", o.GetRole()}, {"type", o.GetType()}} {
-		if p.value != "" && !seLinuxPart.MatchString(p.value) {
-			return invalid(field+p.field, p.value, "must be letters, digits and underscores")
-		}
-	}
-	if l := o.GetLevel(); l != "" && !seLinuxLevel.MatchString(l) {
-		return invalid(field+"level", l, "must be a level such as s0:c1,c2")
-	}
 	return nil
 }

@@ -42,8 +42,8 @@ type Host struct {
 	Seccomp bool
 	// AppArmor tells which profiles are loaded.
 	AppArmor AppArmor
-	// SELinux tells that SELinux is enabled and that the engine sets labels; else a request's options mean nothing.
-	SELinux bool
+	// SELinux is what labels are made of. Where it is not enabled, a request's options mean nothing.
+	SELinux SELinux
 }
 
 // Cgroups are what the mounted cgroup hierarchies can do.
@@ -67,9 +67,18 @@ type AppArmor struct {
 	Loaded  []string // profiles that a container may name
 }
 
+// SELinux is the state of SELinux as it matters to containers.
+type SELinux struct {
+	Enabled bool
+	// Process and File are the labels that the host's policy has for containers; empty ones are container_t's and container_file_t's.
+	Process, File string
+}
+
 // Pod is the sandbox that a container runs in.
 type Pod struct {
 	Config *runtimeapi.PodSandboxConfig
+	// Level is the pod's own SELinux level, for containers whose request names none.
+	Level string
 	// HostsPath, ResolvPath and HostnamePath are the pod's files on the host; an empty path mounts nothing.
 	HostsPath, ResolvPath, HostnamePath string
 	// ShmPath is the pod's /dev/shm on the host. A pod in the host's ipc namespace uses the host's.

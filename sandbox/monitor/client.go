@@ -100,7 +100,10 @@ func (c *Client) need(ctx context.Context, version uint64, what string) error {
 
 // confines returns ErrTooOld if the monitor would run the process without the AppArmor profile that it is to have.
 func (c *Client) confines(ctx context.Context, pr *engine.Process) error {
-	const since = 4
+	const since, sinceSELinux = 4, 8
+	if pr.SELinux != "" {
+		return c.need(ctx, sinceSELinux, "SELinux label "+pr.SELinux)
+	}
 	if pr.AppArmor == "" {
 		return nil
 	}

@@ -26,21 +26,28 @@ type Process struct {
 
 // Pod is the record of a sandbox. What it names may exist on the host; what no record names is removed at the next start.
 type Pod struct {
-	ID         string          `json:"id"`
-	State      string          `json:"state"`
-	CreatedAt  int64           `json:"createdAt"` // nanoseconds since 1970
-	Handler    string          `json:"handler,omitempty"`
-	ConfigHash string          `json:"configHash"`
-	Config     []byte          `json:"config"`               // PodSandboxConfig of the CRI, as protobuf
+	ID         string `json:"id"`
+	State      string `json:"state"`
+	CreatedAt  int64  `json:"createdAt"` // nanoseconds since 1970
+	Handler    string `json:"handler,omitempty"`
+	ConfigHash string `json:"configHash"`
+	Config     []byte `json:"config"` // PodSandboxConfig of the CRI, as protobuf
+	Network
+	Cgroup    string        `json:"cgroup"`              // parent of the containers' cgroups
+	Ancestors []string      `json:"ancestors,omitempty"` // cgroups, outermost first, that berth makes above the containers'
+	Monitor   Process       `json:"monitor"`
+	BootID    string        `json:"bootID"`
+	Runtime   *Runtime      `json:"runtime,omitempty"` // what its handler meant when it was made; absent: the native engine
+	Resources *PodResources `json:"resources,omitempty"`
+	// SELinuxLevel is the one that no other pod has; empty when the pod asked for one, or SELinux is off.
+	SELinuxLevel string `json:"selinuxLevel,omitempty"`
+}
+
+// Network is what the network gave a pod.
+type Network struct {
 	NetNS      string          `json:"netns,omitempty"`      // path of the pin; empty with the host's network
 	Attachment json.RawMessage `json:"attachment,omitempty"` // cni.Attachment, while the network holds anything for the pod
 	IPs        []netip.Addr    `json:"ips,omitempty"`        // the pod's addresses, kept when the attachment is given back
-	Cgroup     string          `json:"cgroup"`               // parent of the containers' cgroups
-	Ancestors  []string        `json:"ancestors,omitempty"`  // cgroups, outermost first, that berth makes above the containers'
-	Monitor    Process         `json:"monitor"`
-	BootID     string          `json:"bootID"`
-	Runtime    *Runtime        `json:"runtime,omitempty"` // what its handler meant when it was made; absent: the native engine
-	Resources  *PodResources   `json:"resources,omitempty"`
 }
 
 // PodResources are what an update has changed of a sandbox's configuration: LinuxContainerResources of the CRI, as protobuf; absent: not changed.

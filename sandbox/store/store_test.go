@@ -18,8 +18,8 @@ import (
 func id(c string) string { return strings.Repeat(c, 64) }
 
 func pod(sandboxID string) *Pod {
-	return &Pod{ID: sandboxID, State: Ready, CreatedAt: 7, Config: []byte{1, 2, 0xff}, NetNS: "/run/netns/x", Attachment: json.RawMessage(`{"a":1}`),
-		IPs: []netip.Addr{netip.MustParseAddr("10.88.0.2")}, Cgroup: "/berth/x", Ancestors: []string{"/berth"}, Monitor: Process{PID: 3, StartTime: 9}}
+	return &Pod{ID: sandboxID, State: Ready, CreatedAt: 7, Config: []byte{1, 2, 0xff},
+		Network: Network{NetNS: "/run/netns/x", Attachment: json.RawMessage(`{"a":1}`), IPs: []netip.Addr{netip.MustParseAddr("10.88.0.2")}}, Cgroup: "/berth/x", Ancestors: []string{"/berth"}, Monitor: Process{PID: 3, StartTime: 9}}
 }
 
 func container(sandboxID, containerID string) *Container {

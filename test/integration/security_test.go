@@ -493,3 +493,26 @@ func TestNothingLeaksIntoTheContainer(t *testing.T) {
 		}
 	}
 }
+
+// On a host without SELinux, options are checked and then mean nothing, whatever the configuration says.
+func TestSELinuxOptionsWithoutSELinux(t *testing.T) {
+	if _, err := os.Stat("/sys/fs/selinux/enforce"); err == nil {
+		t.Skip("this kernel has SELinux")
+	}
+	d := harness.Start(t, harness.WithConfig("[selinux]\nenabled = true\n"))
+	pod := d.RunPod(d.Pod("selinux", func(c *runtimeapi.PodSandboxConfig) {
+		c.Linux.SecurityContext.SelinuxOptions = &runtimeapi.SELinuxOption{User: "u", Role: "r", Type: "t", Level: "s0:c1,c2"}
+	}))
+	dir := folder(t, d, "volume")
+	options := func(o *runtimeapi.SELinuxOption) harness.ContainerOption {
+		return harness.Security(func(s *runtimeapi.LinuxContainerSecurityContext) { s.SelinuxOptions = o })
+	}
+	c := pod.Run(d.Sleeper("c", options(&runtimeapi.SELinuxOption{Type: "other_t"}), bind(dir, "/vol", func(m *runtimeapi.Mount) { m.SelinuxRelabel = true })))
+	if got := c.Sh("cat /vol/file"); got != "volume" {
+		t.Errorf("file = %q", got)
+	}
+	unchanged(d, func() {
+		_, err := pod.TryCreate(d.Sleeper("bad", options(&runtimeapi.SELinuxOption{Level: "very secret"})))
+		refused(t, "a level that is none", err, codes.InvalidArgument, "selinux_options.level", "very secret")
+	})
+}

@@ -5,10 +5,13 @@ import "golang.org/x/sys/unix"
 // StepProfile is the step of the AppArmor profile.
 const StepProfile = "set the AppArmor profile"
 
-// confinement opens what a process gets its AppArmor profile by: a /proc of the engine's own, attached nowhere, so that no
+// StepLabel is the step of the SELinux label.
+const StepLabel = "set the SELinux label"
+
+// confinement opens what a process gets its AppArmor profile or its SELinux label by: a /proc of the engine's own, attached nowhere, so that no
 // path of a container and nothing mounted on the host's /proc is asked (CVE-2019-16884, CVE-2025-52881).
 func (p *program) confinement(pr *Process, d *descriptors) error {
-	if pr.AppArmor == "" {
+	if pr.Labels == (Labels{}) {
 		return nil
 	}
 	fs, err := unix.Fsopen("proc", unix.FSOPEN_CLOEXEC)
@@ -28,8 +31,18 @@ func (p *program) confinement(pr *Process, d *descriptors) error {
 }
 
 // confine asks the kernel to execute the program under its AppArmor profile. It does so while the child may still write to any
-// file, and the label changes with execve alone. A profile that is not loaded is an error here: no program runs without it.
+// file, and the label changes with execve alone. A profile that is not loaded is an error here: no program runs without it. So is a label that the
+// policy does not know, or does not let the monitor give.
 func (p *program) confine(pr *Process) {
+	if pr.SELinux != "" {
+		p.at(StepLabel, quote(pr.SELinux))
+		p.scope(func() {
+			fd := p.register()
+			p.openHow(num(p.proc), "thread-self/attr/exec", unix.O_WRONLY, unix.RESOLVE_BENEATH).to(fd)
+			p.sys(unix.SYS_WRITE, fd.arg(), p.text(pr.SELinux), num(len(pr.SELinux)))
+			p.close(fd)
+		})
+	}
 	if pr.AppArmor == "" {
 		return
 	}

@@ -152,7 +152,10 @@ func (u *UserNamespace) overlayByNames(m *Mount, layers []layer) (int, error) {
 		links = append(links, Link{link, name + "/" + l.name})
 		options = append(options, l.key+"="+link)
 	}
-	options = append([]string{"lowerdir=" + strings.Join(lower, ":")}, append(options, otherOptions(m.Options)...)...)
+	options = append([]string{"lowerdir=" + strings.Join(lower, ":")}, options...)
+	for _, o := range otherOptions(m.Options) {
+		options = append(options, mountOption(o))
+	}
 	return mountScratch(m, strings.Join(options, ","), func(p *program) {
 		for i, fd := range places {
 			name := p.text(strconv.FormatInt(int64(i), 36))

@@ -96,6 +96,14 @@ func fromChild(work func(p *program, out int)) (int, error) {
 	return receive(pair[0])
 }
 
+// mountOption is an option in the form of mount(2)'s string: a label has commas.
+func mountOption(o string) string {
+	if label, found := strings.CutPrefix(o, "context="); found {
+		return `context="` + label + `"`
+	}
+	return o
+}
+
 // nameLayers turns an overlay's options into mount(2)'s string, and its folders into links with names that need no escapes.
 func nameLayers(options []string) (links []Link, joined string) {
 	var lower, rest []string
@@ -113,7 +121,7 @@ func nameLayers(options []string) (links []Link, joined string) {
 			links = append(links, Link{scratchWork, folder})
 			rest = append(rest, key+"="+scratchWork)
 		default:
-			rest = append(rest, o)
+			rest = append(rest, mountOption(o))
 		}
 	}
 	return links, strings.Join(append([]string{"lowerdir=" + strings.Join(lower, ":")}, rest...), ",")

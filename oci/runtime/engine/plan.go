@@ -125,8 +125,15 @@ type Process struct {
 	// Seccomp is an array of struct sock_filter; empty means none.
 	Seccomp      []byte
 	SeccompFlags uint64
+	Labels
+}
+
+// Labels are what security modules know a process by. At most one is set.
+type Labels struct {
 	// AppArmor names the profile that the program is executed under; empty leaves the monitor's own.
 	AppArmor string
+	// SELinux is the program's label; empty leaves the kernel to choose.
+	SELinux string
 }
 
 // Code writes or reads p.
@@ -221,5 +228,6 @@ func (p *Process) Code(c *codec.Codec) {
 		c.Uint64(&p.SeccompFlags)
 		c.String(&p.AppArmor)
 		c.String(&p.Path)
+		c.String(&p.SELinux)
 	})
 }

@@ -106,6 +106,7 @@ func (b *Bundle) Write() error {
 	if err := writeJSON(filepath.Join(b.Folder, configName), config); err != nil {
 		return err
 	}
+	runtime.Label(&root, b.Config.Linux.MountLabel)
 	target := RootPath(b.Folder)
 	if err := engine.MountRootfs(&root, target); err != nil {
 		return err

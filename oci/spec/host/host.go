@@ -27,8 +27,8 @@ var rlimits = map[string]int{
 }
 
 // Read gathers all of spec.Host that the host and the calling process tell. The cgroup facts (CgroupV2, Controllers,
-// SwapLimit) and the operator's defaults (Rlimits, PidsLimit) are for the caller to fill in, and so is SELinux: it is for
-// engines that set labels.
+// SwapLimit) and the operator's defaults (Rlimits, PidsLimit) are for the caller to fill in, and so is SELinux: the
+// operator decides whether it is used.
 func Read() (spec.Host, error) {
 	var h spec.Host
 	var uts unix.Utsname

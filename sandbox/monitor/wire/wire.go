@@ -21,7 +21,8 @@ import (
 //	5  VerbAttach, VerbCloseStdin, VerbDial
 //	6  mounts of images
 //	7  hooks: AnswerPaused, VerbContinue, Exec.Waiting
-const Version = 7
+//	8  SELinux labels of containers and execs
+const Version = 8
 
 // RunsHooks is the version that brought hooks. An older monitor would not wait for them.
 const RunsHooks = 7

@@ -216,10 +216,20 @@ func onFilesystem(of func(imageservice.Filesystem) uint64) func(*facts) []value 
 	}
 }
 
+// devices are those that the container has used, and at least the one that it writes to: a container that is idle has zeros.
+func (f *facts) devices() []sandbox.DeviceIO {
+	if len(f.details.Devices) > 0 || f.details.Devices == nil {
+		return f.details.Devices
+	}
+	none := sandbox.DeviceIO{Name: f.filesystem.Device}
+	none.Major, none.Minor = f.filesystem.Major, f.filesystem.Minor
+	return []sandbox.DeviceIO{none}
+}
+
 func devices(of func(sandbox.DeviceIO) uint64) func(*facts) []value {
 	return func(f *facts) []value {
 		var all []value
-		for _, d := range f.details.Devices {
+		for _, d := range f.devices() {
 			all = append(all, value{n: of(d), labels: []string{d.Name}})
 		}
 		return all
@@ -228,7 +238,7 @@ func devices(of func(sandbox.DeviceIO) uint64) func(*facts) []value {
 
 func deviceOperations(f *facts) []value {
 	var all []value
-	for _, d := range f.details.Devices {
+	for _, d := range f.devices() {
 		major, minor := strconv.FormatUint(uint64(d.Major), 10), strconv.FormatUint(uint64(d.Minor), 10)
 		all = append(all, value{n: d.ReadBytes, labels: []string{d.Name, major, minor, "Read"}}, value{n: d.WriteBytes, labels: []string{d.Name, major, minor, "Write"}})
 	}

@@ -24,6 +24,7 @@ type FsUsage struct {
 // Filesystem is the one that images and writable layers lie on.
 type Filesystem struct {
 	Device             string // /dev/vda, or MAJOR:MINOR where it has none
+	Major, Minor       uint32
 	Bytes              uint64 // all that it holds
 	Inodes, InodesFree uint64
 }
@@ -35,7 +36,8 @@ func (s *Service) Filesystem() (Filesystem, error) {
 	if err := errors.Join(unix.Statfs(s.root, &fs), unix.Stat(s.root, &st)); err != nil {
 		return Filesystem{}, fmt.Errorf("ask for the file system of %s: %w", s.root, err)
 	}
-	out := Filesystem{Device: fmt.Sprintf("%d:%d", unix.Major(st.Dev), unix.Minor(st.Dev)), Bytes: fs.Blocks * uint64(fs.Bsize), Inodes: fs.Files, InodesFree: fs.Ffree}
+	major, minor := unix.Major(st.Dev), unix.Minor(st.Dev)
+	out := Filesystem{Device: fmt.Sprintf("%d:%d", major, minor), Major: major, Minor: minor, Bytes: fs.Blocks * uint64(fs.Bsize), Inodes: fs.Files, InodesFree: fs.Ffree}
 	text, err := os.ReadFile("/sys/dev/block/" + out.Device + "/uevent")
 	if err != nil {
 		return out, nil //nolint:nilerr // it is on no block device

@@ -25,7 +25,7 @@ const (
 // Details are what is seldom asked for about a running container.
 type Details struct {
 	cgroup.Details
-	Devices     []DeviceIO
+	Devices     []DeviceIO // nil where nobody counts
 	Cgroup      string
 	Descriptors uint64 // open files of its processes
 	Sockets     uint64 // among them
@@ -57,6 +57,9 @@ func (m *Manager) ContainerDetails(containerID string) (Details, error) {
 		return Details{}, notFound(err)
 	}
 	out := Details{Details: read, Cgroup: rec.Cgroup, OpenFiles: openFilesLimit(rec.PID)}
+	if read.Devices != nil {
+		out.Devices = []DeviceIO{}
+	}
 	for _, device := range read.Devices {
 		out.Devices = append(out.Devices, DeviceIO{DeviceIO: device, Name: m.meters.devices.name(device.Major, device.Minor)})
 	}

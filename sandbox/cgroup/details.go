@@ -19,8 +19,8 @@ type Details struct {
 	MemoryReserved            uint64 // bytes that are kept for it; 0: none
 	MemoryHits, OOMKills      uint64 // how often the limit was hit; processes killed
 	Processes, Threads        uint64
-	MaxThreads                uint64 // Unlimited: no limit
-	Devices                   []DeviceIO
+	MaxThreads                uint64     // Unlimited: no limit
+	Devices                   []DeviceIO // nil where nobody counts
 	Hugepages                 []HugepageUsage
 }
 
@@ -154,10 +154,12 @@ func (d *Driver) pidsDetails(r *reader, out *Details) {
 // ioDetails takes version 1's numbers from the throttling policy: it counts whatever the device's scheduler is.
 func (d *Driver) ioDetails(r *reader, out *Details) {
 	if h, err := d.controller("io"); err == nil && h.v2 {
+		out.Devices = []DeviceIO{}
 		r.ioV2(r.text(h, "io.stat"), out)
 		return
 	}
 	if h, err := d.controller("blkio"); err == nil {
+		out.Devices = []DeviceIO{}
 		r.ioV1(r.text(h, "blkio.throttle.io_service_bytes_recursive"), out, func(i *DeviceIO) (read, write *uint64) { return &i.ReadBytes, &i.WriteBytes })
 		r.ioV1(r.text(h, "blkio.throttle.io_serviced_recursive"), out, func(i *DeviceIO) (read, write *uint64) { return &i.Reads, &i.Writes })
 	}
@@ -227,9 +229,12 @@ func (r *reader) ioV2(text string, out *Details) {
 	}
 }
 
+// hugepagesFolder has a folder for each size.
+const hugepagesFolder = "/sys/kernel/mm/hugepages"
+
 // hugepageSizes lists the kernel's sizes of huge pages, as its control files name them.
 func hugepageSizes() []string {
-	folders, err := os.ReadDir("/sys/kernel/mm/hugepages")
+	folders, err := os.ReadDir(hugepagesFolder)
 	if err != nil {
 		return nil // it has none
 	}
@@ -252,17 +257,40 @@ func hugepageSizes() []string {
 
 func (d *Driver) hugepageDetails(r *reader, out *Details) {
 	h, err := d.controller("hugetlb")
-	if err != nil {
-		return
-	}
 	for _, size := range d.hugepages {
 		usage, peak := "usage_in_bytes", "max_usage_in_bytes"
-		if h.v2 {
+		if err == nil && h.v2 {
 			usage, peak = "current", "peak" // no kernel has a peak on version 2 yet
 		}
 		file := func(name string) string { return "hugetlb." + size + "." + name }
-		if h.exists(path.Join(r.rel, file(usage))) {
-			out.Hugepages = append(out.Hugepages, HugepageUsage{Size: size, Usage: r.number(h, file(usage)), Peak: r.number(h, file(peak))})
+		if err == nil && h.exists(path.Join(r.rel, file(usage))) {
+			now := r.number(h, file(usage))
+			out.Hugepages = append(out.Hugepages, HugepageUsage{Size: size, Usage: now, Peak: max(now, r.number(h, file(peak)))})
+		} else if noHugepages(size) { // where nobody counts, nothing is in use if there is nothing
+			out.Hugepages = append(out.Hugepages, HugepageUsage{Size: size})
 		}
 	}
+}
+
+// noHugepages says whether the host has none of a size, and makes none when they are asked for.
+func noHugepages(size string) bool {
+	folder := hugepagesFolder + "/hugepages-" + strconv.Itoa(kibibytes(size)) + "kB/"
+	for _, file := range []string{"nr_hugepages", "nr_overcommit_hugepages"} {
+		if text, err := os.ReadFile(folder + file); err != nil || strings.TrimSpace(string(text)) != "0" {
+			return false
+		}
+	}
+	return true
+}
+
+// kibibytes is what hugepageSizes made a size of.
+func kibibytes(size string) int {
+	n, _ := strconv.Atoi(strings.TrimRight(size, "KMGB"))
+	switch {
+	case strings.HasSuffix(size, "MB"):
+		n <<= 10
+	case strings.HasSuffix(size, "GB"):
+		n <<= 20
+	}
+	return n
 }

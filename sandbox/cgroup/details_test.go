@@ -14,7 +14,7 @@ import (
 func TestDetailsOfEveryKindOfHost(t *testing.T) {
 	want := Details{User: 3 * time.Microsecond, System: 2 * time.Microsecond, Periods: 10, ThrottledPeriods: 4, Throttled: 5 * time.Microsecond, MemoryPeak: 700, MemoryKernel: 60, MemoryReserved: 9,
 		MemoryHits: 8, OOMKills: 1, Processes: 2, Threads: 3, MaxThreads: 100, Devices: []DeviceIO{{Major: 254, Minor: 0, ReadBytes: 11, WriteBytes: 12, Reads: 13, Writes: 14},
-			{Major: 7, Minor: 1, ReadBytes: 21}}, Hugepages: []HugepageUsage{{Size: "2MB", Usage: 4}}}
+			{Major: 7, Minor: 1, ReadBytes: 21}}, Hugepages: []HugepageUsage{{Size: "2MB", Usage: 4, Peak: 4}}}
 	v1 := want
 	v1.Hugepages = []HugepageUsage{{Size: "2MB", Usage: 4, Peak: 6}}
 	for _, tc := range []struct {
@@ -42,7 +42,9 @@ func TestDetailsOfEveryKindOfHost(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			d := fakeHost(t, tc.hierarchies, tc.files)
-			d.hugepages = []string{"2MB"}
+			if d.hugepages = []string{"2MB"}; len(tc.want.Hugepages) == 0 {
+				d.hugepages = []string{"3MB"} // no host has this size, so nobody knows that none are in use
+			}
 			got, err := d.Details("/leaf")
 			if diff := cmp.Diff(tc.want, got); diff != "" || err != nil {
 				t.Errorf("%v (-want +got):\n%s", err, diff)
@@ -57,6 +59,17 @@ func TestDetailsOfEveryKindOfHost(t *testing.T) {
 		if got, err := d.Details("/leaf"); err == nil {
 			t.Errorf("%s of %q reads as %+v", file, text, got)
 		}
+	}
+}
+
+func TestSizesOfHugepages(t *testing.T) {
+	for size, want := range map[string]int{"64KB": 64, "2MB": 2048, "1GB": 1048576} {
+		if got := kibibytes(size); got != want {
+			t.Errorf("kibibytes(%s) = %d, want %d", size, got, want)
+		}
+	}
+	if noHugepages("3MB") {
+		t.Error("a size that there is not has no pages")
 	}
 }
 

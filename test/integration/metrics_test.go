@@ -1,6 +1,8 @@
 package integration_test
 
 import (
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -27,6 +29,16 @@ var networkMetrics = []string{
 	"container_network_receive_bytes_total", "container_network_receive_errors_total", "container_network_receive_packets_dropped_total", "container_network_receive_packets_total",
 	"container_network_transmit_bytes_total", "container_network_transmit_errors_total", "container_network_transmit_packets_dropped_total", "container_network_transmit_packets_total",
 }
+
+// diskMetrics are there where the kernel counts what devices do, pressureMetrics where it has PSI, and hugepageMetrics where it has huge pages.
+var diskMetrics = []string{"container_blkio_device_usage_total", "container_fs_reads_bytes_total", "container_fs_reads_total", "container_fs_writes_bytes_total",
+	"container_fs_writes_total"}
+
+var pressureMetrics = []string{"container_pressure_cpu_stalled_seconds_total", "container_pressure_cpu_waiting_seconds_total",
+	"container_pressure_io_stalled_seconds_total", "container_pressure_io_waiting_seconds_total", "container_pressure_memory_stalled_seconds_total",
+	"container_pressure_memory_waiting_seconds_total"}
+
+var hugepageMetrics = []string{"container_hugetlb_max_usage_bytes", "container_hugetlb_usage_bytes"}
 
 // metricsOf are the metrics of one pod, by name and then by what the last labels say.
 func metricsOf(pod *harness.Pod, containerID string) map[string]map[string]uint64 {
@@ -81,8 +93,18 @@ func TestMetricsOfCadvisor(t *testing.T) {
 		m = metricsOf(pod, c.ID)
 		return m["container_cpu_cfs_throttled_periods_total"][""] > 3 && len(m["container_fs_usage_bytes"]) > 0 && m["container_sockets"][""] > 0
 	})
-	for _, name := range slices.Concat(cadvisorMetrics, networkMetrics) {
-		if len(m[name]) == 0 {
+	all := slices.Concat(cadvisorMetrics, networkMetrics, diskMetrics, pressureMetrics, hugepageMetrics)
+	if len(all) != 56 {
+		t.Fatalf("%d names, want the 56 of cAdvisor", len(all))
+	}
+	has := func(path string) bool { _, err := os.Stat(path); return err == nil }
+	sizes, _ := filepath.Glob("/sys/kernel/mm/hugepages/hugepages-*")
+	for _, name := range all {
+		switch {
+		case slices.Contains(pressureMetrics, name) && !has("/proc/pressure/cpu"):
+		case slices.Contains(hugepageMetrics, name) && len(sizes) == 0:
+		case slices.Contains(diskMetrics, name) && isUnified() && !has("/sys/fs/cgroup/io.stat"):
+		case len(m[name]) == 0:
 			t.Errorf("%s is missing", name)
 		}
 	}

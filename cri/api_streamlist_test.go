@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berthd/berth/imageservice"
@@ -37,6 +38,56 @@ func drain[T any](t *testing.T, stream grpc.ServerStreamingClient[T], err error,
 		}
 		all = append(all, some...)
 	}
+}
+
+// A node with 10,000 containers has a list that fits into no message.
+func TestStreamedListsOfTenThousand(t *testing.T) {
+	const many = 10_000
+	w := newWorld(t)
+	label := map[string]string{"big": strings.Repeat("x", 2<<10)}
+	pod, container := podConfig(), containerConfig("r/x:1")
+	pod.Annotations, container.Annotations = label, label
+	for i := range many {
+		w.sandboxes.pods = append(w.sandboxes.pods, sandbox.Pod{ID: fmt.Sprintf("p%04d", i), Config: pod, State: sandbox.PodReady})
+		w.sandboxes.containers = append(w.sandboxes.containers, sandbox.Container{ID: fmt.Sprintf("c%04d", i), SandboxID: "p0000", Config: container, State: sandbox.ContainerRunning})
+	}
+	if _, err := w.runtime.ListContainers(t.Context(), &runtimeapi.ListContainersRequest{}); status.Code(err) != codes.ResourceExhausted {
+		t.Errorf("ListContainers = %v, want ResourceExhausted: the test is too small", err)
+	}
+	check := func(prefix string, got []string, messages int) {
+		t.Helper()
+		seen := map[string]int{}
+		for _, id := range got {
+			seen[id]++
+		}
+		for i := range many {
+			if id := fmt.Sprintf("%s%04d", prefix, i); seen[id] != 1 {
+				t.Errorf("%s came %d times", id, seen[id])
+			}
+		}
+		if len(got) != many || messages < 20 || messages > 100 {
+			t.Errorf("%d items in %d messages", len(got), messages)
+		}
+	}
+	containers, err := w.runtime.StreamContainers(t.Context(), &runtimeapi.StreamContainersRequest{})
+	got, n := drain(t, containers, err, func(m *runtimeapi.StreamContainersResponse) (ids []string) {
+		if size := proto.Size(m); size > 2*pieceBytes {
+			t.Errorf("a message has %d bytes", size)
+		}
+		for _, c := range m.Containers {
+			ids = append(ids, c.Id)
+		}
+		return ids
+	})
+	check("c", got, n)
+	pods, err := w.runtime.StreamPodSandboxes(t.Context(), &runtimeapi.StreamPodSandboxesRequest{})
+	got, n = drain(t, pods, err, func(m *runtimeapi.StreamPodSandboxesResponse) (ids []string) {
+		for _, p := range m.PodSandboxes {
+			ids = append(ids, p.Id)
+		}
+		return ids
+	})
+	check("p", got, n)
 }
 
 func TestStreamedLists(t *testing.T) {

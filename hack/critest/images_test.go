@@ -2,6 +2,7 @@ package main
 
 import (
 	"os"
+	"strings"
 	"testing"
 )
 
@@ -16,6 +17,16 @@ func TestReadFindsFailures(t *testing.T) {
 	write(t, path, "killed\n")
 	if res, _ := read(path); res.summary == "" {
 		t.Error("a run without an end has no summary")
+	}
+}
+
+func TestArgumentsHaveTheFlagsOfTheRound(t *testing.T) {
+	r := &runner{skip: "x", handler: "runc"}
+	args := strings.Join(r.arguments(round{seed: 7, focus: "y", flags: webSocketFlags}), " ")
+	for _, want := range append([]string{"--ginkgo.seed 7", "--ginkgo.focus y", "--ginkgo.skip x", "--runtime-handler runc"}, webSocketFlags...) {
+		if !strings.Contains(args, want) {
+			t.Errorf("%q is not in %q", want, args)
+		}
 	}
 }
 

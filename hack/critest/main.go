@@ -185,9 +185,7 @@ func (r *runner) play(ctx context.Context, one round) (bool, error) {
 	}
 	defer out.Close()
 	start := time.Now()
-	cmd := exec.CommandContext(ctx, "critest", "--config", crictl, "--runtime-endpoint", endpoint, "--image-endpoint", endpoint,
-		"--ginkgo.no-color", "--ginkgo.v", "--ginkgo.seed", strconv.FormatInt(one.seed, 10), "--ginkgo.focus", one.focus, "--ginkgo.skip", r.skip, "--ginkgo.timeout", "20m",
-		"--runtime-handler", r.handler)
+	cmd := exec.CommandContext(ctx, "critest", append([]string{"--config", crictl, "--runtime-endpoint", endpoint, "--image-endpoint", endpoint}, r.arguments(one)...)...)
 	cmd.Stdout, cmd.Stderr = out, out
 	runErr := cmd.Run()
 	res, err := read(path)
@@ -209,6 +207,12 @@ func (r *runner) play(ctx context.Context, one round) (bool, error) {
 		fmt.Printf("    output: %s, berthd's log: %s\n", path, r.berthd.Options().Log)
 	}
 	return runErr == nil && len(left) == 0, nil
+}
+
+// arguments are critest's that say what is run, and how.
+func (r *runner) arguments(one round) []string {
+	return append([]string{"--ginkgo.no-color", "--ginkgo.v", "--ginkgo.timeout", "20m", "--ginkgo.seed", strconv.FormatInt(one.seed, 10),
+		"--ginkgo.focus", one.focus, "--ginkgo.skip", r.skip, "--runtime-handler", r.handler}, one.flags...)
 }
 
 // left removes what specs did not, and tells what stays all the same.

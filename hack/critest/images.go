@@ -31,26 +31,46 @@ type set struct {
 	err      error
 }
 
-// serve makes every image that the specs pull and serves them under the public repositories' paths.
-func serve(dir string) (*registrytest.Registry, error) {
+// programs are those that images are made of, by their names in a folder.
+const (
+	busyboxName = "busybox"
+	nginxName   = "nginx"
+	probeName   = "probe"
+)
+
+// collect puts the programs into a folder: of Debian's packages, and of this tree.
+func collect(dir string) error {
 	busybox, err := program(dir, "busybox", "bin/busybox")
 	if err != nil {
-		return nil, err
+		return err
 	}
 	nginx, err := program(dir, "nginx", "usr/sbin/nginx")
 	if err != nil {
-		return nil, err
+		return err
 	}
-	if _, err := berthd.Build(dir, "./test/probe"); err != nil {
-		return nil, err
+	for name, from := range map[string]string{busyboxName: busybox, nginxName: nginx} {
+		text, err := os.ReadFile(from)
+		if err == nil {
+			err = os.WriteFile(filepath.Join(dir, name), text, 0o755)
+		}
+		if err != nil {
+			return fmt.Errorf("copy program: %w", err)
+		}
 	}
+	_, err = berthd.Build(dir, "./test/probe")
+	return err
+}
+
+// serve makes every image that the specs pull, of the programs in a folder, and serves them under the public repositories' paths.
+func serve(dir string) (*registrytest.Registry, error) {
 	registry, err := registrytest.Start(registrytest.Options{})
 	if err != nil {
 		return nil, err
 	}
+	busybox := filepath.Join(dir, busyboxName)
 	s := &set{registry: registry}
 	s.base = s.shell(busybox, images.Passwd, images.Group)
-	s.programs(nginx, filepath.Join(dir, "probe"))
+	s.programs(filepath.Join(dir, nginxName), filepath.Join(dir, probeName))
 	s.references(busybox)
 	if s.err != nil {
 		registry.Close()

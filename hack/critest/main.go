@@ -34,6 +34,8 @@ const defaultSkip = `public image with digest`
 
 type runner struct {
 	dir, focus, skip, handler string
+	programs                  string   // folder of what images are made of; "": they are found
+	show                      bool     // print the output of a run with a failure
 	flags                     []string // more of critest's
 	berthd                    *berthd.Process
 	before                    invariants.Items
@@ -45,10 +47,20 @@ func main() {
 	flag.StringVar(&r.focus, "focus", defaultFocus, "specs to run")
 	flag.StringVar(&r.skip, "skip", defaultSkip, "specs to leave out")
 	flag.StringVar(&r.handler, "handler", "", "OCI runtime on PATH that makes the containers, as runc; none is the native engine")
+	flag.StringVar(&r.programs, "programs", "", "folder of programs that -collect has made: nothing is downloaded")
+	flag.BoolVar(&r.show, "show", false, "print the output of a run with a failure")
+	into := flag.String("collect", "", "put the programs that images are made of into an empty folder, and end")
 	webSocket := flag.Bool("websocket", false, "stream over WebSocket in every order")
 	flag.Parse()
 	if *webSocket {
 		r.flags = webSocketFlags
+	}
+	if *into != "" {
+		if err := collect(*into); err != nil {
+			fmt.Fprintln(os.Stderr, "critest:", err)
+			os.Exit(2)
+		}
+		return
 	}
 	failures, err := r.run(context.Background(), *seeds, flag.Args())
 	if err != nil {
@@ -87,7 +99,13 @@ func (r *runner) run(ctx context.Context, n int, named []string) (failures int, 
 			err = errors.Join(err, os.RemoveAll(r.dir))
 		}
 	}()
-	registry, err := serve(r.dir)
+	if r.programs == "" {
+		r.programs = filepath.Join(r.dir, "programs")
+		if err := errors.Join(os.Mkdir(r.programs, 0o755), collect(r.programs)); err != nil {
+			return 0, err
+		}
+	}
+	registry, err := serve(r.programs)
 	if err != nil {
 		return 0, err
 	}
@@ -205,8 +223,25 @@ func (r *runner) play(ctx context.Context, one round) (bool, error) {
 	}
 	if runErr != nil {
 		fmt.Printf("    output: %s, berthd's log: %s\n", path, r.berthd.Options().Log)
+		if r.show {
+			return false, show(path)
+		}
 	}
 	return runErr == nil && len(left) == 0, nil
+}
+
+// show prints a file, but for what passed.
+func show(path string) error {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	for spec := range strings.SplitSeq(string(text), "\n------------------------------\n") {
+		if strings.Contains(spec, "[FAILED]") || strings.Contains(spec, "Summarizing") {
+			fmt.Println(spec)
+		}
+	}
+	return nil
 }
 
 // arguments are critest's that say what is run, and how.

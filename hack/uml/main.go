@@ -2,9 +2,14 @@
 //
 //	go run ./hack/uml [-timeout 8m] [-mem 2G] [-skip REGEXP] "[NAME=VALUE ]PACKAGE[=REGEXP]"...
 //
+//	go run ./hack/uml [...] "./hack/critest[ ARGUMENT...]"...
+//
 // REGEXP chooses tests of the package, as go test's -run; all are run without. That of -skip leaves tests out of every package.
 //
 // NAME=VALUE goes into the environment of that package's tests.
+//
+// ./hack/critest is run with its arguments, if the program critest is on PATH. It finds what it needs, and a program sudo that executes
+// its arguments, in the guest.
 //
 // The kernel is Debian's package user-mode-linux, Linux 6.1 as a program: cgroup v2 alone, AppArmor, every capability, and none of what
 // came later. The root file system is mounted read-only, everything that tests write goes to memory: nothing of a run stays on the
@@ -53,7 +58,7 @@ const exitBroken = 2
 type options struct {
 	mem, skip string
 	timeout   time.Duration
-	suites    []string // [NAME=VALUE ]PACKAGE[=REGEXP]
+	suites    []string // [NAME=VALUE ]PACKAGE[=REGEXP], or critestPackage with its arguments
 }
 
 // init keeps main on one thread: the kernel is told to end when the thread does that started it.
@@ -68,6 +73,9 @@ func main() {
 	if o.suites = flag.Args(); len(o.suites) == 0 {
 		flag.Usage()
 		os.Exit(exitBroken)
+	}
+	if o.suites = possible(o.suites); len(o.suites) == 0 {
+		return
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
 	code, err := run(ctx, o)
@@ -124,7 +132,11 @@ func build(ctx context.Context, dir string, o options) error {
 		}
 	}
 	for i, suite := range o.suites {
-		if err := buildTests(ctx, filepath.Join(dir, "tests"+strconv.Itoa(i)), suite, o.skip); err != nil {
+		make := buildTests
+		if isCritest(suite) {
+			make = buildCritest
+		}
+		if err := make(ctx, filepath.Join(dir, "tests"+strconv.Itoa(i)), suite, o.skip); err != nil {
 			return err
 		}
 	}

@@ -92,7 +92,7 @@ func makeHost(dir string) error {
 		return fmt.Errorf("mount %s: %w", shared, err)
 	}
 	// Only now: dir is in one of these.
-	for _, target := range []string{"/tmp", "/var/tmp"} {
+	for _, target := range []string{"/tmp", "/var/tmp", "/var/cache"} {
 		if err := unix.Mount("tmpfs", target, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=1777"); err != nil {
 			return fmt.Errorf("mount %s: %w", target, err)
 		}

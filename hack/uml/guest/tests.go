@@ -41,7 +41,7 @@ func runSuites() (int, error) {
 func runTests(name string, args []string, env string) (int, error) {
 	p, err := os.StartProcess(name, append([]string{name}, args...), &os.ProcAttr{
 		Dir: "/tmp", Files: []*os.File{nil, os.Stdout, os.Stdout},
-		Env: []string{"PATH=" + path, "HOME=/tmp", "BERTH_BIN=" + shared, "BERTH_PROBE=" + shared, env},
+		Env: []string{"PATH=" + shared + ":" + path, "HOME=/tmp", "BERTH_BIN=" + shared, "BERTH_PROBE=" + shared, env},
 	})
 	if err != nil {
 		return 0, fmt.Errorf("start tests: %w", err)

@@ -27,6 +27,9 @@ UML_SUITES := ./test/uml ./oci/apparmor ./sandbox/cgroup ./oci/runtime/engine \
 	UpdateRunning|UpdateMemory|UpdateCreated|StatsOfKnown|MetricsOf|StatusSays|VolumesOfImages|MountOptions)' \
 	'BERTH_TEST_HANDLER=runc ./test/integration=$(UML_HANDLER)' 'BERTH_TEST_HANDLER=crun ./test/integration=$(UML_HANDLER)'
 
+# What of critest is not run there: host ports by that kernel, and what no machine has.
+UML_CRITEST := -focus . -skip public.image.with.digest|port.mapping.with.host.port|NRI
+
 # Tests of images alone, which run no container: no handler changes them.
 IMAGES := Pull|Mirrors|StackEquals|ImageFsInfo|RemovedWhileInUse
 
@@ -35,7 +38,7 @@ UML_SKIP := ^Test(BoundVolumesMissNoMount|CwdThroughDescriptors|SwappedVolumeLea
 
 UNIT = $(shell $(GO) list ./... | grep -v -E '/test/(integration|kubelet|uml)$$')
 
-.PHONY: help build test test-unit test-integration test-uml test-kubelet test-critest bench demo lint man setup clean
+.PHONY: help build test test-unit test-integration test-uml test-kubelet test-critest test-critest-uml bench demo lint man setup clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -67,6 +70,10 @@ test-kubelet: build setup ## a real kubelet, compiled once for this machine, wit
 
 test-critest: build setup ## the CRI's conformance tests in five random orders; needs critest on PATH (root)
 	BERTH_BIN=$(BIN) $(GO) run ./hack/critest $(ARGS)
+
+test-critest-uml: build ## those tests on cgroup v2 and with AppArmor, with each handler, in User-Mode Linux; needs critest on PATH (root)
+	@hack/setup busybox-static gcc libc6-dev $(UML_PACKAGES)
+	BERTH_BIN=$(BIN) $(GO) run ./hack/uml -timeout 14m $(foreach more,-show -handler=runc -handler=crun,'./hack/critest -seeds 1 $(UML_CRITEST) $(more)')
 
 bench: build setup ## latencies beside the kernel's own floor, crowds, memory, pulls; other runtimes beside berth (root)
 	@BERTH_BIN=$(BIN) $(GO) run ./hack/bench $(ARGS)

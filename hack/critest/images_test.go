@@ -8,10 +8,10 @@ import (
 
 func TestReadFindsFailures(t *testing.T) {
 	path := t.TempDir() + "/out"
-	write(t, path, "noise\n[FAIL] early\nS [SKIPPED] [0.001 seconds]\n  [SKIPPED] The kernel lacks it\nSummarizing 1 Failure:\n  \x1b[38;5;9m[FAIL]\x1b[0m [k8s.io] Container x\nRan 2 of 3 Specs in 1 seconds\nFAIL! -- 1 Passed | 1 Failed\n")
+	write(t, path, "noise\n[FAIL] early\nS [SKIPPED] [0.001 seconds]\n  [SKIPPED] The kernel lacks it\n  [SKIPPED] runtime has none\n  [SKIPPED] in [BeforeEach] - pkg/x.go:1\nSummarizing 1 Failure:\n  \x1b[38;5;9m[FAIL]\x1b[0m [k8s.io] Container x\nRan 2 of 3 Specs in 1 seconds\nFAIL! -- 1 Passed | 1 Failed\n")
 	res, err := read(path)
 	if err != nil || res.summary != "FAIL! -- 1 Passed | 1 Failed" || len(res.failed) != 1 || res.failed[0] != "[FAIL] [k8s.io] Container x" ||
-		len(res.skipped) != 1 {
+		len(res.skipped) != 2 {
 		t.Errorf("read = %+v, %v", res, err)
 	}
 	write(t, path, "killed\n")

@@ -267,8 +267,11 @@ type result struct {
 	failed, skipped []string
 }
 
-// skipReason is how ginkgo tells why a spec skipped itself. Other lines with that word tell how long that took, and where.
-var skipReason = regexp.MustCompile(`^\[SKIPPED\] [A-Z].*`)
+// tellsReason says that a line is how ginkgo tells why a spec skipped itself. Other lines with that word tell how long that took, and where.
+func tellsReason(line string) bool {
+	rest, found := strings.CutPrefix(line, "[SKIPPED] ")
+	return found && !strings.HasPrefix(rest, "[") && !strings.HasPrefix(rest, "in [")
+}
 
 func read(path string) (res result, err error) {
 	f, err := os.Open(path)
@@ -287,7 +290,7 @@ func read(path string) (res result, err error) {
 			inSummary = true
 		case inSummary && strings.HasPrefix(line, "[FAIL]"), strings.HasPrefix(line, "[PANICKED"), strings.HasPrefix(line, "[TIMEDOUT"):
 			res.failed = append(res.failed, line)
-		case skipReason.MatchString(line):
+		case tellsReason(line):
 			if !slices.Contains(res.skipped, line) {
 				res.skipped = append(res.skipped, line)
 			}

@@ -36,6 +36,9 @@ func (s *runtimeService) CreateContainer(ctx context.Context, r *runtimeapi.Crea
 	if err != nil {
 		return nil, err
 	}
+	if err := s.checkRecursive(ctx, pod.Handler, r.GetConfig()); err != nil {
+		return nil, err
+	}
 	config, err := s.findVolumes(ctx, r.GetConfig())
 	if err != nil {
 		return nil, err

@@ -5,18 +5,43 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"strconv"
 
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	crierrors "k8s.io/cri-api/pkg/errors"
 
 	"github.com/berthd/berth/imageservice"
 	"github.com/berthd/berth/oci/spec"
 )
 
-// findVolumes finds the images that a container mounts, and what of them, and returns the configuration with their IDs in image_ref, which the
-// container's status tells. A configuration without such mounts is returned as it is; else it is a copy.
+// checkRecursive refuses what the pod's handler cannot do. It would do without, and leave writable what is to be read-only (KEP-3857).
+func (s *runtimeService) checkRecursive(ctx context.Context, handler string, config *runtimeapi.ContainerConfig) error {
+	i := slices.IndexFunc(config.GetMounts(), (*runtimeapi.Mount).GetRecursiveReadOnly)
+	if i < 0 {
+		return nil
+	}
+	for _, h := range s.handlers.all() {
+		if h.Name == handler && h.Features != nil && !h.Features(ctx).GetRecursiveReadOnlyMounts() {
+			return fmt.Errorf("%w: config.mounts[%d] of handler %q", crierrors.ErrRROUnsupported, i, handler)
+		}
+	}
+	return nil
+}
+
+// findVolumes is lookUpVolumes, with errors as the kubelet counts them.
 func (s *runtimeService) findVolumes(ctx context.Context, config *runtimeapi.ContainerConfig) (*runtimeapi.ContainerConfig, error) {
+	out, err := s.lookUpVolumes(ctx, config)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", crierrors.ErrImageVolumeMountFailed, err)
+	}
+	return out, nil
+}
+
+// lookUpVolumes finds the images that a container mounts, and what of them, and returns the configuration with their IDs in image_ref, which the
+// container's status tells. A configuration without such mounts is returned as it is; else it is a copy.
+func (s *runtimeService) lookUpVolumes(ctx context.Context, config *runtimeapi.ContainerConfig) (*runtimeapi.ContainerConfig, error) {
 	out := config
 	for i, m := range config.GetMounts() {
 		if m.GetImage().GetImage() == "" {

@@ -3,6 +3,7 @@ package integration_test
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -11,6 +12,7 @@ import (
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berthd/berth/imageservice/registry/registrytest"
@@ -172,6 +174,9 @@ func TestImageVolumesRefused(t *testing.T) {
 		} {
 			_, err := pod.TryCreate(d.Sleeper("c", harness.Mounts(tc.mount)))
 			refused(t, "an image volume "+tc.name, err, tc.code, tc.says)
+			if message := status.Convert(err).Message(); tc.mount.Image != nil && !strings.HasPrefix(message, "ImageVolumeMountFailed: ") {
+				t.Errorf("the kubelet does not count %q as a volume's error", message)
+			}
 		}
 	})
 }
@@ -292,4 +297,26 @@ func TestMountOptions(t *testing.T) {
 		_, err := pod.TryCreate(d.Sleeper("bad", bind(dir, "/x", with(o))))
 		refused(t, "option "+o, err, codes.InvalidArgument, "mount_options")
 	}
+}
+
+// A handler that does not say that it can is asked for no recursively read-only mount: it might leave writable what is mounted below.
+func TestRecursiveReadOnlyNeedsTheHandler(t *testing.T) {
+	runc, err := exec.LookPath("runc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	program := filepath.Join(t.TempDir(), "old")
+	script := "#!/bin/sh\nfor a; do [ \"$a\" != features ] || exit 1; done\nexec " + runc + " \"$@\"\n"
+	if err := os.WriteFile(program, []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	d := harness.Start(t, harness.WithConfig(fmt.Sprintf("[runtimes.silent]\ntype = \"oci\"\npath = %q\n", program)))
+	dir := folder(t, d, "volume")
+	pod := runWith(d, "silent", "silent")
+	config := d.Sleeper("c", bind(dir, "/x", readonly))
+	config.Mounts[0].RecursiveReadOnly = true
+	_, err = pod.TryCreate(config)
+	refused(t, "a recursively read-only mount", err, codes.FailedPrecondition, "RROUnsupported", "silent")
+	config.Mounts[0].RecursiveReadOnly = false
+	pod.Run(config)
 }

@@ -12,8 +12,9 @@ export CGO_ENABLED = 0
 # Debian packages that the tests and the demonstration use besides Go; `make setup` installs those that are missing.
 PACKAGES := busybox-static gcc libc6-dev libseccomp-dev nftables iproute2 procps util-linux ca-certificates git runc
 
-# For test-uml alone: a kernel that runs as a program, its modules' loader, the loader of AppArmor profiles, and crun, which runs on cgroup v2 only.
-UML_PACKAGES := user-mode-linux kmod apparmor e2fsprogs runc crun
+# For test-uml alone: a kernel that runs as a program, its modules' loader, the loader of AppArmor profiles, crun, which runs on
+# cgroup v2 only, and what makes a small system whose init is systemd.
+UML_PACKAGES := user-mode-linux kmod apparmor e2fsprogs runc crun debootstrap
 
 # What both of the other runtimes are held to there.
 UML_HANDLER := ^Test(Handlers|ExecTimeout|OutOfMemory|DefaultCgroup|SharedPIDNamespace|MonitorKilled|UpdateCreatedContainer|$\
@@ -29,6 +30,11 @@ UML_SUITES := ./test/uml ./oci/apparmor ./sandbox/cgroup ./oci/runtime/engine \
 
 # What of critest is not run there: host ports by that kernel, and what no machine has.
 UML_CRITEST := -focus . -skip public.image.with.digest|port.mapping.with.host.port|NRI
+
+# What is run below a real systemd there.
+UML_SYSTEMD := './test/integration=^Test(Systemd|CgroupParentsOf|DefaultCgroup|LifeOfAPod|OutOfMemory|MonitorKilled|SharedPIDNamespace|UpdateRunning|StatsOfKnown)' \
+	'BERTH_TEST_HANDLER=runc ./test/integration=^Test(SystemdDriver|SystemdRestarts|OutOfMemory)$$' \
+	'BERTH_TEST_HANDLER=crun ./test/integration=^Test(SystemdDriver|SystemdRestarts|OutOfMemory)$$'
 
 # Tests of images alone, which run no container: no handler changes them.
 IMAGES := Pull|Mirrors|StackEquals|ImageFsInfo|RemovedWhileInUse
@@ -61,9 +67,10 @@ test-integration: build ## berthd, berth-monitor and the kernel, driven over the
 	BERTH_BIN=$(BIN) $(GO) test -count=1 -v -timeout 30m ./test/integration
 	BERTH_BIN=$(BIN) BERTH_TEST_HANDLER=runc BERTH_TEST_ROUNDS=10 $(GO) test -count=1 -v -timeout 20m -skip '$(IMAGES)' ./test/integration
 
-test-uml: build ## cgroup v2, AppArmor, every capability and Linux 6.1, in User-Mode Linux (root)
+test-uml: build ## cgroup v2, AppArmor, every capability, Linux 6.1 and systemd, in User-Mode Linux (root)
 	@hack/setup busybox-static gcc libc6-dev $(UML_PACKAGES)
 	BERTH_BIN=$(BIN) $(GO) run ./hack/uml -skip '$(UML_SKIP)' $(UML_SUITES)
+	BERTH_BIN=$(BIN) $(GO) run ./hack/uml -systemd $(UML_SYSTEMD)
 
 test-kubelet: build setup ## a real kubelet, compiled once for this machine, with pods of all kinds on berth (root)
 	BERTH_BIN=$(BIN) $(GO) test -count=1 -v -timeout 14m ./test/kubelet

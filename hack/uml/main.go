@@ -1,6 +1,6 @@
 // Command uml boots a User-Mode Linux kernel on this machine's own root file system and runs tests there:
 //
-//	go run ./hack/uml [-timeout 8m] [-mem 2G] [-skip REGEXP] "[NAME=VALUE ]PACKAGE[=REGEXP]"...
+//	go run ./hack/uml [-timeout 8m] [-mem 2G] [-skip REGEXP] [-systemd] "[NAME=VALUE ]PACKAGE[=REGEXP]"...
 //
 //	go run ./hack/uml [...] "./hack/critest[ ARGUMENT...]"...
 //
@@ -13,7 +13,8 @@
 //
 // The kernel is Debian's package user-mode-linux, Linux 6.1 as a program: cgroup v2 alone, AppArmor, every capability, and none of what
 // came later. The root file system is mounted read-only, everything that tests write goes to memory: nothing of a run stays on the
-// machine. BERTH_BIN names a folder of built binaries, as for the other tests.
+// machine. With -systemd the root file system is a small Debian system that debootstrap makes, in the user's cache folder, once; systemd is its init and runs
+// the tests as a service, without AppArmor. BERTH_BIN names a folder of built binaries, as for the other tests.
 //
 // # Exit status
 //
@@ -58,6 +59,7 @@ const exitBroken = 2
 type options struct {
 	mem, skip string
 	timeout   time.Duration
+	systemd   bool
 	suites    []string // [NAME=VALUE ]PACKAGE[=REGEXP], or critestPackage with its arguments
 }
 
@@ -68,6 +70,7 @@ func main() {
 	var o options
 	flag.StringVar(&o.mem, "mem", "2G", "`memory` of the guest")
 	flag.StringVar(&o.skip, "skip", "", "`regexp` of tests to leave out")
+	flag.BoolVar(&o.systemd, "systemd", false, "boot a Debian system whose init is systemd")
 	flag.DurationVar(&o.timeout, "timeout", 8*time.Minute, "how `long` the guest may take")
 	flag.Parse()
 	if o.suites = flag.Args(); len(o.suites) == 0 {
@@ -96,6 +99,15 @@ func run(ctx context.Context, o options) (code int, err error) {
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	if err := build(ctx, dir, o); err != nil {
 		return 0, err
+	}
+	if o.systemd {
+		root, err := systemdRoot(ctx)
+		if err == nil {
+			err = os.WriteFile(filepath.Join(dir, "root"), []byte(root), 0o644)
+		}
+		if err != nil {
+			return 0, err
+		}
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, o.timeout, fmt.Errorf("it has not ended within %s", o.timeout))
 	defer cancel()
@@ -183,8 +195,10 @@ func splitSuite(suite string) (env, rest string) {
 // boot runs the kernel until the guest powers it off, and prints its console.
 func boot(ctx context.Context, dir string, o options) error {
 	cmd := exec.Command(kernel, "mem="+o.mem, "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro", "init="+filepath.Join(dir, "guest"),
-		"lsm=landlock,yama,apparmor,bpf", "apparmor=1", "security=apparmor", "con=null", "con0=fd:0,fd:1", "ssl=null", "quiet",
-		"uml_dir="+dir)
+		"con=null", "con0=fd:0,fd:1", "ssl=null", "quiet", "uml_dir="+dir)
+	if !o.systemd { // that system has no apparmor_parser
+		cmd.Args = append(cmd.Args, "lsm=landlock,yama,apparmor,bpf", "apparmor=1", "security=apparmor")
+	}
 	cmd.Env = []string{"LD_PRELOAD=" + filepath.Join(dir, "ptrace.so"), "HOME=" + dir, "PATH=" + os.Getenv("PATH")}
 	// The guest's processes are processes here, of one group: they end together, and with this one.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: unix.SIGKILL}

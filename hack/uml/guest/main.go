@@ -4,7 +4,8 @@
 // # Files
 //
 // In the folder that it stands in: tests0, tests1 ..., each with a program "run" and its arguments in "args", one a line; berthd and the other
-// programs; it writes status. Everything else of the machine is read-only.
+// programs; it writes status. Everything else of the machine is read-only. With a file root there it makes the folder that this names the root file
+// system, and has systemd, which is in it, be the first process; the tests are a service's then.
 package main
 
 import (
@@ -46,7 +47,11 @@ const shared = "/run/uml"
 const path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 func main() {
-	if err := run(filepath.Dir(os.Args[0])); err != nil {
+	work := func() error { return run(filepath.Dir(os.Args[0])) }
+	if len(os.Args) > 1 && os.Args[1] == "tests" {
+		work = serviceOfSystemd
+	}
+	if err := work(); err != nil {
 		fmt.Printf("guest: %v\n", err)
 	}
 	unix.Sync()
@@ -60,12 +65,20 @@ func run(dir string) error {
 	if _, err := os.Stat(filepath.Join(dir, "booted")); err == nil {
 		return errors.New("the kernel was rebooted")
 	}
+	if root, err := os.ReadFile(filepath.Join(dir, "root")); err == nil {
+		return startSystemd(dir, string(root))
+	}
 	if err := os.Setenv("PATH", path); err != nil {
 		return err
 	}
 	if err := makeHost(dir); err != nil {
 		return err
 	}
+	return finish()
+}
+
+// finish runs the tests and writes their exit status down.
+func finish() error {
 	code, err := runSuites()
 	if err != nil {
 		return err
@@ -100,7 +113,7 @@ func makeHost(dir string) error {
 	if err := os.WriteFile(shared+"/booted", nil, 0o644); err != nil {
 		return err
 	}
-	return errors.Join(loadModules(), linkUp("lo"), share())
+	return errors.Join(loadModules(modules), linkUp("lo"), share())
 }
 
 // share makes the mount tree shared, as systemd does.

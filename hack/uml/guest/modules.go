@@ -10,8 +10,8 @@ import (
 // modprobeRoot is a folder that modprobe finds the modules in.
 const modprobeRoot = "/run/modules"
 
-// loadModules loads what is there from the start, and lets the kernel load more.
-func loadModules() error {
+// loadModules loads what is there from the start, and lets the kernel load more, from a folder with one for each version of it.
+func loadModules(modules string) error {
 	if err := os.MkdirAll(filepath.Join(modprobeRoot, "lib"), 0o755); err != nil {
 		return err
 	}

@@ -8,7 +8,8 @@
 // function type 5 parameters, a struct 15 fields, and no parameter is a bool. Files that end in _test.go may be longer and
 // may have longer functions. Import order and package names (imports.go): every rule stands in one table beside its
 // reason. Texts (texts.go): gofmt, no path of one machine in a tracked file, no unfinished work. Manual pages (man.go):
-// each option that a binary prints with --help is in its page, and the other way round; needs -bin. Last, go vet, and a build for
+// each option that a binary prints with --help is in its page, and the other way round; needs -bin. Features
+// (features.go): docs/features.md has each feature, and what berth has of them names a test that there is. Last, go vet, and a build for
 // arm64, on which no test runs.
 //
 // # Exit status

@@ -84,3 +84,29 @@ func expect(t *testing.T, found []finding, want string) {
 	}
 	t.Errorf("found %v, want %q", found, want)
 }
+
+func TestFeatures(t *testing.T) {
+	tests := testSet{}
+	tests.add(parse(t, "test/a/a_test.go", "package a\nfunc TestOne(t *T) {}\nfunc (s) TestTwo() {}\nfunc helper() {}\n"))
+	tests.add(parse(t, "test/a/a.go", "package a\nfunc TestThree() {}\n"))
+	page := func(first string) string {
+		var b strings.Builder
+		b.WriteString("# Features\n\n| # | feature | berth | shown |\n|---|---|---|---|\n| | **RPCs** | | |\n" + first)
+		for n := 2; n <= featuresCount; n++ {
+			fmt.Fprintf(&b, "| %d | x | no | nobody asks for it |\n", n)
+		}
+		return b.String()
+	}
+	for _, tc := range []struct{ name, first, want string }{
+		{"shown", "| 1 | x | yes | `test/a.TestOne` and critest |\n", ""},
+		{"shown in part", "| 1 | x | part | no y: `test/a.TestOne` |\n", ""},
+		{"no such test", "| 1 | x | yes | `test/a.TestOne`, `test/a.TestTwo` |\n", "there is no test TestTwo in test/a"},
+		{"no test", "| 1 | x | yes | by hand |\n", "no test shows it"},
+		{"no reason", "| 1 | x | no | |\n", "no reason"},
+		{"no word", "| 1 | x | maybe | y |\n", "not yes, part or no"},
+		{"left out", "", "feature 2 where 1 is due"},
+		{"a column too many", "| 1 | x | no | a | b |\n| 1 | x | no | a |\n", "5 columns"},
+	} {
+		t.Run(tc.name, func(t *testing.T) { expect(t, featureFindings(page(tc.first), tests), tc.want) })
+	}
+}

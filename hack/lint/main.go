@@ -78,6 +78,7 @@ func lint(top, bin string) ([]finding, error) {
 		return nil, err
 	}
 	var all []finding
+	tests := testSet{}
 	for _, path := range paths {
 		text, err := os.ReadFile(filepath.Join(top, path))
 		if errors.Is(err, fs.ErrNotExist) {
@@ -97,9 +98,11 @@ func lint(top, bin string) ([]finding, error) {
 			continue
 		}
 		s := &source{path: path, text: text, fset: fset, file: file}
+		tests.add(s)
 		all = append(all, checkBudgets(s)...)
 		all = append(all, checkImports(s)...)
 	}
+	all = append(all, checkFeatures(top, tests)...)
 	all = append(all, checkMonitor(top)...)
 	all = append(all, checkGo(top, runtime.GOARCH, "vet", "./...")...)
 	all = append(all, checkGo(top, "arm64", "build", "./...")...)

@@ -2,6 +2,7 @@ package runtime
 
 import (
 	"errors"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -151,4 +152,23 @@ func FuzzPlanDecoder(f *testing.F) {
 		var p engine.Plan
 		p.Code(codec.Decoder(b))
 	})
+}
+
+// Where there is SELinux, what a container mounts of images is labelled as its root is.
+func TestImagesHaveTheMountLabel(t *testing.T) {
+	s := minimal()
+	s.Linux.MountLabel = "system_u:object_r:container_file_t:s0:c1,c2"
+	s.Mounts = []specs.Mount{{Destination: "/i", Type: TypeImage, Source: "sha256:i", Options: []string{"ro"}}}
+	plan, err := Compile(s, withImage)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range []engine.Mount{plan.Rootfs, plan.Mounts[0]} {
+		if !slices.Contains(m.Options, "context="+s.Linux.MountLabel) {
+			t.Errorf("options of %s = %q", m.Target, m.Options)
+		}
+	}
+	if len(withImage.Images["sha256:i"][0].Options) != 2 {
+		t.Error("the image's layers were changed")
+	}
 }

@@ -128,6 +128,7 @@ func (b *Bundle) mountImages() (*specs.Spec, error) {
 		if err != nil {
 			return nil, err
 		}
+		runtime.Label(&image, b.Config.Linux.MountLabel)
 		place := filepath.Join(b.Folder, volumePrefix+strconv.Itoa(i))
 		if err := engine.MountImage(&image, place); err != nil {
 			return nil, err

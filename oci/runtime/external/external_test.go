@@ -273,7 +273,7 @@ func TestBundleOfImages(t *testing.T) {
 	mount := func(at, below string) specs.Mount {
 		return specs.Mount{Destination: at, Type: runtime.TypeImage, Source: "sha256:i" + below, Options: options}
 	}
-	config := &specs.Spec{Version: "1", Mounts: []specs.Mount{{Destination: "/proc", Type: "proc"}, mount("/all", ""), mount("/link", "/link"), mount("/file", "/link/conf")}}
+	config := &specs.Spec{Version: "1", Linux: &specs.Linux{}, Mounts: []specs.Mount{{Destination: "/proc", Type: "proc"}, mount("/all", ""), mount("/link", "/link"), mount("/file", "/link/conf")}}
 	b := Bundle{Folder: filepath.Join(dir, "bundle"), Config: config, Trees: runtime.Trees{Root: layers("upperdir="+dir+"/up", "workdir="+dir+"/work"),
 		Images: map[string][]runtime.Mount{"sha256:i": layers("lowerdir+=" + empty)}}}
 	if err := b.Write(); err != nil {
@@ -340,7 +340,7 @@ func TestBundle(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	b := Bundle{Folder: filepath.Join(dir, "bundle"), Config: &specs.Spec{Version: "1"}, Directories: []string{"/a/b", "/absolute/x", "/up/y", "/"},
+	b := Bundle{Folder: filepath.Join(dir, "bundle"), Config: &specs.Spec{Version: "1", Linux: &specs.Linux{}}, Directories: []string{"/a/b", "/absolute/x", "/up/y", "/"},
 		Trees: runtime.Trees{Root: []runtime.Mount{{Type: "overlay", Options: []string{"lowerdir+=" + lower, "upperdir=" + dir + "/up", "workdir=" + dir + "/work"}}}}}
 	if err := b.Write(); err != nil {
 		t.Fatal(err)

@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/berthd/berth/oci/adjust/classes"
 	"github.com/berthd/berth/oci/runtime"
 	"github.com/berthd/berth/oci/runtime/engine"
 	"github.com/berthd/berth/oci/runtime/external"
@@ -35,6 +37,10 @@ const hookPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/
 // prepareHooks completes the request to the engine for a container with hooks: its bundle is written, since hooks look for the container there, and
 // its start waits where there are hooks to run (runtime-spec runtime.md#lifecycle).
 func (m *Manager) prepareHooks(c *container, made *specs.Spec, r *monitor.StartRequest) error {
+	r.Paused = func(ctx context.Context, at monitor.Paused) error { return m.pausedHooks(ctx, c, made, at) }
+	if made.Linux.IntelRdt != nil {
+		r.Plan.Pauses |= engine.Created
+	}
 	h := made.Hooks
 	if h == nil {
 		return nil
@@ -58,14 +64,22 @@ func (m *Manager) prepareHooks(c *container, made *specs.Spec, r *monitor.StartR
 	if len(h.StartContainer) > 0 {
 		r.Plan.Pauses |= engine.Starting
 	}
-	r.Paused = func(ctx context.Context, at monitor.Paused) error { return m.pausedHooks(ctx, c, made, at) }
 	return nil
 }
 
 // pausedHooks runs the hooks of a point at which a start waits.
 func (m *Manager) pausedHooks(ctx context.Context, c *container, made *specs.Spec, at monitor.Paused) error {
+	if class := made.Linux.IntelRdt; class != nil && at.Point == engine.Created {
+		if err := classes.Service(cmp.Or(m.hooks.resctrl, classes.Resctrl)).Join(class.ClosID, at.PID); err != nil {
+			return err
+		}
+	}
+	h := made.Hooks
+	if h == nil {
+		return nil
+	}
 	state := specs.State{Status: specs.StateCreating, Pid: at.PID}
-	switch h := made.Hooks; at.Point {
+	switch at.Point {
 	case engine.Created:
 		// The deprecated ones run here too: after the namespaces are made, and before the process.
 		if err := m.runHooks(ctx, c, "prestart", h.Prestart, m.hostHook(c, made, state)); err != nil { //nolint:staticcheck // see prepareHooks

@@ -67,6 +67,8 @@ type hooks struct {
 	fault func(step string) error
 	// readExit reads the monitor's record of an exit.
 	readExit func(path string) (monitor.Exit, error)
+	// resctrl is the kernel's folder of classes of service, when it is not classes.Resctrl.
+	resctrl string
 }
 
 func open(ctx context.Context, cfg Config, hooks hooks) (*Manager, error) {

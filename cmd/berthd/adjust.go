@@ -2,6 +2,7 @@ package main
 
 import (
 	"github.com/berthd/berth/oci/adjust/cdi"
+	"github.com/berthd/berth/oci/adjust/classes"
 	"github.com/berthd/berth/oci/adjust/hooks"
 	"github.com/berthd/berth/oci/selinux"
 	"github.com/berthd/berth/oci/spec"
@@ -12,6 +13,7 @@ import (
 type adjustConfig struct {
 	cdiDirs, hookDirs []string
 	seLinux           bool
+	blockIO           string
 }
 
 // readSELinux completes the facts about the host by what the configuration allows.
@@ -30,5 +32,5 @@ func (c *adjustConfig) adjusters() []sandbox.Adjuster {
 	if len(c.hookDirs) > 0 {
 		all = append(all, hooks.Folders(c.hookDirs))
 	}
-	return all
+	return append(all, classes.BlockIO(c.blockIO), classes.Service(classes.Resctrl))
 }

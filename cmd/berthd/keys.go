@@ -104,6 +104,12 @@ Both are read at the start, and again on SIGHUP: a renewed certificate needs no 
 After how long without a byte in either direction a client is let go, as 4h or 90s; at least 1s.
 The default is the kubelet's own.`},
 
+		{Name: "blockio.classes", Default: "", Set: path(func(c *config) *string { return &c.adjust.blockIO }), Doc: `
+File of block I/O classes, YAML or JSON: weights and throttles by devices, which pods name by the annotations blockio.resources.beta.kubernetes.io/pod
+and blockio.resources.beta.kubernetes.io/container.NAME.
+It is read for each container that names a class.
+Empty: there are no classes.`},
+
 		{Name: "cdi.spec_dirs", Default: []string{"/etc/cdi", "/var/run/cdi"}, Set: paths(func(c *config) *[]string { return &c.adjust.cdiDirs }), Doc: `
 Folders of CDI specifications: what containers need to use devices that their requests name as vendor/class=name.
 When several have a device, the last one counts.

@@ -1,6 +1,7 @@
 package runtime
 
 import (
+	"reflect"
 	"slices"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -22,6 +23,7 @@ func Check(s *specs.Spec) error {
 		{"linux.personality", l.Personality != nil},
 		{"linux.timeOffsets", len(l.TimeOffsets) > 0},
 		{"linux.memoryPolicy", l.MemoryPolicy != nil},
+		{"linux.intelRdt with more than closID", l.IntelRdt != nil && !onlyClass(l.IntelRdt)},
 		{"hooks.createContainer in a pod with a user namespace", s.Hooks != nil && len(s.Hooks.CreateContainer) > 0 && len(l.UIDMappings) > 0},
 	} {
 		if f.there {
@@ -29,6 +31,11 @@ func Check(s *specs.Spec) error {
 		}
 	}
 	return nil
+}
+
+// onlyClass tells whether r names a class of service, and asks for nothing else.
+func onlyClass(r *specs.LinuxIntelRdt) bool {
+	return r.ClosID != "" && reflect.DeepEqual(*r, specs.LinuxIntelRdt{ClosID: r.ClosID})
 }
 
 // mapOwners gives a mount that is to be mapped, and has no mappings of its own, those of the container's user namespace (runtime-spec

@@ -38,6 +38,9 @@ func (d *Driver) limit(rel string, res *specs.LinuxResources) error {
 	if err := d.limitHugepages(rel, res.HugepageLimits); err != nil {
 		return err
 	}
+	if err := d.limitBlockIO(rel, res.BlockIO); err != nil {
+		return err
+	}
 	if err := d.limitDevices(rel, res.Devices); err != nil {
 		return err
 	}

@@ -240,7 +240,7 @@ func (m *Manager) planPod(ctx context.Context, p *pod, request cni.Request) (sto
 		return rec, nil
 	}
 	rec.NetNS = request.NetNS
-	attachment, err := m.cfg.Network.Plan(ctx, request)
+	attachment, err := m.planNetwork(ctx, request)
 	if err != nil {
 		return rec, fmt.Errorf("plan network: %w", err)
 	}

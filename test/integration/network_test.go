@@ -382,7 +382,8 @@ func TestNetworkReady(t *testing.T) {
 		t.Errorf("a pod with a broken configuration: %v", err)
 	}
 	d.AsBefore()
-	os.Remove(broken)
+	time.AfterFunc(300*time.Millisecond, func() { os.Remove(broken) }) // a pod waits a while for it
+	d.RunPod(d.Pod("patient")).Remove()
 	ready()
 	missing := d.Write(d.CNIConf+"/00-missing.conflist", `{"cniVersion":"1.0.0","name":"x","plugins":[{"type":"no-such-plugin"}]}`)
 	d.Eventually(5*time.Second, "a pod with a missing plugin is refused", func() bool {

@@ -1,0 +1,40 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/berthd/berth/cni"
+)
+
+func TestRunPodWaitsForTheNetwork(t *testing.T) {
+	w := newWorld(t)
+	m := w.open(nil)
+	notReady := fmt.Errorf("the plugin is being installed: %w", cni.ErrNotReady)
+	w.network.set("Plan", notReady)
+	time.AfterFunc(200*time.Millisecond, func() { w.network.set("Plan", nil) })
+	p := run(t, m, podConfig("a"))
+	remove(t, m, p)
+
+	w.network.set("Plan", notReady)
+	begin := time.Now()
+	if _, err := m.RunPod(t.Context(), podConfig("a"), ""); !errors.Is(err, ErrState) || time.Since(begin) < networkPatience {
+		t.Errorf("RunPod = %v after %v", err, time.Since(begin))
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if _, err := m.RunPod(ctx, podConfig("a"), ""); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("RunPod of an impatient caller = %v", err)
+	}
+	w.network.set("Plan", errors.New("no address"))
+	begin = time.Now()
+	if _, err := m.RunPod(t.Context(), podConfig("b"), ""); err == nil || time.Since(begin) > networkPatience {
+		t.Errorf("RunPod with another error = %v after %v", err, time.Since(begin))
+	}
+	w.network.set("Plan", nil)
+	waitFor(t, func() bool { return len(m.Pods()) == 0 })
+	w.empty()
+}

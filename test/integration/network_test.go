@@ -286,7 +286,7 @@ func plugin(t testing.TB, d *harness.Daemon) (calls func() []string) {
 	if err := os.Chmod(path, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	d.Write(d.CNIConf+"/10-fake.conflist", `{"cniVersion":"1.0.0","name":"fakenet","plugins":[{"type":"fake"}]}`)
+	d.Write(d.CNIConf+"/10-fake.conflist", `{"cniVersion":"1.0.0","name":"fakenet","plugins":[{"type":"fake","capabilities":{"bandwidth":true}}]}`)
 	return func() []string {
 		text, _ := os.ReadFile(d.Dir + "/calls")
 		return strings.Split(strings.TrimSpace(string(text)), "\n")
@@ -309,7 +309,9 @@ func TestCNIPlugin(t *testing.T) {
 	// The folder is watched: the next pod uses what came, the pod that is there keeps what it has.
 	var pod *harness.Pod
 	d.Eventually(5*time.Second, "a pod gets its address from the plugin", func() bool {
-		pod = d.RunPod(d.Pod("plugged"))
+		pod = d.RunPod(d.Pod("plugged", func(c *runtimeapi.PodSandboxConfig) {
+			c.Annotations["kubernetes.io/ingress-bandwidth"], c.Annotations["kubernetes.io/egress-bandwidth"] = "10M", "1M"
+		}))
 		if pod.IPs()[0] == "192.0.2.7" {
 			return true
 		}
@@ -323,7 +325,7 @@ func TestCNIPlugin(t *testing.T) {
 		t.Errorf("address of the first pod = %s", got)
 	}
 	stdin := readFile(t, d.Dir+"/stdin.ADD")
-	if !strings.Contains(stdin, `"name":"fakenet"`) {
+	if !strings.Contains(stdin, `"name":"fakenet"`) || !strings.Contains(stdin, `"ingressRate":10000000`) || !strings.Contains(stdin, `"egressRate":1000000`) {
 		t.Errorf("the plugin got %s", stdin)
 	}
 	// The configuration goes: the pod is still taken away by the one that made it.

@@ -1,6 +1,7 @@
 package integration_test
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -319,4 +320,87 @@ func TestRecursiveReadOnlyNeedsTheHandler(t *testing.T) {
 	refused(t, "a recursively read-only mount", err, codes.FailedPrecondition, "RROUnsupported", "silent")
 	config.Mounts[0].RecursiveReadOnly = false
 	pod.Run(config)
+}
+
+// A container either has all of an image that somebody else pulls and removes meanwhile, or is told that it is not there.
+func TestImageVolumeOfAnImageThatComesAndGoes(t *testing.T) {
+	d := harness.Start(t)
+	image := content(t, d, "/victim")
+	pod := d.RunPod(d.Pod("races"))
+	stop, ended := make(chan struct{}), make(chan error, 1)
+	go func() {
+		var errs []error
+		for {
+			select {
+			case <-stop:
+				ended <- errors.Join(errs...)
+				return
+			default:
+			}
+			_, err := d.Images.RemoveImage(d.Context(), &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: image.Ref}})
+			_, pullErr := d.TryPull(image.Ref)
+			errs = append(errs, err, pullErr)
+			time.Sleep(10 * time.Millisecond) // else it is hardly ever there
+		}
+	}()
+	had, missed := 0, 0
+	for end, n := time.Now().Add(20*time.Second), 0; had < 15 && time.Now().Before(end); n++ {
+		c, err := pod.TryCreate(d.Shell(fmt.Sprint("c", n), "cat /all/models/a /part/b; exit 7", harness.Mounts(imageMount(image.Ref, "/all", ""), imageMount(image.Ref, "/part", "models"))))
+		if err != nil {
+			if missed++; status.Code(err) != codes.NotFound {
+				t.Errorf("CreateContainer = %v", err)
+			}
+			time.Sleep(time.Millisecond)
+			continue
+		}
+		had++
+		c.Start()
+		if s := c.Wait(20 * time.Second); s.ExitCode != 7 || c.Output() != "aboveb\n" {
+			t.Errorf("code %d, output %q", s.ExitCode, c.Output())
+		}
+		c.Remove()
+	}
+	close(stop)
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	t.Logf("%d containers, %d refusals", had, missed)
+	d.Check()
+}
+
+// The daemon is killed while a container with image volumes is made and started; what comes after it leaves nothing of what was half done.
+func TestImageVolumesWhenTheDaemonIsKilled(t *testing.T) {
+	d := harness.Start(t)
+	image := content(t, d, "/victim")
+	d.Pull(harness.Base(t).Ref)
+	for n := range 10 {
+		pod := d.RunPod(d.Pod(fmt.Sprint("killed", n)))
+		config := d.Sleeper("c", harness.Mounts(imageMount(image.Ref, "/all", ""), imageMount(image.Ref, "/part", "models"), imageMount(image.Ref, "/file", "file")))
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			if c, err := pod.TryCreate(config); err == nil {
+				c.TryStart() //nolint:errcheck // the daemon dies under it
+			}
+		}()
+		time.Sleep(time.Duration(n) * 4 * time.Millisecond) // anywhere in it
+		d.Restart()
+		<-done
+		list, err := d.Runtime.ListContainers(d.Context(), &runtimeapi.ListContainersRequest{Filter: &runtimeapi.ContainerFilter{PodSandboxId: pod.ID}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(list.Containers) == 1 && list.Containers[0].State == runtimeapi.ContainerState_CONTAINER_CREATED {
+			c := &harness.Container{Pod: pod, ID: list.Containers[0].Id, Config: config}
+			// The list is answered while the pod is still being recovered: a start that the kill interrupted may have been carried through.
+			if err := c.TryStart(); err != nil && c.Status().State != running {
+				t.Errorf("StartContainer: %v", err)
+			}
+			if got := c.Sh("cat /all/models/a /part/b /file"); got != "abovebabove" {
+				t.Errorf("content = %q", got)
+			}
+		}
+		pod.Remove()
+		d.AsBefore()
+	}
 }

@@ -61,9 +61,9 @@ func (s *runtimeService) listPodStats(ctx context.Context, f *runtimeapi.PodSand
 	return all, nil
 }
 
-// sortedPods are all sandboxes, the newest first.
+// sortedPods are all sandboxes, the newest first. Those that are still being made are not among them: nobody has heard of them.
 func (s *runtimeService) sortedPods() []sandbox.Pod {
-	pods := s.pods.Pods()
+	pods := slices.DeleteFunc(s.pods.Pods(), func(p sandbox.Pod) bool { return p.State == sandbox.PodCreating })
 	slices.SortFunc(pods, func(a, b sandbox.Pod) int {
 		return cmp.Or(b.CreatedAt.Compare(a.CreatedAt), cmp.Compare(a.ID, b.ID))
 	})

@@ -85,7 +85,8 @@ func TestListPodSandboxFilters(t *testing.T) {
 	w.sandboxes.pods = []sandbox.Pod{
 		{ID: "aa1", Config: labelled(map[string]string{"app": "x", "tier": "1"}), State: sandbox.PodReady, CreatedAt: now},
 		{ID: "aa2", Config: labelled(map[string]string{"app": "x"}), State: sandbox.PodNotReady, CreatedAt: now.Add(time.Second)},
-		{ID: "bb3", Config: labelled(nil), State: sandbox.PodCreating, CreatedAt: now.Add(2 * time.Second)},
+		{ID: "bb3", Config: labelled(nil), State: sandbox.PodNotReady, CreatedAt: now.Add(2 * time.Second)},
+		{ID: "cc4", Config: labelled(nil), State: sandbox.PodCreating, CreatedAt: now},
 	}
 	state := func(s runtimeapi.PodSandboxState) *runtimeapi.PodSandboxStateValue {
 		return &runtimeapi.PodSandboxStateValue{State: s}

@@ -66,6 +66,14 @@ type Adjuster interface {
 	Adjust(ctx context.Context, c *adjust.Container) error
 }
 
+// Stage is who changes containers, and hears of them, besides requests.
+type Stage struct {
+	// Adjusters are asked in this order for each container that is created.
+	Adjusters []Adjuster
+	// Plugins are told what happens; nil: nobody is.
+	Plugins Plugins
+}
+
 // Config is what a Manager is made of. Fields without a default must be set.
 type Config struct {
 	Root, State string // absolute folders; made when missing
@@ -82,8 +90,7 @@ type Config struct {
 	// Handlers are what sandboxes may name, and how their containers are made then; nil is the native engine, which also serves "" when nothing
 	// is said about it.
 	Handlers map[string]*external.Program
-	// Adjusters are asked in this order for each container that is created.
-	Adjusters []Adjuster
+	Stage
 	// Prober looks at the programs of handlers; nil: nobody does before they are used.
 	Prober *external.Prober
 	// NetNSFolder is where network namespaces are pinned; "" means netns.Folder.
@@ -120,6 +127,9 @@ func (c *Config) complete() error {
 	}
 	if c.Dial == nil {
 		c.Dial = func(socket string) Monitor { return monitor.Dial(socket) }
+	}
+	if c.Plugins == nil {
+		c.Plugins = noPlugins{}
 	}
 	if c.NetNSFolder == "" {
 		c.NetNSFolder = netns.Folder

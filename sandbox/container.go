@@ -35,7 +35,13 @@ type container struct {
 	limits limits
 
 	// Guarded by Manager.mu:
-	rec    store.Container
+	rec store.Container
+	outside
+}
+
+// outside is what others than calls of the container are told of it.
+type outside struct {
+	told   containerTold
 	exited chan struct{} // closed when rec.State becomes Exited
 }
 
@@ -57,6 +63,17 @@ type recordLock struct {
 	removed bool // the record is gone for good
 }
 
+// remove removes the record, and lets nobody write it again.
+func (l *recordLock) remove(from func() error) error {
+	l.Lock()
+	defer l.Unlock()
+	if err := from(); err != nil {
+		return err
+	}
+	l.removed = true
+	return nil
+}
+
 // execState is what execs and attached clients need of a container.
 type execState struct {
 	sync.Mutex
@@ -66,7 +83,7 @@ type execState struct {
 }
 
 func newContainer(p *pod, id, name string, config *runtimeapi.ContainerConfig) *container {
-	return &container{id: id, name: name, pod: p, config: config, turn: newTurn(), exited: make(chan struct{})}
+	return &container{id: id, name: name, pod: p, config: config, turn: newTurn(), outside: outside{exited: make(chan struct{})}}
 }
 
 // updateContainer changes the record on disk and in memory. Memory is changed even when the disk refuses; the error says so.

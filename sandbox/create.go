@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berthd/berth/oci/adjust"
@@ -110,6 +111,9 @@ func (m *Manager) makeContainer(ctx context.Context, c *container, r CreateReque
 	start := time.Now()
 	err := protect(func() error { return m.setUpContainer(ctx, c, r) })
 	if err == nil {
+		if m.cfg.Plugins.Active() {
+			m.notifyContainer(ctx, adjust.CreatedContainer, m.showContainer(c))
+		}
 		m.logger(ctx).V(2).Info("Created container", "podSandboxID", c.pod.id, "containerID", c.id, "duration", time.Since(start))
 		return nil
 	}
@@ -135,9 +139,6 @@ func (m *Manager) setUpContainer(ctx context.Context, c *container, r CreateRequ
 	if err != nil {
 		return err
 	}
-	c.exec.Lock()
-	c.exec.spec = made
-	c.exec.Unlock()
 	rec.State = store.Created
 	if err := m.effect("add container record"); err != nil {
 		return err
@@ -214,26 +215,68 @@ func (m *Manager) containerSpec(ctx context.Context, c *container, r CreateReque
 	if err != nil {
 		return nil, err
 	}
-	return made, m.adjustSpec(ctx, c, made)
+	return made, m.adjustSpec(ctx, c, made, rec)
 }
 
-// adjustSpec has the adjusters change a spec.
-func (m *Manager) adjustSpec(ctx context.Context, c *container, made *specs.Spec) error {
-	if len(m.cfg.Adjusters) == 0 {
-		return nil
-	}
+// adjustSpec has the adjusters change a spec, and does what they ask for of other containers.
+func (m *Manager) adjustSpec(ctx context.Context, c *container, made *specs.Spec, rec *store.Container) error {
 	in := &adjust.Container{ID: c.id, SandboxID: c.pod.id, Handler: m.record(c.pod).Handler, Pod: c.pod.config, Config: c.config, Spec: made}
+	if err := m.introduceContainer(ctx, c, in); err != nil {
+		return fmt.Errorf("adjust container: %w", err)
+	}
+	if in.Resources != nil {
+		packed, err := proto.MarshalOptions{Deterministic: true}.Marshal(in.Resources)
+		if err != nil {
+			return fmt.Errorf("serialize resources: %w", err)
+		}
+		rec.Limits = store.Limits{Resources: packed}
+		c.limits.set(in.Resources)
+	}
+	return m.doUpdates(ctx, in.Updates)
+}
+
+// askAdjusters asks them in order, and checks what they made.
+func (m *Manager) askAdjusters(ctx context.Context, c *container, in *adjust.Container) error {
 	for _, a := range m.cfg.Adjusters {
 		if err := a.Adjust(ctx, in); err != nil {
-			return fmt.Errorf("adjust container: %w", err)
+			return err
+		}
+	}
+	if in.Resources != nil {
+		if err := spec.SetResources(in.Spec, in.Resources, m.cfg.Host); err != nil {
+			return err
 		}
 	}
 	if m.record(c.pod).Runtime != nil { // which knows by itself what it has
 		return nil
 	}
-	if err := runtime.Check(made); err != nil {
-		return fmt.Errorf("adjust container: %w: %w", ErrInvalid, err)
+	if err := runtime.Check(in.Spec); err != nil {
+		return fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
+	return nil
+}
+
+// introduceContainer asks the adjusters. From then on plugins that join are told of the container.
+func (m *Manager) introduceContainer(ctx context.Context, c *container, in *adjust.Container) error {
+	leave := m.cfg.Plugins.Enter()
+	defer leave()
+	if m.cfg.Plugins.Active() {
+		in.Sandbox = m.showPod(c.pod)
+		in.Status = adjust.Status{State: adjust.Creating, CreatedAt: m.containerRecord(c).CreatedAt}
+		m.mu.Lock()
+		c.told.owed = true
+		m.mu.Unlock()
+	}
+	err := m.askAdjusters(ctx, c, in)
+	c.exec.Lock()
+	c.exec.spec = in.Spec
+	c.exec.Unlock()
+	if err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	c.told.known, c.told.owed = true, true
 	return nil
 }
 

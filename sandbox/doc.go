@@ -39,6 +39,9 @@
 // A sandbox's turn belongs to whoever makes, stops, removes or recovers it; a container's to whoever makes, starts or removes it. A turn is
 // waited for with the caller's context.
 //
+// Plugins are told of what has happened once memory says so, and of what is about to be made before; what they are told of a container's start and end is in
+// the order of these (containerTold, whose lock comes after a container's turn). No lock of Manager.mu's or after it is held while they are told.
+//
 // An event is told within the change of memory that it is about, so it comes in the order of the changes, with all of the sandbox as it was
 // then. Who waits for events has a queue; nobody waits for who waits.
 //

@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/berthd/berth/oci/adjust"
 	"github.com/berthd/berth/sandbox/monitor"
 	"github.com/berthd/berth/sandbox/store"
 )
@@ -33,6 +34,7 @@ func (m *Manager) StopContainer(ctx context.Context, containerID string, timeout
 			return fmt.Errorf("stop container %s: %w", c.id, err)
 		}
 	}
+	m.tellExit(ctx, c) // also when another call ended it
 	m.logger(ctx).V(2).Info("Stopped container", "podSandboxID", c.pod.id, "containerID", c.id, "duration", time.Since(start))
 	return nil
 }
@@ -155,6 +157,7 @@ func (m *Manager) removeContainer(ctx context.Context, c *container) error {
 			return err
 		}
 	}
+	m.tellExit(ctx, c)
 	if err := errors.Join(m.handlerOf(c.pod).end(ctx, c), m.removeCgroup(ctx, c)); err != nil {
 		return err
 	}
@@ -170,13 +173,15 @@ func (m *Manager) removeContainer(ctx context.Context, c *container) error {
 	if err := m.effect("remove container record"); err != nil {
 		return err
 	}
-	c.write.Lock()
-	defer c.write.Unlock()
-	if err := m.store.RemoveContainer(c.pod.id, c.id); err != nil {
+	var shown *adjust.Container
+	if m.cfg.Plugins.Active() {
+		shown = m.showContainer(c)
+	}
+	if err := c.write.remove(func() error { return m.store.RemoveContainer(c.pod.id, c.id) }); err != nil {
 		return err
 	}
-	c.write.removed = true
 	m.forgetContainer(c)
+	m.tellRemoved(ctx, c, shown)
 	return nil
 }
 

@@ -194,8 +194,8 @@ func (m *Manager) tellContainer(c *container, before string) {
 func (m *Manager) tellStopped(p *pod) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if !p.told {
-		p.told = true
+	if !p.told.stop {
+		p.told.stop = true
 		m.tell(p, p.id, EventStopped)
 	}
 }

@@ -65,6 +65,7 @@ func (m *Manager) finish(ctx context.Context, c *container, e exit) {
 	}
 	logger.V(2).Info("Container exited", "podSandboxID", c.pod.id, "containerID", c.id, "exitCode", e.code, "oomKilled", e.oom)
 	c.shed()
+	m.background.start(func() { m.tellExit(m.ctx, c) })
 	m.background.start(func() {
 		ctx, cancel := context.WithTimeout(m.ctx, lingerTimeout)
 		defer cancel()

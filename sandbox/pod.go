@@ -32,8 +32,8 @@ type pod struct {
 	link       *link
 	message    string
 	updated    *runtimeapi.PodSandboxConfig // config with the resources of an update; nil: never updated
-	told       bool                         // its stop, by an event
-	lingering  bool                         // its creation failed and could not be undone: its name is free, StopPod and RemovePod try again
+	told       podTold
+	lingering  bool // its creation failed and could not be undone: its name is free, StopPod and RemovePod try again
 }
 
 var closed = func() chan struct{} { c := make(chan struct{}); close(c); return c }()

@@ -114,11 +114,13 @@ func (m *Manager) load(folder *store.PodFolder) {
 	if !p.lingering && (m.names[p.name] == nil || p.rec.State == store.Ready) {
 		m.names[p.name] = p
 	}
-	p.told = p.rec.State == store.NotReady
+	p.told.stop = p.rec.State == store.NotReady
 	for i := range folder.Containers {
 		m.loadContainer(p, &folder.Containers[i])
-		p.told = p.told && !m.runs(folder.Containers[i].ID)
+		p.told.stop = p.told.stop && !m.runs(folder.Containers[i].ID)
 	}
+	known := p.rec.State != store.Creating && !p.lingering
+	p.told.known, p.told.owed, p.told.stopOwed = known, known, known && !p.told.stop
 }
 
 // runs tells whether the record of a container says that it runs: then a stop of its sandbox was cut short. Preconditions: m.mu held.
@@ -162,6 +164,7 @@ func (m *Manager) loadContainer(p *pod, folder *store.ContainerFolder) {
 	if rec.State == store.Exited {
 		close(c.exited)
 	}
+	c.told.known, c.told.owed, c.told.stopOwed = true, true, rec.State == store.Running
 	m.containers[c.id] = c
 }
 

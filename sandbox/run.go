@@ -155,9 +155,10 @@ func (m *Manager) makePod(ctx context.Context, p *pod) error {
 
 // undoPod takes away all of a sandbox that did not become ready. What cannot be taken away stays listed, NotReady, without its name.
 func (m *Manager) undoPod(ctx context.Context, p *pod) error {
+	m.tellPodStopped(ctx, p)
 	err := m.tearDown(ctx, p)
 	if err == nil {
-		err = m.dropPod(p)
+		err = m.dropPod(ctx, p)
 	}
 	if err == nil {
 		return nil
@@ -212,6 +213,9 @@ func (m *Manager) setUpPod(ctx context.Context, p *pod) error {
 		return err
 	}
 	if err := m.writeHosts(p); err != nil {
+		return err
+	}
+	if err := m.introducePod(ctx, p); err != nil {
 		return err
 	}
 	process := m.linkOf(p).process

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/berthd/berth/oci/adjust"
 	"github.com/berthd/berth/oci/runtime"
 	"github.com/berthd/berth/oci/runtime/engine"
 	"github.com/berthd/berth/oci/spec"
@@ -81,15 +82,33 @@ func (m *Manager) startContainer(ctx context.Context, c *container) error {
 		return err
 	}
 	defer target.release()
-	pid, err := m.launch(ctx, c)
-	if err == nil {
-		err = target.stillThere()
-	}
+	pid, err := m.runContainer(ctx, c, target)
 	if err != nil {
 		if stopped := m.mustBeReady(c.pod); stopped != nil { // meanwhile: that ends whatever makes the container
 			err = fmt.Errorf("%w: %w", stopped, err)
 		}
 		return m.undoStart(ctx, c, err)
+	}
+	m.logger(ctx).V(2).Info("Started container", "podSandboxID", c.pod.id, "containerID", c.id, "pid", pid, "duration", time.Since(start))
+	return nil
+}
+
+// runContainer makes a container run, and tells plugins before and after. What its end is told by waits meanwhile.
+func (m *Manager) runContainer(ctx context.Context, c *container, target target) (pid int, err error) {
+	c.told.Lock()
+	defer c.told.Unlock()
+	c.told.stopOwed = true
+	if m.cfg.Plugins.Active() {
+		if _, err := m.cfg.Plugins.Container(ctx, adjust.StartContainer, m.showContainer(c)); err != nil {
+			return 0, err
+		}
+	}
+	pid, err = m.launch(ctx, c)
+	if err == nil {
+		err = target.stillThere()
+	}
+	if err != nil {
+		return 0, err
 	}
 	m.mu.RLock()
 	started := c.start.at
@@ -105,8 +124,10 @@ func (m *Manager) startContainer(ctx context.Context, c *container) error {
 		m.logger(ctx).Error(err, "Could not record that a container runs", "containerID", c.id)
 	}
 	m.startedHooks(ctx, c, pid)
-	m.logger(ctx).V(2).Info("Started container", "podSandboxID", c.pod.id, "containerID", c.id, "pid", pid, "duration", time.Since(start))
-	return nil
+	if m.cfg.Plugins.Active() {
+		m.notifyContainer(ctx, adjust.StartedContainer, m.showContainer(c))
+	}
+	return pid, nil
 }
 
 // launch makes the cgroups and has the monitor start the process.
@@ -164,7 +185,7 @@ func (m *Manager) prepareRootfs(ctx context.Context, c *container) (err error) {
 	return nil
 }
 
-// specOf is the container's spec, read from disk when an earlier daemon made the container. It is for reading only once the container runs.
+// specOf is the container's spec, read from disk when an earlier daemon made the container. It is for reading only.
 func (m *Manager) specOf(c *container) (*specs.Spec, error) {
 	c.exec.Lock()
 	defer c.exec.Unlock()
@@ -213,6 +234,7 @@ func (m *Manager) undoStart(ctx context.Context, c *container, cause error) erro
 			m.settle(c, rec, failed)
 		}
 	}))
+	m.tellExit(ctx, c)
 	return startFault(err)
 }
 
@@ -263,17 +285,31 @@ func (m *Manager) holdTarget(c *container) (target, error) {
 		held.release()
 		return none, fmt.Errorf("target container %s has exited: %w", other.id, errors.Join(ErrState, err))
 	}
-	made, err := m.specOf(c)
-	if err != nil {
+	if err := m.joinNamespace(c, specs.PIDNamespace, path); err != nil {
 		held.release()
 		return none, err
 	}
-	for i := range made.Linux.Namespaces {
-		if n := &made.Linux.Namespaces[i]; n.Type == specs.PIDNamespace {
+	return held, nil
+}
+
+// joinNamespace puts the path of a namespace into the spec. Who has the spec as it was keeps that.
+func (m *Manager) joinNamespace(c *container, kind specs.LinuxNamespaceType, path string) error {
+	before, err := m.specOf(c)
+	if err != nil {
+		return err
+	}
+	made, linux := *before, *before.Linux
+	linux.Namespaces = slices.Clone(linux.Namespaces)
+	for i := range linux.Namespaces {
+		if n := &linux.Namespaces[i]; n.Type == kind {
 			n.Path = path
 		}
 	}
-	return held, nil
+	made.Linux = &linux
+	c.exec.Lock()
+	defer c.exec.Unlock()
+	c.exec.spec = &made
+	return nil
 }
 
 // stillThere is an error when the target ended while its path was used: then the path may have meant another process.

@@ -50,6 +50,7 @@ func (m *Manager) stopPod(ctx context.Context, p *pod) error {
 		return err
 	}
 	m.tellStopped(p)
+	m.tellPodStopped(ctx, p)
 	return m.tearDown(ctx, p)
 }
 
@@ -238,11 +239,11 @@ func (m *Manager) removePod(ctx context.Context, p *pod) error {
 	if err != nil {
 		return err
 	}
-	return m.dropPod(p)
+	return m.dropPod(ctx, p)
 }
 
 // dropPod removes the cgroups that berth made for the sandbox, and then its record, which names them.
-func (m *Manager) dropPod(p *pod) error {
+func (m *Manager) dropPod(ctx context.Context, p *pod) error {
 	if err := m.effect("remove ancestor cgroups"); err != nil {
 		return err
 	}
@@ -254,12 +255,10 @@ func (m *Manager) dropPod(p *pod) error {
 	if err := m.effect("remove pod record"); err != nil {
 		return err
 	}
-	p.write.Lock()
-	defer p.write.Unlock()
-	if err := m.store.RemovePod(p.id); err != nil {
+	if err := p.write.remove(func() error { return m.store.RemovePod(p.id) }); err != nil {
 		return err
 	}
-	p.write.removed = true
 	m.forgetPod(p)
+	m.tellPodRemoved(ctx, p)
 	return nil
 }

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/berthd/berth/oci/adjust"
 	"github.com/berthd/berth/oci/spec"
 	"github.com/berthd/berth/sandbox/cgroup"
 	"github.com/berthd/berth/sandbox/store"
@@ -23,13 +24,30 @@ const updateTimeout = time.Minute
 // runs, and stays.
 // Errors: ErrNotFound, ErrState (it is neither, or it uses more than it would have), *spec.InvalidError, ErrInvalid (the kernel refuses a value).
 func (m *Manager) UpdateContainer(ctx context.Context, containerID string, update *runtimeapi.LinuxContainerResources) error {
+	return m.changeLimits(ctx, containerID, func(ctx context.Context, c *container) error {
+		asked, err := m.askUpdate(ctx, c, update)
+		if err != nil {
+			return err
+		}
+		if err := m.applyUpdate(ctx, c, asked); err != nil {
+			return err
+		}
+		if m.cfg.Plugins.Active() {
+			m.notifyContainer(ctx, adjust.UpdatedContainer, m.showContainer(c))
+		}
+		return nil
+	})
+}
+
+// changeLimits does an update in the container's turn, and carries it through when ctx ends.
+func (m *Manager) changeLimits(ctx context.Context, containerID string, update func(context.Context, *container) error) error {
 	c, err := m.readyContainer(ctx, containerID)
 	if err != nil {
 		return err
 	}
 	err = m.carryThrough(ctx, c, updateTimeout, func(ctx context.Context) error {
 		start := time.Now()
-		if err := m.applyUpdate(ctx, c, update); err != nil {
+		if err := update(ctx, c); err != nil {
 			return err
 		}
 		m.logger(ctx).V(2).Info("Updated container", "podSandboxID", c.pod.id, "containerID", c.id, "duration", time.Since(start))
@@ -159,6 +177,20 @@ func (m *Manager) UpdatePod(ctx context.Context, sandboxID string, overhead, res
 	if m.gone(p) {
 		return fmt.Errorf("sandbox %s: %w", p.id, ErrNotFound)
 	}
+	if m.cfg.Plugins.Active() {
+		if err := m.cfg.Plugins.UpdatePod(ctx, m.showPod(p), overhead, resources); err != nil {
+			return fmt.Errorf("update sandbox %s: %w", p.id, err)
+		}
+	}
+	if err := m.recordPodUpdate(p, overhead, resources); err != nil {
+		return err
+	}
+	m.tellPod(ctx, adjust.UpdatedPod, p)
+	return nil
+}
+
+// recordPodUpdate makes the update the sandbox's. Preconditions: its turn is held.
+func (m *Manager) recordPodUpdate(p *pod, overhead, resources *runtimeapi.LinuxContainerResources) error {
 	before := m.record(p).Resources
 	updated := &store.PodResources{}
 	if before != nil {

@@ -14,6 +14,7 @@ type adjustConfig struct {
 	cdiDirs, hookDirs []string
 	seLinux           bool
 	blockIO           string
+	plugins           pluginConfig
 }
 
 // readSELinux completes the facts about the host by what the configuration allows.
@@ -26,9 +27,14 @@ func (c *adjustConfig) readSELinux(facts *spec.Host) error {
 	return err
 }
 
+func (c *adjustConfig) devices() *cdi.Devices { return &cdi.Devices{Folders: c.cdiDirs} }
+
 // adjusters are in the order in which containers pass them.
-func (c *adjustConfig) adjusters() []sandbox.Adjuster {
-	all := []sandbox.Adjuster{&cdi.Devices{Folders: c.cdiDirs}}
+func (c *adjustConfig) adjusters(plugins *plugins) []sandbox.Adjuster {
+	all := []sandbox.Adjuster{c.devices()}
+	if plugins != nil {
+		all = append(all, plugins)
+	}
 	if len(c.hookDirs) > 0 {
 		all = append(all, hooks.Folders(c.hookDirs))
 	}

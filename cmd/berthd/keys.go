@@ -1,6 +1,7 @@
 package main
 
 import (
+	"slices"
 	"time"
 
 	"github.com/berthd/berth/cmd/berthd/keyfile"
@@ -10,7 +11,7 @@ import (
 // on other keys; then `make man`, which writes the manual page's section from this table. A Doc has one sentence a line. With Live, reloader.reload
 // hands the value on.
 var keys = keyfile.Table[config]{
-	Keys: []keyfile.Key[config]{
+	Keys: slices.Concat([]keyfile.Key[config]{
 		{Name: "registry.config_path", Default: "/etc/berth/certs.d", Live: true, Set: path(func(c *config) *string { return &c.images.HostsDir }), Doc: `
 Folder of HOST/hosts.toml: mirrors and certificates of registries, in containerd's format.
 Read at every pull.`},
@@ -126,10 +127,10 @@ A hook without a timeout of its own has the time of the call, those after a cont
 Whether containers get SELinux labels, on a host where SELinux is enabled: those of their requests, and where these leave something out those of the
 policy (lxc_contexts), with a level that no other pod has.
 Without it, or on a host without SELinux, the options of requests mean nothing.`},
-
+	}, pluginKeys, []keyfile.Key[config]{
 		{Name: "log.verbosity", Default: int64(2), Live: true, Set: number(func(c *config) *int { return &c.verbosity }, 0, 10), Doc: `
 How much is logged, 0 to 10.
 The option --v stands above it.`},
-	},
+	}),
 	Rules: []func(*config) error{findMonitor, makeRuntimes, checkStreaming},
 }

@@ -92,15 +92,20 @@ func openParts(ctx context.Context, f flags, c config, instance string) (p *part
 	}
 	placeRuntimes(c.runtimes, f.state)
 	c.logMissing(ctx)
+	plugins := c.adjust.prepare(ctx, f.state)
 	p.manager, err = sandbox.Open(ctx, sandbox.Config{
 		Root: f.root, State: f.state, Instance: instance, Network: p.network, RootFS: rootFS{p.images},
 		Spawner: spawner, Cgroups: cgroups, Host: facts, UserNamespaces: p.users, Handlers: c.runtimes, Prober: c.prober, PrimaryIP: c.primaryIP,
-		Adjusters: c.adjust.adjusters(),
+		Stage: sandbox.Stage{Adjusters: c.adjust.adjusters(plugins), Plugins: plugins.told()},
 	})
 	if err != nil {
 		return p, fmt.Errorf("open sandboxes: %w", err)
 	}
 	p.closeWith(p.manager.Close)
+	if err := plugins.start(p.manager); err != nil {
+		return p, err
+	}
+	p.closeWith(plugins.close)
 	if p.streams, err = c.streaming.listen(ctx, p.manager); err != nil {
 		return p, err
 	}

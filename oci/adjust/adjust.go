@@ -14,4 +14,12 @@ type Container struct {
 	Config  *runtimeapi.ContainerConfig
 	// Spec is the specification, which adjusters change in place.
 	Spec *specs.Spec
+
+	// Sandbox and Status are what plugins see besides.
+	Sandbox *Sandbox
+	Status  Status
+	// Resources is set by an adjuster that changed the limits that a request can set: they are these now, and are put into Spec afterwards.
+	Resources *runtimeapi.LinuxContainerResources
+	// Updates are of other containers, to be done before this one is created.
+	Updates []Update
 }

@@ -5,6 +5,8 @@ import (
 	"slices"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/berthd/berth/oci/runtime/engine"
 )
 
 // Check tells what the engine lacks of what a specification asks for by fields that no request leads to, but devices and plugins of the node.
@@ -30,7 +32,7 @@ func Check(s *specs.Spec) error {
 			return &UnsupportedError{Field: f.field}
 		}
 	}
-	return nil
+	return compileNamespaces(&engine.Plan{}, l)
 }
 
 // onlyClass tells whether r names a class of service, and asks for nothing else.

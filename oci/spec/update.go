@@ -94,14 +94,25 @@ func Update(merged, update *runtimeapi.LinuxContainerResources, host Host) (Limi
 	return out, nil
 }
 
-// SetResources puts limits in the place of those of a specification. Device rules stay. The errors are *InvalidError.
+// SetResources puts limits in the place of those of a specification. What a request cannot say stays: device rules, and what plugins added.
+// The errors are *InvalidError.
 func SetResources(s *specs.Spec, req *runtimeapi.LinuxContainerResources, host Host) error {
 	limits, err := Resources(req, host)
 	if err != nil {
 		return err
 	}
-	limits.Spec.Devices = s.Linux.Resources.Devices
-	s.Linux.Resources = limits.Spec
+	made, before := limits.Spec, s.Linux.Resources
+	made.Devices, made.BlockIO, made.Network, made.Rdma = before.Devices, before.BlockIO, before.Network, before.Rdma
+	if before.Pids != nil {
+		made.Pids = before.Pids
+	}
+	if m := before.Memory; m != nil && (m.Reservation != nil || m.Swappiness != nil) {
+		if made.Memory == nil {
+			made.Memory = &specs.LinuxMemory{}
+		}
+		made.Memory.Reservation, made.Memory.Swappiness = m.Reservation, m.Swappiness
+	}
+	s.Linux.Resources = made
 	score := oomScore(req, host)
 	s.Process.OOMScoreAdj = &score
 	return nil

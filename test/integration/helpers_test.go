@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/containerd/nri/pkg/api"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/berthd/berth/imageservice/registry/registrytest"
@@ -18,7 +19,12 @@ import (
 	"github.com/berthd/berth/test/images"
 )
 
-func TestMain(m *testing.M) { harness.Main(m) }
+func TestMain(m *testing.M) {
+	if os.Getenv(pluginRole) != "" || os.Getenv(api.PluginNameEnvVar) != "" {
+		bePlugin()
+	}
+	harness.Main(m)
+}
 
 type ocispecConfig = ocispec.ImageConfig
 

@@ -1,0 +1,397 @@
+package integration_test
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/nri/pkg/api"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berthd/berth/test/harness"
+)
+
+// adjusting makes a plugin adjust the container of a name.
+func adjusting(name string, adjust func(*api.ContainerAdjustment)) func(*nodePlugin) {
+	return func(p *nodePlugin) {
+		p.create = func(_ *api.PodSandbox, c *api.Container) (*api.ContainerAdjustment, []*api.ContainerUpdate, error) {
+			a := &api.ContainerAdjustment{}
+			if c.GetName() == name {
+				adjust(a)
+			}
+			return a, nil, nil
+		}
+	}
+}
+
+func TestPluginIsToldOfALife(t *testing.T) {
+	d := harness.Start(t)
+	p := join(d, "10-life", nil)
+	pod := d.RunPod(d.Pod("a"))
+	c := pod.Run(d.Sleeper("c"))
+	update(c, &resources{CpuShares: 512})
+	if _, err := d.Runtime.UpdatePodSandboxResources(d.Context(), &runtimeapi.UpdatePodSandboxResourcesRequest{PodSandboxId: pod.ID,
+		Resources: &resources{CpuShares: 256}}); err != nil {
+		t.Fatal(err)
+	}
+	c.Stop(10 * time.Second)
+	short := pod.Run(d.Shell("short", "exit 3"))
+	p.saw(t, d, "StopContainer short") // by itself
+	short.Remove()
+	c.Remove()
+	pod.Remove()
+	p.saw(t, d, "RemovePodSandbox a")
+	want := []string{"RunPodSandbox a", "CreateContainer c", "PostCreateContainer c", "StartContainer c", "PostStartContainer c", "UpdateContainer c",
+		"PostUpdateContainer c", "UpdatePodSandbox a to 256 shares", "PostUpdatePodSandbox a", "StopContainer c", "CreateContainer short",
+		"PostCreateContainer short", "StartContainer short", "PostStartContainer short", "StopContainer short", "RemoveContainer short",
+		"RemoveContainer c", "StopPodSandbox a", "RemovePodSandbox a"}
+	if got := p.log(); !slices.Equal(got, want) {
+		t.Errorf("told of %q, want %q", got, want)
+	}
+}
+
+// TestPluginAdjustsAContainer: what it changes is in the container, also when another daemon starts it, and is the start of later updates.
+func TestPluginAdjustsAContainer(t *testing.T) {
+	d := harness.Start(t)
+	source := d.Write(filepath.Join(d.Dir, "source"), "from the plugin\n")
+	join(d, "10-adjust", adjusting("c", func(a *api.ContainerAdjustment) {
+		a.AddEnv("ADDED", "1")
+		a.AddEnv("CHANGED", "after")
+		a.RemoveEnv("GONE")
+		a.AddAnnotation("test/added", "1")
+		a.AddMount(&api.Mount{Destination: "/mounted", Source: source, Type: "bind", Options: []string{"bind", "ro", "rprivate"}})
+		a.AddDevice(&api.LinuxDevice{Path: "/dev/plugged", Type: "c", Major: 1, Minor: 3})
+		a.AddRlimit("RLIMIT_NOFILE", 500, 400)
+		a.SetLinuxCPUShares(300)
+		a.SetLinuxMemoryLimit(64 << 20)
+		a.SetLinuxPidLimits(77)
+		score := 900
+		a.SetLinuxOomScoreAdj(&score)
+		a.UpdateArgs([]string{"sh", "-c", "trap 'exit 0' TERM; echo adjusted; sleep 3600 & wait"})
+	}))
+	pod := d.RunPod(d.Pod("a"))
+	config := d.Sleeper("c", harness.Resources(&resources{CpuShares: 100, MemoryLimitInBytes: 32 << 20}))
+	config.Envs = []*runtimeapi.KeyValue{{Key: "CHANGED", Value: []byte("before")}, {Key: "GONE", Value: []byte("1")}}
+	c := pod.Create(config)
+	d.Restart()
+	c.Start()
+	c.WaitOutput("adjusted")
+	if got := c.Sh("echo $ADDED $CHANGED $GONE; cat /mounted; ulimit -n; cat /proc/self/oom_score_adj; echo x > /dev/plugged && echo plugged"); strings.TrimSpace(got) != "1 after\nfrom the plugin\n400\n900\nplugged" {
+		t.Errorf("in the container: %q", got)
+	}
+	if memoryOf(c) != "67108864" {
+		t.Errorf("memory limit %s", memoryOf(c))
+	}
+	if limit := readFile(t, cgroupFile(t, cgroupOf(c, "pids"), "pids", "pids.max", "pids.max")); limit != "77" {
+		t.Errorf("limit of processes %s", limit)
+	}
+	update(c, &resources{CpuQuota: 20000})
+	if r := linuxOf(c); r.GetMemoryLimitInBytes() != 64<<20 || r.GetCpuShares() != 300 || r.GetCpuQuota() != 20000 {
+		t.Errorf("resources in the status: %v", r)
+	}
+}
+
+func TestPluginsInOrderAndInConflict(t *testing.T) {
+	d := harness.Start(t)
+	var order []string
+	adjust := func(name string) func(*nodePlugin) {
+		return func(p *nodePlugin) {
+			p.create = func(_ *api.PodSandbox, c *api.Container) (*api.ContainerAdjustment, []*api.ContainerUpdate, error) {
+				order = append(order, name) // one plugin is asked after the other
+				a := &api.ContainerAdjustment{}
+				a.AddEnv("BY_"+name, "1")
+				if c.GetName() == "conflict" {
+					a.AddEnv("SAME", name)
+				}
+				return a, nil, nil
+			}
+		}
+	}
+	join(d, "20-later", adjust("later"))
+	join(d, "10-sooner", adjust("sooner"))
+	pod := d.RunPod(d.Pod("a"))
+	c := pod.Run(d.Sleeper("c"))
+	if got := strings.Fields(c.Sh("echo $BY_sooner$BY_later")); !slices.Equal(got, []string{"11"}) || !slices.Equal(order, []string{"sooner", "later"}) {
+		t.Errorf("environment %q, order %q", got, order)
+	}
+	_, err := pod.TryCreate(d.Sleeper("conflict"))
+	if !contains(err, "10-sooner") || !contains(err, "20-later") {
+		t.Errorf("a conflict: %v", err)
+	}
+	pod.Create(d.Sleeper("after"))
+}
+
+func TestPluginRefusesAContainer(t *testing.T) {
+	d := harness.Start(t)
+	p := join(d, "10-refuse", func(p *nodePlugin) {
+		p.told = func(event string) error {
+			if event == "CreateContainer bad" || event == "StartContainer unstarted" {
+				return errors.New("not on this node")
+			}
+			return nil
+		}
+	})
+	if _, err := tryJoin(d, "20-judge", nil, func(r *api.ValidateContainerAdjustmentRequest) error {
+		if r.GetContainer().GetName() == "invalid" {
+			return errors.New("that is not valid")
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	pod := d.RunPod(d.Pod("a"))
+	if _, err := pod.TryCreate(d.Sleeper("bad")); !contains(err, "not on this node") {
+		t.Errorf("a plugin refuses: %v", err)
+	}
+	p.saw(t, d, "CreateContainer bad", "RemoveContainer bad")
+	if _, err := pod.TryCreate(d.Sleeper("invalid")); !contains(err, "that is not valid") {
+		t.Errorf("a validator refuses: %v", err)
+	}
+	unstarted := pod.Create(d.Sleeper("unstarted"))
+	if err := unstarted.TryStart(); !contains(err, "not on this node") || unstarted.Status().GetReason() != "StartError" {
+		t.Errorf("a plugin refuses a start: %v, reason %s", err, unstarted.Status().GetReason())
+	}
+	p.saw(t, d, "StartContainer unstarted", "StopContainer unstarted")
+}
+
+// TestAdjustmentsThatCannotBe are errors that name what cannot be.
+func TestAdjustmentsThatCannotBe(t *testing.T) {
+	harness.Native(t, "it knows what it can do")
+	d := harness.Start(t)
+	var adjust func(*api.ContainerAdjustment)
+	join(d, "10-impossible", adjusting("c", func(a *api.ContainerAdjustment) { adjust(a) }))
+	pod := d.RunPod(d.Pod("a"))
+	for name, one := range map[string]struct {
+		adjust func(*api.ContainerAdjustment)
+		want   string
+	}{
+		"cgroup":         {func(a *api.ContainerAdjustment) { a.SetLinuxCgroupsPath("/elsewhere") }, "linux.cgroups_path /elsewhere"},
+		"CDI":            {func(a *api.ContainerAdjustment) { a.AddCDIDevice(&api.CDIDevice{Name: "vendor.test/none=0"}) }, "vendor.test/none=0"},
+		"realtime":       {func(a *api.ContainerAdjustment) { a.SetLinuxCPURealtimeRuntime(1) }, "realtime_runtime"},
+		"kernel memory":  {func(a *api.ContainerAdjustment) { a.SetLinuxMemoryKernel(1 << 20) }, "memory.kernel"},
+		"block I/O":      {func(a *api.ContainerAdjustment) { a.SetLinuxBlockIOClass("fast") }, "blockio_class fast"},
+		"RDT":            {func(a *api.ContainerAdjustment) { a.SetLinuxRDTClosID("gold") }, "linux.rdt"},
+		"limit":          {func(a *api.ContainerAdjustment) { a.SetLinuxCPUPeriod(1) }, "cpu_period"},
+		"network device": {func(a *api.ContainerAdjustment) { a.AddLinuxNetDevice("eth9", &api.LinuxNetDevice{Name: "eth9"}) }, "netDevices"},
+		"mount":          {func(a *api.ContainerAdjustment) { a.AddMount(&api.Mount{Destination: "here", Type: "tmpfs"}) }, "mounts here"},
+		"namespace": {func(a *api.ContainerAdjustment) {
+			a.AddOrReplaceNamespace(&api.LinuxNamespace{Type: "network", Path: "/proc/1/ns/net"})
+		}, "namespaces"},
+	} {
+		adjust = one.adjust
+		if _, err := pod.TryCreate(d.Sleeper("c")); !contains(err, one.want) {
+			t.Errorf("%s: %v, want %q in it", name, err, one.want)
+		}
+	}
+	if got := len(pod.IPs()); got == 0 {
+		t.Error("the pod has no address any more")
+	}
+}
+
+func TestPluginUpdatesContainers(t *testing.T) {
+	d := harness.Start(t)
+	quota := func(id string, n int64) *api.ContainerUpdate {
+		u := &api.ContainerUpdate{}
+		u.SetContainerId(id)
+		u.SetLinuxCPUQuota(n)
+		u.SetLinuxCPUPeriod(100000)
+		return u
+	}
+	var first string
+	p := join(d, "10-update", func(p *nodePlugin) {
+		p.create = func(_ *api.PodSandbox, c *api.Container) (*api.ContainerAdjustment, []*api.ContainerUpdate, error) {
+			if c.GetName() == "second" {
+				return nil, []*api.ContainerUpdate{quota(first, 20000)}, nil
+			}
+			return nil, nil, nil
+		}
+		p.update = func(c *api.Container, r *api.LinuxResources) []*api.ContainerUpdate {
+			return []*api.ContainerUpdate{quota(c.GetId(), 2*r.GetCpu().GetQuota().GetValue())}
+		}
+	})
+	pod := d.RunPod(d.Pod("a"))
+	c := pod.Run(d.Sleeper("first"))
+	first = c.ID
+	pod.Create(d.Sleeper("second"))
+	if quotaOf(c) != "20000" {
+		t.Errorf("quota %s after another container was created", quotaOf(c))
+	}
+	update(c, &resources{CpuQuota: 15000})
+	if quotaOf(c) != "30000" || linuxOf(c).GetCpuQuota() != 30000 {
+		t.Errorf("quota %s after an update that the plugin doubles, in the status %d", quotaOf(c), linuxOf(c).GetCpuQuota())
+	}
+	if failed, err := p.api.UpdateContainers([]*api.ContainerUpdate{quota(c.ID, 40000), quota(strings.Repeat("0", 64), 1000)}); err != nil || len(failed) != 0 {
+		t.Errorf("unsolicited: %v, %v", failed, err)
+	}
+	if quotaOf(c) != "40000" {
+		t.Errorf("quota %s after an unsolicited update", quotaOf(c))
+	}
+	if failed, err := p.api.UpdateContainers([]*api.ContainerUpdate{quota(c.ID, 1)}); err != nil || len(failed) != 1 || quotaOf(c) != "40000" {
+		t.Errorf("one that is invalid: %v, %v, quota %s", failed, err, quotaOf(c))
+	}
+	// One that joins may update all that it is told of.
+	join(d, "20-joins", func(p *nodePlugin) {
+		p.synchronize = func(_ []*api.PodSandbox, containers []*api.Container) (all []*api.ContainerUpdate) {
+			for _, c := range containers {
+				all = append(all, quota(c.GetId(), 50000))
+			}
+			return all
+		}
+	})
+	d.Eventually(harness.Timeout, "the update of a plugin that joined", func() bool { return quotaOf(c) == "50000" })
+}
+
+// TestPluginsAndADaemonThatIsKilled: containers run on, and the plugin that comes again is told of all of them.
+func TestPluginsAndADaemonThatIsKilled(t *testing.T) {
+	d := harness.Start(t)
+	p := join(d, "10-before", nil)
+	pod := d.RunPod(d.Pod("a"))
+	running, created := pod.Run(d.Sleeper("running")), pod.Create(d.Sleeper("created"))
+	began := startTime(t, running.PID())
+	d.Kill()
+	<-p.closed
+	d.Start()
+	again := join(d, "10-again", nil)
+	again.mu.Lock()
+	if !slices.Equal(again.pods, []string{pod.ID}) || len(again.containers) != 2 || !slices.Contains(again.containers, running.ID) || !slices.Contains(again.containers, created.ID) {
+		t.Errorf("told of pods %q, containers %q", again.pods, again.containers)
+	}
+	again.mu.Unlock()
+	if startTime(t, running.PID()) != began {
+		t.Error("the container was started again")
+	}
+	created.Start()
+	pod.Remove()
+	again.saw(t, d, "StartContainer created", "StopContainer created", "StopPodSandbox a", "RemovePodSandbox a")
+	again.saw(t, d, "StopContainer running", "RemoveContainer running")
+}
+
+// asPlugin makes this program one that connects to the daemon, or stands in its folder of plugins.
+func asPlugin(d *harness.Daemon) *exec.Cmd {
+	d.T.Helper()
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), pluginRole+"="+pluginSocket(d))
+	cmd.Stderr = os.Stderr
+	if err := cmd.Start(); err != nil {
+		d.T.Fatal(err)
+	}
+	d.T.Cleanup(func() {
+		cmd.Process.Kill()
+		cmd.Wait()
+	})
+	return cmd
+}
+
+// TestPluginIsKilledWhileAContainerIsCreated: the container is created without it, and the next one too.
+func TestPluginIsKilledWhileAContainerIsCreated(t *testing.T) {
+	d := harness.Start(t, harness.WithConfig("[nri]\nplugin_request_timeout = \"20s\"\n"))
+	cmd := asPlugin(d)
+	pod := d.RunPod(d.Pod("a"))
+	n := 0
+	d.Eventually(harness.Timeout, "the plugin adjusts containers", func() bool {
+		n++
+		config := d.Sleeper("c")
+		config.Metadata.Attempt = uint32(n)
+		c := pod.Run(config)
+		defer c.Remove()
+		return strings.Contains(c.Sh("echo $PLUGIN"), "config=")
+	})
+	created := make(chan error, 1)
+	go func() {
+		_, err := pod.TryCreate(d.Sleeper("deadly"))
+		created <- err
+	}()
+	select {
+	case err := <-created:
+		t.Fatalf("created without waiting for the plugin: %v", err)
+	case <-time.After(300 * time.Millisecond):
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-created; err != nil {
+		t.Errorf("the plugin died meanwhile: %v", err)
+	}
+	if got := pod.Run(d.Sleeper("after")).Sh("echo -n $PLUGIN"); strings.TrimSpace(got) != "" {
+		t.Errorf("the dead plugin has adjusted a container: %q", got)
+	}
+}
+
+// TestPluginsThatStall cost what waits for them their time once, and are dropped.
+func TestPluginsThatStall(t *testing.T) {
+	d := harness.Start(t, harness.WithConfig("[nri]\nplugin_request_timeout = \"500ms\"\nplugin_synchronization_timeout = \"1s\"\nplugin_registration_timeout = \"1s\"\n"))
+	stop := make(chan struct{})
+	t.Cleanup(func() { close(stop) })
+	pod := d.RunPod(d.Pod("a"))
+	stalls := join(d, "10-stalls", func(p *nodePlugin) {
+		p.told = func(event string) error {
+			if event == "CreateContainer c" {
+				<-stop
+			}
+			return nil
+		}
+	})
+	begin := time.Now()
+	pod.Create(d.Sleeper("c"))
+	if took := time.Since(begin); took < 400*time.Millisecond || took > 10*time.Second {
+		t.Errorf("a plugin with 500 ms stalled for %v", took)
+	}
+	select {
+	case <-stalls.closed:
+	case <-time.After(harness.Timeout):
+		t.Error("the plugin is still connected")
+	}
+	// One that stalls when it joins never does.
+	if _, err := tryJoin(d, "20-joins", func(p *nodePlugin) {
+		p.synchronize = func([]*api.PodSandbox, []*api.Container) []*api.ContainerUpdate { <-stop; return nil }
+	}, nil); err == nil {
+		t.Error("a plugin joined that was not synchronized")
+	}
+	pod.Create(d.Sleeper("after"))
+}
+
+// TestPluginOfTheFolder is started by the daemon before it serves, and gets its configuration.
+func TestPluginOfTheFolder(t *testing.T) {
+	base := t.TempDir()
+	folder, configs := filepath.Join(base, "plugins"), filepath.Join(base, "conf.d")
+	for _, dir := range []string{folder, configs} {
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	self, err := filepath.Abs(os.Args[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(os.Symlink(self, filepath.Join(folder, "30-folder")), os.WriteFile(filepath.Join(configs, "folder.conf"), []byte("mine"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	d := harness.Start(t, harness.WithConfig("[nri]\nplugin_path = \""+folder+"\"\nplugin_config_path = \""+configs+"\"\n"))
+	c := d.RunPod(d.Pod("a")).Run(d.Sleeper("c"))
+	if got := strings.TrimSpace(c.Sh("echo $PLUGIN")); got != "config=mine" {
+		t.Errorf("the plugin made %q of its configuration", got)
+	}
+	d.Restart()
+	c = d.RunPod(d.Pod("b")).Run(d.Sleeper("c"))
+	if got := strings.TrimSpace(c.Sh("echo $PLUGIN")); got != "config=mine" {
+		t.Errorf("after a restart the plugin made %q of its configuration", got)
+	}
+}
+
+// TestPluginSocket is root's alone, and not there when plugins are disabled.
+func TestPluginSocket(t *testing.T) {
+	d := harness.Start(t)
+	if st, err := os.Stat(pluginSocket(d)); err != nil || st.Mode().Perm() != 0o600 || st.Mode().Type() != os.ModeSocket {
+		t.Errorf("the socket: %v, %v", st, err)
+	}
+	without := harness.Start(t, harness.WithConfig("[nri]\ndisable = true\n"))
+	if _, err := os.Stat(pluginSocket(without)); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the socket of a daemon without plugins: %v", err)
+	}
+	without.RunPod(without.Pod("a")).Run(without.Sleeper("c"))
+}

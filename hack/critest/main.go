@@ -22,7 +22,7 @@ import (
 )
 
 // What is run: the specs of these names.
-const defaultFocus = `\[k8s\.io\] (Container|Multiple Containers|Image|Idempotence|PodSandbox|Networking|Runtime info|Security Context|Streaming)`
+const defaultFocus = `\[k8s\.io\] (Container|Multiple Containers|Image|Idempotence|PodSandbox|Networking|Runtime info|Security Context|Streaming|NRI)`
 
 // What is run once more over WebSocket.
 const webSocketFocus = `\[k8s\.io\] Streaming`
@@ -37,6 +37,7 @@ type runner struct {
 	programs                  string   // folder of what images are made of; "": they are found
 	show                      bool     // print the output of a run with a failure
 	flags                     []string // more of critest's
+	nri                       bool
 	berthd                    *berthd.Process
 	before                    invariants.Items
 }
@@ -50,8 +51,10 @@ func main() {
 	flag.StringVar(&r.programs, "programs", "", "folder of programs that -collect has made: nothing is downloaded")
 	flag.BoolVar(&r.show, "show", false, "print the output of a run with a failure")
 	into := flag.String("collect", "", "put the programs that images are made of into an empty folder, and end")
+	nri := flag.Bool("nri", true, "run the specs of plugins too")
 	webSocket := flag.Bool("websocket", false, "stream over WebSocket in every order")
 	flag.Parse()
+	r.nri = *nri
 	if *webSocket {
 		r.flags = webSocketFlags
 	}
@@ -246,8 +249,12 @@ func show(path string) error {
 
 // arguments are critest's that say what is run, and how.
 func (r *runner) arguments(one round) []string {
+	plugins := ""
+	if r.nri {
+		plugins = filepath.Join(r.berthd.Options().State, "nri.sock")
+	}
 	return append([]string{"--ginkgo.no-color", "--ginkgo.v", "--ginkgo.timeout", "20m", "--ginkgo.seed", strconv.FormatInt(one.seed, 10),
-		"--ginkgo.focus", one.focus, "--ginkgo.skip", r.skip, "--runtime-handler", r.handler}, one.flags...)
+		"--ginkgo.focus", one.focus, "--ginkgo.skip", r.skip, "--runtime-handler", r.handler, "--nri-socket", plugins}, one.flags...)
 }
 
 // left removes what specs did not, and tells what stays all the same.

@@ -106,7 +106,9 @@ func (b *Bundle) Write() error {
 	if err := writeJSON(filepath.Join(b.Folder, configName), config); err != nil {
 		return err
 	}
-	runtime.Label(&root, b.Config.Linux.MountLabel)
+	if l := b.Config.Linux; l != nil {
+		runtime.Label(&root, l.MountLabel)
+	}
 	target := RootPath(b.Folder)
 	if err := engine.MountRootfs(&root, target); err != nil {
 		return err

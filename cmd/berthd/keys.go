@@ -31,7 +31,7 @@ Over how many connections a big layer is fetched, one chunk over each, where the
 Size of a chunk in MiB; a layer is big if it has more than two.`},
 		{Name: "images.max_connections", Default: int64(16), Live: true, Set: number(func(c *config) *int { return &c.images.Registry.MaxConnections }, 1, 1000), Doc: `
 Connections for layers of all pulls together, besides one that each pull has for itself.`},
-		{Name: "images.max_buffered", Default: int64(64), Live: true, Set: mebibytes(func(c *config) *int64 { return &c.images.Registry.MaxBuffered }, 1, 1<<20), Doc: `
+		{Name: "images.max_buffered", Default: int64(32), Live: true, Set: mebibytes(func(c *config) *int64 { return &c.images.Registry.MaxBuffered }, 1, 1<<20), Doc: `
 Memory in MiB for chunks that have come before their turn, of all pulls together.`},
 		{Name: "images.stall_timeout", Default: "1m", Live: true, Set: duration(func(c *config) *time.Duration { return &c.images.Registry.StallTimeout }, time.Second), Doc: `
 How long a registry may take to answer, and to send stall_size: a connection that brings less in that time is given up, and its layer goes on over another, of the same host or the next.

@@ -97,7 +97,7 @@ type blob struct {
 	sources []*endpoint          // that served a part; guarded by mu
 	etags   map[*endpoint]string // of the first answer of each; guarded by mu
 	ranges  rangeState           // guarded by mu
-	chunks  int                  // parts that were begun ahead of the reader; guarded by mu
+	chunks  int                  // parts that do not begin at the beginning; guarded by mu
 }
 
 // rangeState is what is known of how a blob's hosts answer requests for a part.

@@ -31,4 +31,8 @@ const (
 const (
 	pieceSize  = 256 << 10
 	headPieces = 4 // of a chunk that is read while it comes, at most
+
+	// A reader is short of bytes when it waits for so many pieces in a row, or for so long for one.
+	enoughWaits = 3
+	longWait    = 50 * time.Millisecond
 )

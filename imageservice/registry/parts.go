@@ -24,6 +24,7 @@ type parts struct {
 	running []*part // in order; the first is the one that is read
 	next    int64   // first byte that no part has
 	offset  int64   // bytes handed out
+	waits   int     // for how many pieces in a row the reader has waited
 	changed chan struct{}
 
 	piece piece
@@ -98,13 +99,26 @@ func (p *parts) advance() error {
 	}
 	p.begin()
 	head := p.running[0]
+	piece, ok := piece{}, false
 	select {
-	case piece, ok := <-head.pieces:
-		if ok {
-			p.piece, p.rest = piece, piece.buf[:piece.n]
+	case piece, ok = <-head.pieces:
+		p.waits = 0
+	default:
+		if p.waits >= enoughWaits {
+			p.beginAhead()
+		}
+		select {
+		case piece, ok = <-head.pieces:
+			p.waits++
+		case <-p.changed:
+			return nil
+		case <-time.After(longWait):
+			p.waits = max(p.waits, enoughWaits)
 			return nil
 		}
-	case <-p.changed:
+	}
+	if ok {
+		p.piece, p.rest = piece, piece.buf[:piece.n]
 		return nil
 	}
 	p.running = p.running[1:]
@@ -132,22 +146,28 @@ func (p *parts) advance() error {
 	return nil
 }
 
-// begin starts the part that the reader needs, and others ahead of it while all is well and the budget allows.
+// begin starts the part that the reader needs, if nobody has.
 func (p *parts) begin() {
-	c, size := p.blob.source.config, p.blob.desc.Size
-	if len(p.running) == 0 {
-		end := min(p.offset+c.ChunkSize, size)
-		if p.blob.rangeState() == rangesFail {
-			end = size
-		}
-		p.next = end
-		p.running = append(p.running, p.start(chunk{start: p.offset, end: end}))
+	if len(p.running) > 0 {
+		return
 	}
-	for p.next < size && p.blob.rangeState() == rangesWork && p.connections() < c.Connections {
-		end := min(p.next+c.ChunkSize, size)
-		if !p.blob.source.budget.takeAhead(end - p.next) {
-			return
-		}
+	size := p.blob.desc.Size
+	p.next = min(p.offset+p.blob.source.config.ChunkSize, size)
+	if p.blob.rangeState() == rangesFail {
+		p.next = size
+	}
+	p.running = append(p.running, p.start(chunk{start: p.offset, end: p.next}))
+}
+
+// beginAhead starts one more part, while all is well and the budget allows. It is called when the reader waits again and again:
+// where the network is quicker than who reads, more connections bring nothing and fill the memory.
+func (p *parts) beginAhead() {
+	c, size := p.blob.source.config, p.blob.desc.Size
+	if p.next == size || p.blob.rangeState() != rangesWork || p.connections() >= c.Connections {
+		return
+	}
+	end := min(p.next+c.ChunkSize, size)
+	if p.blob.source.budget.takeAhead(end - p.next) {
 		p.running = append(p.running, p.start(chunk{start: p.next, end: end, hold: end - p.next, ahead: true}))
 		p.next = end
 	}
@@ -169,6 +189,8 @@ func (p *parts) start(c chunk) *part {
 	room := headPieces
 	if c.ahead {
 		room = int((c.end-c.start)/pieceSize) + 1 // it never waits for the reader
+	}
+	if c.start > 0 {
 		p.blob.mu.Lock()
 		p.blob.chunks++
 		p.blob.mu.Unlock()

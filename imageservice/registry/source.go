@@ -29,7 +29,7 @@ type Config struct {
 	ChunkSize      int64 // 8 MiB: blobs of more than two chunks are fetched by chunks
 	Connections    int   // 4: of one such blob at a time; 1 = no chunks
 	MaxConnections int   // 16: of all pulls together, besides one that each pull has
-	MaxBuffered    int64 // 64 MiB: chunks in memory ahead of their readers, of all pulls together
+	MaxBuffered    int64 // 32 MiB: chunks in memory ahead of their readers, of all pulls together
 }
 
 func (c Config) withDefaults() Config {
@@ -49,7 +49,7 @@ func (c Config) withDefaults() Config {
 	}
 	number(&c.StallBytes, progressBytes)
 	number(&c.ChunkSize, 8<<20)
-	number(&c.MaxBuffered, 64<<20)
+	number(&c.MaxBuffered, 32<<20)
 	if c.Connections <= 0 {
 		c.Connections = 4
 	}

@@ -195,7 +195,7 @@ func (m *Manager) containerSpec(ctx context.Context, c *container, r CreateReque
 	if in.SeccompProfile, err = seccompProfile(r.Config); err != nil {
 		return nil, err
 	}
-	if in.Devices, err = host.Requested(r.Config); err != nil {
+	if in.Devices, err = host.Requested(r.Config, m.cfg.Host.ForAll...); err != nil {
 		return nil, fmt.Errorf("find devices: %w: %w", ErrInvalid, err)
 	}
 	if in.TargetPIDNS, err = m.targetNamespace(c); err != nil {

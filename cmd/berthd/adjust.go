@@ -1,6 +1,11 @@
 package main
 
 import (
+	"fmt"
+	"strings"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
 	"github.com/berthd/berth/oci/adjust/cdi"
 	"github.com/berthd/berth/oci/adjust/classes"
 	"github.com/berthd/berth/oci/adjust/hooks"
@@ -13,12 +18,18 @@ import (
 type adjustConfig struct {
 	cdiDirs, hookDirs []string
 	seLinux           bool
+	noAppArmor        bool
 	blockIO           string
 	plugins           pluginConfig
+	devicePolicy      spec.DevicePolicy
 }
 
-// readSELinux completes the facts about the host by what the configuration allows.
-func (c *adjustConfig) readSELinux(facts *spec.Host) error {
+// complete completes the facts about the host by what the configuration allows.
+func (c *adjustConfig) complete(facts *spec.Host) error {
+	facts.DevicePolicy = c.devicePolicy
+	if c.noAppArmor {
+		facts.AppArmor = spec.AppArmor{}
+	}
 	if !c.seLinux || !selinux.Enabled() {
 		return nil
 	}
@@ -28,6 +39,29 @@ func (c *adjustConfig) readSELinux(facts *spec.Host) error {
 }
 
 func (c *adjustConfig) devices() *cdi.Devices { return &cdi.Devices{Folders: c.cdiDirs} }
+
+// setDevices parses devices for all containers: a path on the host, which may be followed by one in the container and by permissions.
+func setDevices(c *config, list []string) error {
+	c.adjust.devicePolicy.ForAll = nil
+	for _, text := range list {
+		parts := strings.Split(text, ":")
+		d := &runtimeapi.Device{HostPath: parts[0], ContainerPath: parts[0], Permissions: "rwm"}
+		if len(parts) > 1 && parts[1] != "" {
+			d.ContainerPath = parts[1]
+		}
+		if len(parts) > 2 {
+			d.Permissions = parts[2]
+		}
+		if len(parts) > 3 {
+			return fmt.Errorf("%q is not HOST, HOST:CONTAINER or HOST:CONTAINER:PERMISSIONS", text)
+		}
+		if err := spec.CheckDevice(d); err != nil {
+			return fmt.Errorf("%q: %w", text, err)
+		}
+		c.adjust.devicePolicy.ForAll = append(c.adjust.devicePolicy.ForAll, d)
+	}
+	return nil
+}
 
 // adjusters are in the order in which containers pass them.
 func (c *adjustConfig) adjusters(plugins *plugins) []sandbox.Adjuster {

@@ -105,6 +105,9 @@ Both are read at the start, and again on SIGHUP: a renewed certificate needs no 
 After how long without a byte in either direction a client is let go, as 4h or 90s; at least 1s.
 The default is the kubelet's own.`},
 
+		{Name: "apparmor.disabled", Default: false, Set: onOff(func(c *config) *bool { return &c.adjust.noAppArmor }), Doc: `
+Whether berthd behaves as on a host without AppArmor: containers have no profile, and those that name one are refused.`},
+
 		{Name: "blockio.classes", Default: "", Set: path(func(c *config) *string { return &c.adjust.blockIO }), Doc: `
 File of block I/O classes, YAML or JSON: weights and throttles by devices, which pods name by the annotations blockio.resources.beta.kubernetes.io/pod
 and blockio.resources.beta.kubernetes.io/container.NAME.
@@ -115,6 +118,14 @@ Empty: there are no classes.`},
 Folders of CDI specifications: what containers need to use devices that their requests name as vendor/class=name.
 When several have a device, the last one counts.
 They are read for each container that names a device.`},
+
+		{Name: "devices.additional", Default: []string{}, Set: set(setDevices), Doc: `
+Devices that all containers get, each as HOST, HOST:CONTAINER or HOST:CONTAINER:PERMISSIONS, such as "/dev/fuse:/dev/fuse:rw".
+HOST is a device or a folder of devices; without one no container can be created.`},
+		{Name: "devices.owned_by_user", Default: false, Set: onOff(func(c *config) *bool { return &c.adjust.devicePolicy.OwnedByUser }), Doc: `
+Whether the devices of a request belong to the user and the group that it names, and not to those of the host.`},
+		{Name: "devices.none_for_privileged", Default: false, Set: onOff(func(c *config) *bool { return &c.adjust.devicePolicy.NoHostDevices }), Doc: `
+Whether privileged containers have the devices of their requests alone, and not all of the host.`},
 
 		{Name: "hooks.dirs", Default: []string{}, Set: paths(func(c *config) *[]string { return &c.adjust.hookDirs }), Doc: `
 Folders of OCI hooks in the format of oci-hooks(5), version 1.0.0: programs that are executed at points of a container's life.

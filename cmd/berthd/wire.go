@@ -80,7 +80,7 @@ func openParts(ctx context.Context, f flags, c config, instance string) (p *part
 	if err != nil {
 		return p, fmt.Errorf("look at the host: %w", err)
 	}
-	if err := c.adjust.readSELinux(&facts); err != nil {
+	if err := c.adjust.complete(&facts); err != nil {
 		return p, fmt.Errorf("look at the host: %w", err)
 	}
 	p.appArmor = "disabled"

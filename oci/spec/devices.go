@@ -27,7 +27,8 @@ func allowedDevices() []specs.LinuxDeviceCgroup {
 // use all.
 func (b *builder) devices() error {
 	r := b.spec.Linux.Resources
-	if b.privileged {
+	all := b.privileged && !b.in.Host.NoHostDevices
+	if all {
 		r.Devices = []specs.LinuxDeviceCgroup{{Allow: true, Access: "rwm"}}
 		for _, d := range b.in.Host.Devices {
 			if !slices.Contains(ownDevices, d.Path) {
@@ -37,10 +38,15 @@ func (b *builder) devices() error {
 	} else {
 		r.Devices = allowedDevices()
 	}
-	for i, d := range b.in.Container.GetDevices() {
+	requested := b.in.Container.GetDevices()
+	for i, d := range slices.Concat(requested, b.in.Host.ForAll) {
+		field := "config.devices[" + itoa(i) + "]."
+		if i >= len(requested) {
+			field = "(devices.additional) "
+		}
 		found := b.in.Devices[d.GetHostPath()]
 		if len(found) == 0 {
-			return invalid("config.devices["+itoa(i)+"].host_path", d.GetHostPath(), "must be a device, or a folder of devices, on the host")
+			return invalid(field+"host_path", d.GetHostPath(), "must be a device, or a folder of devices, on the host")
 		}
 		target := d.GetContainerPath()
 		if target == "" {
@@ -53,13 +59,16 @@ func (b *builder) devices() error {
 		for _, node := range found {
 			node.Path = cleanPath(target + strings.TrimPrefix(node.Path, d.GetHostPath()))
 			if slices.Contains(ownDevices, node.Path) {
-				return invalid("config.devices["+itoa(i)+"].container_path", node.Path, "must not be a device that every container has")
+				return invalid(field+"container_path", node.Path, "must not be a device that every container has")
+			}
+			if b.in.Host.OwnedByUser && i < len(requested) {
+				b.own(&node)
 			}
 			b.addDevice(node)
 			if b.in.Host.NoDeviceRules && access != "rwm" {
-				return invalid("config.devices["+itoa(i)+"].permissions", access, "must be rwm: this host has no rules for devices")
+				return invalid(field+"permissions", access, "must be rwm: this host has no rules for devices")
 			}
-			if !b.privileged && node.Type != "p" {
+			if !all && node.Type != "p" {
 				major, minor := node.Major, node.Minor
 				r.Devices = append(r.Devices, specs.LinuxDeviceCgroup{Allow: true, Type: node.Type, Major: &major, Minor: &minor, Access: access})
 			}
@@ -89,6 +98,33 @@ func clone[T any](p *T) *T {
 	v := *p
 	return &v
 }
+
+// own gives a node to the user and the group that the request names.
+func (b *builder) own(node *specs.LinuxDevice) {
+	if b.security.GetRunAsUser() != nil {
+		if id, ok := onHost(b.users.UIDs, b.spec.Process.User.UID); ok {
+			node.UID = &id
+		}
+	}
+	if b.security.GetRunAsGroup() != nil {
+		if id, ok := onHost(b.users.GIDs, b.spec.Process.User.GID); ok {
+			node.GID = &id
+		}
+	}
+}
+
+// onHost is the host's ID of one of the container's: device nodes belong to users of the host.
+func onHost(list []specs.LinuxIDMapping, id uint32) (uint32, bool) {
+	for _, m := range list {
+		if id >= m.ContainerID && id-m.ContainerID < m.Size {
+			return m.HostID + (id - m.ContainerID), true
+		}
+	}
+	return id, len(list) == 0
+}
+
+// CheckDevice checks one of the operator's devices, in the words of its key.
+func CheckDevice(d *runtimeapi.Device) error { return checkDevice("", d) }
 
 // checkDevice checks one device of a request.
 func checkDevice(field string, d *runtimeapi.Device) error {

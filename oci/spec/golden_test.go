@@ -127,6 +127,18 @@ var goldens = []struct {
 		in.Host.SELinux = SELinux{Enabled: true, Process: "other_u:other_r:svirt_lxc_net_t:s0", File: "other_u:object_r:svirt_lxc_file_t:s0"}
 		in.Pod.Config.Linux.SecurityContext.SelinuxOptions = &runtimeapi.SELinuxOption{User: "pod_u", Level: "s0:c5,c6"}
 	}},
+	{"device-policy", func(in *Input) { // of the operator: the user's devices, one for all, and none for being privileged
+		in.Host.DevicePolicy = DevicePolicy{NoHostDevices: true, OwnedByUser: true, ForAll: []*runtimeapi.Device{{HostPath: "/dev/kvm", ContainerPath: "/dev/kvm", Permissions: "rw"}}}
+		in.Pod.Config.Linux.SecurityContext.Privileged = true
+		s := in.securityContext()
+		s.Privileged = true
+		s.RunAsUser, s.RunAsGroup = &runtimeapi.Int64Value{Value: 1000}, &runtimeapi.Int64Value{Value: 2000}
+		in.Container.Devices = []*runtimeapi.Device{{HostPath: "/dev/fuse", Permissions: "rw"}}
+		in.Devices = map[string][]specs.LinuxDevice{
+			"/dev/fuse": {{Path: "/dev/fuse", Type: "c", Major: 10, Minor: 229}},
+			"/dev/kvm":  {{Path: "/dev/kvm", Type: "c", Major: 10, Minor: 232}},
+		}
+	}},
 	{"user-namespace", func(in *Input) {
 		ids := []*runtimeapi.IDMapping{{HostId: 131072, Length: 65536}}
 		o := in.Pod.Config.Linux.SecurityContext.NamespaceOptions

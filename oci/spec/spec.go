@@ -33,6 +33,7 @@ type Host struct {
 	Cgroups
 	// Devices are all device nodes below the host's /dev, for privileged containers; they change while the daemon runs.
 	Devices []specs.LinuxDevice
+	DevicePolicy
 	// Hostname is the HOSTNAME of containers whose pod has no name of its own.
 	Hostname string
 	// Arch is the host's architecture, as GOARCH, and Kernel its version: seccomp profiles may depend on them.
@@ -57,6 +58,16 @@ type Cgroups struct {
 	NoDeviceRules bool
 	// SwapLimit tells that swap can be limited (memory.swap.max or memory.memsw.limit_in_bytes).
 	SwapLimit bool
+}
+
+// DevicePolicy is what the operator wants of devices.
+type DevicePolicy struct {
+	// NoHostDevices keeps the host's devices from privileged containers.
+	NoHostDevices bool
+	// OwnedByUser gives the devices of a request to the user and the group that it names.
+	OwnedByUser bool
+	// ForAll are devices that all containers get. They have passed CheckDevice.
+	ForAll []*runtimeapi.Device
 }
 
 // AppArmor is the state of AppArmor on the host.

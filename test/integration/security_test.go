@@ -370,6 +370,30 @@ func TestDevices(t *testing.T) {
 	}
 }
 
+// The operator's rules for devices: one for all containers, requested ones for the user, and no others for privileged containers.
+func TestDevicePolicy(t *testing.T) {
+	d := harness.Start(t, harness.WithConfig("[devices]\nadditional = [\"/dev/zero:/dev/for-all:r\"]\nowned_by_user = true\nnone_for_privileged = true\n"))
+	pod := d.RunPod(d.Pod("policy", harness.Privileged))
+	mine := func(c *runtimeapi.ContainerConfig) {
+		c.Devices = []*runtimeapi.Device{{HostPath: "/dev/null", ContainerPath: "/dev/mine", Permissions: "rw"}}
+	}
+	c := pod.Run(d.Sleeper("c", mine, with(func(s *security) { s.RunAsUser, s.RunAsGroup = value(1234), value(4321) })))
+	if got := c.Sh("stat -c %u:%g /dev/mine; stat -c %t:%T /dev/for-all; head -c 3 /dev/for-all | wc -c"); got != "1234:4321\n1:5\n3" {
+		t.Errorf("devices = %q", got)
+	}
+	strong := pod.Run(d.Sleeper("strong", mine, with(func(s *security) { s.Privileged = true })))
+	if got := strong.Sh("ls -d /dev/mine /dev/for-all /dev/kmsg /dev/vda /dev/loop0 2>/dev/null; true"); got != "/dev/for-all\n/dev/mine" && got != "/dev/mine\n/dev/for-all" {
+		t.Errorf("a privileged container has %q", got)
+	}
+
+	gone := harness.Start(t, harness.WithConfig("[devices]\nadditional = [\"/dev/no-such-device\"]\n[apparmor]\ndisabled = true\n"))
+	other := gone.RunPod(gone.Pod("gone"))
+	unchanged(gone, func() {
+		_, err := other.TryCreate(gone.Sleeper("c"))
+		refused(t, "a device for all that is not there", err, codes.InvalidArgument, "devices.additional", "/dev/no-such-device")
+	})
+}
+
 func profile(t testing.TB, path string, v any) string {
 	t.Helper()
 	b, err := json.Marshal(v)

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -69,14 +70,15 @@ func Devices(path string) ([]specs.LinuxDevice, error) {
 	return out, nil
 }
 
-// Requested returns what spec.Input.Devices holds for a request. A path without a device is left out: package spec says
-// what is wrong with it.
-func Requested(cfg *runtimeapi.ContainerConfig) (map[string][]specs.LinuxDevice, error) {
-	if len(cfg.GetDevices()) == 0 {
+// Requested returns what spec.Input.Devices holds for a request, and for the devices that all containers get. A path without a device is left
+// out: package spec says what is wrong with it.
+func Requested(cfg *runtimeapi.ContainerConfig, all ...*runtimeapi.Device) (map[string][]specs.LinuxDevice, error) {
+	wanted := slices.Concat(cfg.GetDevices(), all)
+	if len(wanted) == 0 {
 		return nil, nil
 	}
-	out := make(map[string][]specs.LinuxDevice, len(cfg.GetDevices()))
-	for _, d := range cfg.GetDevices() {
+	out := make(map[string][]specs.LinuxDevice, len(wanted))
+	for _, d := range wanted {
 		found, err := Devices(d.GetHostPath())
 		if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTDIR) && !errors.Is(err, unix.ELOOP) {
 			return nil, err

@@ -28,12 +28,18 @@ var defaultSubnets = []netip.Prefix{netip.MustParsePrefix("10.88.0.0/16"), netip
 
 // Config says where things are. The zero values of all fields but CacheDir have a default.
 type Config struct {
-	ConfDir       string        // CNI configuration; DefaultConfDir
-	BinDirs       []string      // CNI plugins; DefaultBinDirs
+	Live
 	CacheDir      string        // reservations and results; survives a reboot
 	Instance      string        // of the daemon, "" for the one on the default folders
 	PluginTimeout time.Duration // for one plugin; 60 s
 	Bridge        BridgeConfig
+}
+
+// Live are the fields of Config that may change while a Dispatcher is used.
+type Live struct {
+	ConfDir  string   // CNI configuration; DefaultConfDir
+	BinDirs  []string // CNI plugins; DefaultBinDirs
+	Template string   // what SetPodRanges makes a configuration of; "" = nothing
 }
 
 // BridgeConfig is the built-in bridge.
@@ -46,7 +52,7 @@ type BridgeConfig struct {
 
 // withDefaults checks cfg and fills it in.
 func (cfg Config) withDefaults() (Config, error) {
-	cfg = cfg.withPaths()
+	cfg.Live = cfg.Live.withDefaults()
 	if !filepath.IsAbs(cfg.CacheDir) {
 		return cfg, fmt.Errorf("network cache folder %q is not an absolute path", cfg.CacheDir)
 	}
@@ -55,15 +61,15 @@ func (cfg Config) withDefaults() (Config, error) {
 	return cfg, err
 }
 
-// withPaths fills the host's folders in.
-func (cfg Config) withPaths() Config {
-	if cfg.ConfDir == "" {
-		cfg.ConfDir = DefaultConfDir
+// withDefaults fills the host's folders in.
+func (l Live) withDefaults() Live {
+	if l.ConfDir == "" {
+		l.ConfDir = DefaultConfDir
 	}
-	if len(cfg.BinDirs) == 0 {
-		cfg.BinDirs = DefaultBinDirs
+	if len(l.BinDirs) == 0 {
+		l.BinDirs = DefaultBinDirs
 	}
-	return cfg
+	return l
 }
 
 func (b BridgeConfig) withDefaults(instance string) (BridgeConfig, error) {

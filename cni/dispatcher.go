@@ -18,6 +18,9 @@ type Dispatcher struct {
 	cfg     Config
 	folder  atomic.Pointer[conflist.Folder]
 	plugins *plugins
+	live    atomic.Pointer[Live]
+
+	rendering sync.Mutex // held while a configuration is written
 
 	mu      sync.Mutex
 	bridges map[string]*bridge // by name: the configured one, and those that older attachments name
@@ -41,22 +44,18 @@ func Open(_ context.Context, cfg Config) (*Dispatcher, error) {
 	}
 	d := &Dispatcher{cfg: cfg, plugins: p, bridges: make(map[string]*bridge)}
 	d.folder.Store(conflist.Open(cfg.ConfDir))
+	d.Reconfigure(cfg.Live)
 	return d, nil
-}
-
-// Live are the fields of Config that may change while the Dispatcher is used.
-type Live struct {
-	ConfDir string
-	BinDirs []string
 }
 
 // Reconfigure changes where configurations and plugins are for what comes next. Calls under way end as they began.
 func (d *Dispatcher) Reconfigure(l Live) {
-	cfg := Config{ConfDir: l.ConfDir, BinDirs: l.BinDirs}.withPaths()
-	if d.folder.Load().Path() != cfg.ConfDir { // else it keeps what it knows
-		d.folder.Store(conflist.Open(cfg.ConfDir))
+	l = l.withDefaults()
+	if d.folder.Load().Path() != l.ConfDir { // else it keeps what it knows
+		d.folder.Store(conflist.Open(l.ConfDir))
 	}
-	d.plugins.setTools(cfg)
+	d.plugins.setTools(l)
+	d.live.Store(&l)
 }
 
 // Plan implements Network.

@@ -23,6 +23,9 @@
 // needed, so a change is seen by the next call, and the folder may come and go. A file that cannot be used is an error that names
 // it; while a file that was good is rewritten, the last good contents serve for a few seconds.
 //
+// SetPodRanges makes a configuration of a template,
+// when there is no other; what it has written it knows by its digest, so it never replaces what is somebody else's.
+//
 // Host ports of the engine "cni" are its plugins' business: they are passed to those with the capability portMappings, and to nobody
 // when there is none (some networks map them by other means).
 //
@@ -30,6 +33,8 @@
 //
 //	CACHE/NETWORK/     address reservations of the built-in bridge, see package ipam
 //	CACHE/results/     libcni's cache of results
+//	CACHE/rendered     digests of what was made of a template
+//	CONF/10-berth.conflist  what was made of it
 //
 // On the host: the bridge, one veth pair a pod (named "vb" and ten hexadecimal digits), the nftables table "berth-BRIDGE", the
 // sysctls ip_forward and forwarding, and accept_ra and route_localnet of its own links.

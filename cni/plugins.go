@@ -25,7 +25,9 @@ import (
 const (
 	undoTimeout = 30 * time.Second
 	statusTTL   = 2 * time.Second // how long an answer to STATUS is believed
-	statusGrace = 5 * time.Second // how long a plugin may say no before the network counts as down
+	// statusTimeout bounds how long a plugin may think about it: kubelets wait for the answer.
+	statusTimeout = 5 * time.Second
+	statusGrace   = 5 * time.Second // how long a plugin may say no before the network counts as down
 )
 
 // plugins is the engine that runs the plugins of the host's configuration.
@@ -58,7 +60,7 @@ func newPlugins(cfg Config) (*plugins, error) {
 	}
 	exec := &plugin.Exec{Timeout: cfg.PluginTimeout}
 	p := &plugins{exec: exec, home: home, cacheDir: cfg.CacheDir, instance: cfg.Instance, holders: make(map[netip.Addr]string)}
-	p.setTools(cfg)
+	p.setTools(cfg.Live)
 	return p, nil
 }
 
@@ -70,10 +72,10 @@ type tools struct {
 }
 
 // setTools takes the folders of a configuration over.
-func (p *plugins) setTools(cfg Config) {
+func (p *plugins) setTools(l Live) {
 	p.tools.Store(&tools{
-		CNIConfig: libcni.NewCNIConfigWithCacheDir(cfg.BinDirs, p.cacheDir, p.exec), binDirs: cfg.BinDirs,
-		sendGC: p.instance == "" || cfg.ConfDir != DefaultConfDir,
+		CNIConfig: libcni.NewCNIConfigWithCacheDir(l.BinDirs, p.cacheDir, p.exec), binDirs: l.BinDirs,
+		sendGC: p.instance == "" || l.ConfDir != DefaultConfDir,
 	})
 }
 

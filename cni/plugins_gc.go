@@ -25,7 +25,9 @@ func (p *plugins) ready(ctx context.Context, list *conflist.List) error {
 		p.status = pluginStatus{file: list.File}
 	}
 	if now.Sub(p.status.asked) >= statusTTL {
-		p.status.answer = p.cni().GetStatusNetworkList(ctx, list.NetworkConfigList)
+		asking, cancel := context.WithTimeout(ctx, statusTimeout)
+		p.status.answer = p.cni().GetStatusNetworkList(asking, list.NetworkConfigList)
+		cancel()
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}

@@ -28,7 +28,7 @@ func bridgeConfig(t testing.TB) cni.Config {
 	n := bridgeNumber.Add(1)
 	dir := t.TempDir()
 	return cni.Config{
-		ConfDir: filepath.Join(dir, "net.d"), BinDirs: []string{filepath.Join(dir, "bin")}, CacheDir: filepath.Join(dir, "network"),
+		Live: cni.Live{ConfDir: filepath.Join(dir, "net.d"), BinDirs: []string{filepath.Join(dir, "bin")}}, CacheDir: filepath.Join(dir, "network"),
 		Instance: fmt.Sprintf("%06x", n),
 		Bridge: cni.BridgeConfig{
 			Name: fmt.Sprintf("bt%d", n),

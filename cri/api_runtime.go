@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net/netip"
+	"slices"
 	"strings"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -18,6 +20,8 @@ const (
 	kubeletAPIVersion = "0.1.0"
 	// criVersion is the version of the CRI that is served.
 	criVersion = "v1"
+	// maxRangesText bounds the ranges of a node's pods.
+	maxRangesText = 1024
 )
 
 // Version names the runtime and its versions.
@@ -118,12 +122,30 @@ func (s *runtimeService) RuntimeConfig(context.Context, *runtimeapi.RuntimeConfi
 	}, nil
 }
 
-// UpdateRuntimeConfig takes the pod range that the kubelet knows. Nothing depends on it: the addresses come from the CNI
-// configuration or from the bridge's own ranges.
+// UpdateRuntimeConfig takes the ranges of the node's pods. With a template the network makes a CNI configuration of them; without one nothing
+// depends on them, which is no error: addresses come from the CNI configuration or from the bridge's own ranges.
 func (s *runtimeService) UpdateRuntimeConfig(ctx context.Context, r *runtimeapi.UpdateRuntimeConfigRequest) (*runtimeapi.UpdateRuntimeConfigResponse, error) {
-	if cidr := r.GetRuntimeConfig().GetNetworkConfig().GetPodCidr(); cidr != "" {
-		klog.FromContext(ctx).V(2).Info("Left the pod range to the network configuration", "podCIDR", bounded(cidr))
+	const field = "runtime_config.network_config.pod_cidr"
+	text := r.GetRuntimeConfig().GetNetworkConfig().GetPodCidr()
+	if text == "" {
+		return &runtimeapi.UpdateRuntimeConfigResponse{}, nil
 	}
+	if len(text) > maxRangesText {
+		return nil, invalid(field, bounded(text), "is too long")
+	}
+	var ranges []netip.Prefix
+	for one := range strings.SplitSeq(text, ",") {
+		p, err := netip.ParsePrefix(strings.TrimSpace(one))
+		if err != nil || slices.Contains(ranges, p) {
+			return nil, invalid(field, bounded(text), "must be different ranges, as 10.244.1.0/24, with commas between them")
+		}
+		ranges = append(ranges, p)
+	}
+	effect, err := s.network.SetPodRanges(ctx, ranges)
+	if err != nil {
+		return nil, err
+	}
+	klog.FromContext(ctx).V(2).Info("Took the range of the node's pods", "podCIDR", bounded(text), "effect", effect)
 	return &runtimeapi.UpdateRuntimeConfigResponse{}, nil
 }
 

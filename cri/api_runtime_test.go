@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berthd/berth/imageservice"
@@ -126,10 +128,28 @@ func TestRuntimeConfigNamesTheCgroupDriver(t *testing.T) {
 			t.Errorf("RuntimeConfig = %v, %v", c, err)
 		}
 	}
+}
+
+func TestUpdateRuntimeConfig(t *testing.T) {
 	w := newWorld(t)
-	if _, err := w.runtime.UpdateRuntimeConfig(t.Context(), &runtimeapi.UpdateRuntimeConfigRequest{
-		RuntimeConfig: &runtimeapi.RuntimeConfig{NetworkConfig: &runtimeapi.NetworkConfig{PodCidr: "10.0.0.0/24"}},
-	}); err != nil {
-		t.Errorf("UpdateRuntimeConfig = %v", err)
+	update := func(cidr string) error {
+		_, err := w.runtime.UpdateRuntimeConfig(t.Context(), &runtimeapi.UpdateRuntimeConfigRequest{
+			RuntimeConfig: &runtimeapi.RuntimeConfig{NetworkConfig: &runtimeapi.NetworkConfig{PodCidr: cidr}}})
+		return err
+	}
+	if err := update(""); err != nil || w.network.ranges != nil {
+		t.Errorf("without a range: %v, %v", err, w.network.ranges)
+	}
+	if err := update("10.0.0.0/24, fd00::/64"); err != nil || len(w.network.ranges) != 2 || w.network.ranges[1].String() != "fd00::/64" {
+		t.Errorf("with two ranges: %v, %v", err, w.network.ranges)
+	}
+	for _, bad := range []string{"10.0.0.0", ",", "10.0.0.0/24,10.0.0.0/24", "10.0.0.0/99", strings.Repeat("10.0.0.0/24,", 1000)} {
+		if err := update(bad); status.Code(err) != codes.InvalidArgument {
+			t.Errorf("UpdateRuntimeConfig(%.40q) = %v, want InvalidArgument", bad, err)
+		}
+	}
+	w.network.err = errors.New("no such template")
+	if err := update("10.0.0.0/24"); status.Code(err) == codes.OK || !strings.Contains(err.Error(), "no such template") {
+		t.Errorf("UpdateRuntimeConfig = %v, want the network's error", err)
 	}
 }

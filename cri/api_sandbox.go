@@ -49,7 +49,7 @@ func (s *runtimeService) RemovePodSandbox(ctx context.Context, r *runtimeapi.Rem
 }
 
 // PodSandboxStatus describes one sandbox and its containers.
-func (s *runtimeService) PodSandboxStatus(_ context.Context, r *runtimeapi.PodSandboxStatusRequest) (*runtimeapi.PodSandboxStatusResponse, error) {
+func (s *runtimeService) PodSandboxStatus(ctx context.Context, r *runtimeapi.PodSandboxStatusRequest) (*runtimeapi.PodSandboxStatusResponse, error) {
 	if err := checkID("pod_sandbox_id", r.GetPodSandboxId()); err != nil {
 		return nil, err
 	}
@@ -64,7 +64,9 @@ func (s *runtimeService) PodSandboxStatus(_ context.Context, r *runtimeapi.PodSa
 		}
 	}
 	if r.GetVerbose() {
-		text, err := marshal(sandboxInfo(pod))
+		facts := sandboxInfo(pod)
+		facts.NetworkProblem = s.networkProblem(ctx, pod)
+		text, err := marshal(facts)
 		if err != nil {
 			return nil, err
 		}
@@ -129,8 +131,22 @@ type sandboxFacts struct {
 	NetNS          string                       `json:"netNamespace,omitempty"`
 	RuntimeHandler string                       `json:"runtimeHandler"`
 	Attachment     any                          `json:"attachment,omitempty"`
+	NetworkProblem string                       `json:"networkProblem,omitempty"` // what CHECK found
 	Message        string                       `json:"message,omitempty"`
 	Config         *runtimeapi.PodSandboxConfig `json:"config"`
+}
+
+// checkTimeout bounds how long plugins may think about a pod's network.
+const checkTimeout = 10 * time.Second
+
+// networkProblem is what is wrong with the network of a sandbox: "" for nothing.
+func (s *runtimeService) networkProblem(ctx context.Context, p sandbox.Pod) string {
+	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
+	defer cancel()
+	if err := s.pods.CheckNetwork(ctx, p.ID); err != nil && !errors.Is(err, sandbox.ErrNotFound) {
+		return redact(validText(err.Error()))
+	}
+	return ""
 }
 
 // sandboxInfo collects them. The PID is the monitor's, which is in the sandbox's namespaces.

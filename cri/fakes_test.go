@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"net/netip"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -71,6 +72,8 @@ func (f *fakeSandboxes) Pod(id string) (sandbox.Pod, error) {
 	}
 	return sandbox.Pod{}, fmt.Errorf("sandbox %s: %w", id, sandbox.ErrNotFound)
 }
+
+func (f *fakeSandboxes) CheckNetwork(context.Context, string) error { return f.fail["CheckNetwork"] }
 
 func (f *fakeSandboxes) Pods() []sandbox.Pod { return append([]sandbox.Pod(nil), f.pods...) }
 
@@ -195,9 +198,15 @@ func (f *fakeImages) FsUsage(context.Context) (images, containers imageservice.F
 type fakeNetwork struct {
 	err      error
 	warnings []Warning
+	ranges   []netip.Prefix
 }
 
 func (f *fakeNetwork) Warnings(context.Context) []Warning { return f.warnings }
+
+func (f *fakeNetwork) SetPodRanges(_ context.Context, ranges []netip.Prefix) (string, error) {
+	f.ranges = ranges
+	return "none", f.err
+}
 
 func (f *fakeNetwork) Status(context.Context) error { return f.err }
 

@@ -3,6 +3,7 @@ package cri
 import (
 	"context"
 	"net"
+	"net/netip"
 	"time"
 
 	"google.golang.org/grpc"
@@ -38,6 +39,8 @@ type Pods interface {
 	RunPod(ctx context.Context, config *runtimeapi.PodSandboxConfig, handler string) (sandboxID string, err error)
 	StopPod(ctx context.Context, sandboxID string) error
 	RemovePod(ctx context.Context, sandboxID string) error
+	// CheckNetwork is nil when one that is ready has its network as it was made.
+	CheckNetwork(ctx context.Context, sandboxID string) error
 	// Pod finds one by its ID or a unique prefix of it.
 	Pod(sandboxID string) (sandbox.Pod, error)
 	Pods() []sandbox.Pod
@@ -77,6 +80,8 @@ type Images interface {
 type Network interface {
 	// Status is nil when they can.
 	Status(ctx context.Context) error
+	// SetPodRanges tells the address ranges of this node's pods, and answers with what that has changed.
+	SetPodRanges(ctx context.Context, ranges []netip.Prefix) (effect string, err error)
 	// Warnings are what the operator should know although they can. They are cheap to ask for.
 	Warnings(ctx context.Context) []Warning
 }

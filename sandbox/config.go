@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -95,8 +96,15 @@ type Config struct {
 	Prober *external.Prober
 	// NetNSFolder is where network namespaces are pinned; "" means netns.Folder.
 	NetNSFolder string
+	NetworkRules
+}
+
+// NetworkRules are what a Manager adds to a Network.
+type NetworkRules struct {
 	// PrimaryIP is the family of a sandbox's first address, where it has one of both; "" leaves the network's order.
 	PrimaryIP IPFamily
+	// CollectInterval is how often the network is asked to free what no sandbox has; 0 = an hour.
+	CollectInterval time.Duration
 }
 
 // IPFamily is a version of the Internet Protocol.

@@ -94,7 +94,7 @@ func realManager(t testing.TB) (*Manager, Config) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	network, err := cni.Open(t.Context(), cni.Config{ConfDir: filepath.Join(dir, "net.d"), CacheDir: filepath.Join(dir, "network"), Instance: instance,
+	network, err := cni.Open(t.Context(), cni.Config{Live: cni.Live{ConfDir: filepath.Join(dir, "net.d")}, CacheDir: filepath.Join(dir, "network"), Instance: instance,
 		Bridge: cni.BridgeConfig{Name: "bt" + instance, Subnets: []netip.Prefix{netip.MustParsePrefix("10.231.0.0/16")}}})
 	if err != nil {
 		t.Fatal(err)

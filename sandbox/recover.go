@@ -60,6 +60,7 @@ func (m *Manager) recover() error {
 		}
 		group.Wait()
 		m.sweep(strays, runtimes)
+		m.collectNetwork()
 	})
 	return nil
 }

@@ -168,6 +168,11 @@ func (m *Manager) sweepContainerCgroups(ctx context.Context, parent string) erro
 func (m *Manager) sweepNetwork(ctx context.Context) error {
 	m.adding.Lock()
 	defer m.adding.Unlock()
+	return m.freeNetwork(ctx)
+}
+
+// freeNetwork tells the network what sandboxes have. Preconditions: m.adding is held for writing.
+func (m *Manager) freeNetwork(ctx context.Context) error {
 	m.mu.RLock()
 	var valid []cni.Attachment
 	for _, p := range m.pods {

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/berthd/berth/cmd/berthd/keyfile"
+	"github.com/berthd/berth/cni"
 	"github.com/berthd/berth/imageservice"
 	"github.com/berthd/berth/oci/runtime/external"
 	"github.com/berthd/berth/sandbox"
@@ -51,9 +52,9 @@ type handlerConfig struct {
 
 // config is what the daemon works with, parsed and complete. The keys that fill it in are in keys.go.
 type config struct {
-	images  imageservice.Config // without Root
-	confDir string
-	binDirs []string
+	images     imageservice.Config // without Root
+	network    cni.Live
+	gcInterval time.Duration // of the network
 	bridgeConfig
 	primaryIP sandbox.IPFamily // "": the network's order
 	monitor   string

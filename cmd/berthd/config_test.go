@@ -23,7 +23,7 @@ func TestConfigDefaults(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if c.images.HostsDir != "/etc/berth/certs.d" || c.confDir != "/etc/cni/net.d" || c.bridge != "" || c.verbosity != 2 ||
+		if c.images.HostsDir != "/etc/berth/certs.d" || c.network.ConfDir != "/etc/cni/net.d" || c.bridge != "" || c.verbosity != 2 ||
 			!strings.HasSuffix(c.monitor, "/berth-monitor") || len(c.subnets) != 0 {
 			t.Errorf("configuration = %+v", c)
 		}
@@ -61,7 +61,7 @@ verbosity = 0
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.images.HostsDir != "/c" || c.confDir != "/n" || len(c.binDirs) != 2 || c.bridge != "br9" || len(c.subnets) != 1 || c.mtu != 1400 ||
+	if c.images.HostsDir != "/c" || c.network.ConfDir != "/n" || len(c.network.BinDirs) != 2 || c.bridge != "br9" || len(c.subnets) != 1 || c.mtu != 1400 ||
 		c.monitor != "/m" || c.verbosity != 0 {
 		t.Errorf("configuration = %+v", c)
 	}

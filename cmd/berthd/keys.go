@@ -44,11 +44,20 @@ How long a mirror may take to answer before the next host is asked; it is asked 
 		{Name: "images.dial_timeout", Default: "30s", Live: true, Set: duration(func(c *config) *time.Duration { return &c.images.Registry.DialTimeout }, time.Millisecond), Doc: `
 How long connecting to a registry may take, where hosts.toml says nothing else; a mirror has mirror_patience.`},
 
-		{Name: "network.conf_dir", Default: "/etc/cni/net.d", Live: true, Set: path(func(c *config) *string { return &c.confDir }), Doc: `
+		{Name: "network.conf_dir", Default: "/etc/cni/net.d", Live: true, Set: path(func(c *config) *string { return &c.network.ConfDir }), Doc: `
 Folder of CNI configurations.
 It is looked at when it is needed; it may come and go.`},
-		{Name: "network.bin_dirs", Default: []string{"/opt/cni/bin"}, Live: true, Set: paths(func(c *config) *[]string { return &c.binDirs }), Doc: `
+		{Name: "network.bin_dirs", Default: []string{"/opt/cni/bin"}, Live: true, Set: paths(func(c *config) *[]string { return &c.network.BinDirs }), Doc: `
 Folders of CNI plugins.`},
+		{Name: "network.conf_template", Default: "", Live: true, Set: path(func(c *config) *string { return &c.network.Template }), Doc: `
+File of a template of which a CNI configuration is made, conf_dir/10-berth.conflist, when the kubelet tells the range of the node's pods (UpdateRuntimeConfig).
+It is as containerd's: a Go template with PodCIDR, PodCIDRRanges and Routes, in which text, fields, variables, if, else, range, with and comments are known, and no functions.
+It is written only while conf_dir has no other configuration, and replaced, at once and as a whole, only while it is as berthd wrote it.
+The file is read each time.
+Empty: the range of the node's pods is not used; addresses come from the CNI configuration, or from network.subnets.`},
+		{Name: "network.gc_interval", Default: "1h", Set: duration(func(c *config) *time.Duration { return &c.gcInterval }, time.Second), Doc: `
+How often what no pod has is taken away from the network: addresses and links of the built-in bridge, what plugins have attached, and what they find themselves with GC of CNI 1.1.
+It is done at the start, too.`},
 		{Name: "network.bridge", Default: "", Set: text(func(c *config) *string { return &c.bridge }, linkName), Doc: `
 Name of the built-in bridge, which serves when there is no CNI configuration.
 At most 15 characters.

@@ -13,7 +13,6 @@ import (
 	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
 
-	"github.com/berthd/berth/cni"
 	"github.com/berthd/berth/cri"
 )
 
@@ -82,11 +81,11 @@ func (r *reloader) reload(ctx context.Context) (err error) {
 	// From here on nothing fails.
 	changed, _ := keys.Changed(r.now.values, c.values)
 	_, later := keys.Changed(r.started.values, c.values)
-	r.now.values, r.now.images, r.now.confDir, r.now.binDirs = c.values, c.images, c.confDir, c.binDirs
+	r.now.values, r.now.images, r.now.network = c.values, c.images, c.network
 	r.now.runtimes, r.now.verbosity = c.runtimes, c.verbosity
 	placeRuntimes(r.now.runtimes, r.flags.state)
 	r.parts.images.Configure(c.images)
-	r.parts.network.Reconfigure(cni.Live{ConfDir: c.confDir, BinDirs: c.binDirs})
+	r.parts.network.Reconfigure(c.network)
 	r.parts.manager.SetHandlers(c.runtimes)
 	r.server.SetHandlers(r.parts.handlers(ctx, r.now))
 	r.parts.streams.SetCertificate(certificate)
@@ -107,7 +106,7 @@ func (r *reloader) facts() map[string]string {
 	engine, name := p.network.Engine()
 	facts := map[string]string{
 		"root": r.flags.root, "state": r.flags.state, "socket": r.flags.socket, "instance": p.instance, "network": engine + " " + name,
-		"cniConfDir": c.confDir, "streaming": p.streams.URL(), "registryConfigPath": c.images.HostsDir, "monitor": c.monitor,
+		"cniConfDir": c.network.ConfDir, "streaming": p.streams.URL(), "registryConfigPath": c.images.HostsDir, "monitor": c.monitor,
 		"verbosity": strconv.Itoa(c.verbosity), "appArmor": p.appArmor, "configFiles": strings.Join(c.values.Files, " "),
 	}
 	if r.refused != "" {

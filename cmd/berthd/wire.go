@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"path/filepath"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -53,7 +54,7 @@ func openParts(ctx context.Context, f flags, c config, instance string) (p *part
 		klog.FromContext(ctx).Error(problem, "Put an image aside")
 	}
 	p.network, err = cni.Open(ctx, cni.Config{
-		ConfDir: c.confDir, BinDirs: c.binDirs, CacheDir: filepath.Join(f.root, "network"), Instance: instance,
+		Live: c.network, CacheDir: filepath.Join(f.root, "network"), Instance: instance,
 		Bridge: cni.BridgeConfig{Name: c.bridge, Subnets: c.subnets, MTU: c.mtu},
 	})
 	if err != nil {
@@ -95,8 +96,9 @@ func openParts(ctx context.Context, f flags, c config, instance string) (p *part
 	plugins := c.adjust.prepare(ctx, f.state)
 	p.manager, err = sandbox.Open(ctx, sandbox.Config{
 		Root: f.root, State: f.state, Instance: instance, Network: p.network, RootFS: rootFS{p.images},
-		Spawner: spawner, Cgroups: cgroups, Host: facts, UserNamespaces: p.users, Handlers: c.runtimes, Prober: c.prober, PrimaryIP: c.primaryIP,
-		Stage: sandbox.Stage{Adjusters: c.adjust.adjusters(plugins), Plugins: plugins.told()},
+		Spawner: spawner, Cgroups: cgroups, Host: facts, UserNamespaces: p.users, Handlers: c.runtimes, Prober: c.prober,
+		NetworkRules: sandbox.NetworkRules{PrimaryIP: c.primaryIP, CollectInterval: c.gcInterval},
+		Stage:        sandbox.Stage{Adjusters: c.adjust.adjusters(plugins), Plugins: plugins.told()},
 	})
 	if err != nil {
 		return p, fmt.Errorf("open sandboxes: %w", err)
@@ -144,6 +146,12 @@ func (p *parts) server(ctx context.Context, c config, facts func() map[string]st
 
 // network gives the CRI server what it wants to know of the network.
 type network struct{ *cni.Dispatcher }
+
+// SetPodRanges tells the network the ranges of this node's pods.
+func (n network) SetPodRanges(ctx context.Context, ranges []netip.Prefix) (string, error) {
+	effect, err := n.Dispatcher.SetPodRanges(ctx, ranges)
+	return string(effect), err
+}
 
 // Warnings are the network's conditions.
 func (n network) Warnings(ctx context.Context) []cri.Warning {

@@ -156,7 +156,8 @@ func (e *FileError) Error() string { return "CNI configuration " + e.File + ": "
 // Unwrap returns the cause.
 func (e *FileError) Unwrap() error { return e.Err }
 
-func read(dir string) (*List, error) {
+// Files lists what could be a configuration, in the order in which they count.
+func Files(dir string) ([]string, error) {
 	entries, err := os.ReadDir(dir) // sorted by name
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -164,22 +165,29 @@ func read(dir string) (*List, error) {
 	if err != nil {
 		return nil, &FileError{dir, err}
 	}
+	var all []string
 	for _, e := range entries {
-		if e.IsDir() || !slices.Contains(extensions, filepath.Ext(e.Name())) {
-			continue
+		if !e.IsDir() && slices.Contains(extensions, filepath.Ext(e.Name())) {
+			all = append(all, filepath.Join(dir, e.Name()))
 		}
-		path := filepath.Join(dir, e.Name())
-		list, err := readList(path)
-		if err != nil {
-			return nil, &FileError{path, err}
-		}
-		return list, nil
 	}
-	return nil, nil
+	return all, nil
+}
+
+func read(dir string) (*List, error) {
+	files, err := Files(dir)
+	if err != nil || len(files) == 0 {
+		return nil, err
+	}
+	list, err := readList(files[0])
+	if err != nil {
+		return nil, &FileError{files[0], err}
+	}
+	return list, nil
 }
 
 func readList(path string) (*List, error) {
-	b, err := readFile(path)
+	b, err := ReadFile(path)
 	if err != nil {
 		return nil, err
 	}
@@ -208,8 +216,8 @@ func readList(path string) (*List, error) {
 	return &List{NetworkConfigList: list, File: path, Config: compact.Bytes()}, nil
 }
 
-// readFile reads a regular file of a sane size; it never waits for a FIFO.
-func readFile(path string) (_ []byte, err error) {
+// ReadFile reads a regular file of a sane size; it never waits for a FIFO.
+func ReadFile(path string) (_ []byte, err error) {
 	file, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
@@ -261,7 +269,7 @@ func fold(path string, list *libcni.NetworkConfigList) error {
 		if e.IsDir() || filepath.Ext(e.Name()) != ".conf" {
 			continue
 		}
-		b, err := readFile(filepath.Join(dir, e.Name()))
+		b, err := ReadFile(filepath.Join(dir, e.Name()))
 		if err != nil {
 			return fmt.Errorf("plugin file %s: %w", filepath.Join(dir, e.Name()), err)
 		}

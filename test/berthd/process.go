@@ -147,6 +147,14 @@ func (p *Process) Kill() error { return p.end(syscall.SIGKILL) }
 // Stop ends the daemon in an orderly way and waits for its end. Pods live on.
 func (p *Process) Stop() error { return p.end(syscall.SIGTERM) }
 
+// Reload tells the daemon to read its configuration again.
+func (p *Process) Reload() error {
+	if err := p.cmd.Process.Signal(syscall.SIGHUP); err != nil {
+		return fmt.Errorf("reload berthd: %w", err)
+	}
+	return nil
+}
+
 func (p *Process) end(sig syscall.Signal) error {
 	if p.cmd == nil {
 		return nil

@@ -406,3 +406,13 @@ func StartSecond(d *Daemon) error {
 	}
 	return second.Kill()
 }
+
+// DropIn adds a file to the daemon's configuration, for its next start or reload.
+func (d *Daemon) DropIn(name, text string) {
+	d.T.Helper()
+	folder := filepath.Join(d.Dir, "config.toml.d")
+	if err := os.MkdirAll(folder, 0o755); err != nil {
+		d.T.Fatal(err)
+	}
+	d.Write(filepath.Join(folder, name), text)
+}

@@ -54,6 +54,6 @@ func (m *Manager) scopeEnded(scope string) {
 		m.logger(m.ctx).Info("Scope of a sandbox was ended by others, with all that ran in it", "podSandboxID", owner.id, "scope", scope)
 	}
 	if strings.HasPrefix(m.cfg.Cgroups.MonitorPath(), scope+"/") {
-		m.logger(m.ctx).Info("Scope of the monitors was ended by others, with all monitors; it is made anew when berthd is started again", "scope", scope)
+		m.logger(m.ctx).Info("Scope of the monitors was ended by others, with all monitors", "scope", scope)
 	}
 }

@@ -19,7 +19,6 @@ import (
 	"github.com/berthd/berth/oci/runtime/engine"
 	"github.com/berthd/berth/oci/spec/host"
 	"github.com/berthd/berth/sandbox"
-	"github.com/berthd/berth/sandbox/monitor"
 )
 
 // parts are what the daemon is made of.
@@ -67,16 +66,11 @@ func openParts(ctx context.Context, f flags, c config, instance string) (p *part
 	}
 	p.closeWith(func(context.Context) error { return cgroups.Close() })
 	p.driver = toldDriver(cgroups)
-	monitors, err := cgroups.Monitors()
+	spawner, err := newSpawner(c.monitor, cgroups)
 	if err != nil {
-		return p, fmt.Errorf("make the monitors' cgroup: %w", err)
+		return p, err
 	}
-	p.closeWith(func(context.Context) error { return monitors.Close() })
-	spawner, err := monitor.NewSpawner(c.monitor, monitors.Dirs)
-	if err != nil {
-		return p, fmt.Errorf("prepare the monitor: %w", err)
-	}
-	p.closeWith(func(context.Context) error { return spawner.Close() })
+	p.closeWith(func(context.Context) error { return spawner.close() })
 	facts, err := host.Read()
 	if err != nil {
 		return p, fmt.Errorf("look at the host: %w", err)

@@ -165,7 +165,11 @@ func (d *Driver) MonitorPath() string { return d.own + "/monitors" }
 // The caller closes the Group.
 func (d *Driver) Monitors() (*Group, error) {
 	shares := uint64(monitorShares)
-	return d.Create(d.MonitorPath(), cpuShares(shares))
+	group, err := d.Create(d.MonitorPath(), cpuShares(shares))
+	if err == nil && d.systemd != nil && !d.systemd.watches(d.own) {
+		d.Watch(d.own)
+	}
+	return group, err
 }
 
 // parseMountinfo lists the cgroup mounts of a mountinfo table, the unified one first, each hierarchy once.

@@ -15,6 +15,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// tellTimeout is how long a scope that has been killed may take to be stopped, before it is removed without systemd.
+const tellTimeout = 3 * time.Second
+
 // holdName is the leaf of a scope's holder.
 const holdName = "hold"
 
@@ -24,7 +27,7 @@ type units struct {
 	prefix  string   // of the scopes' names
 	program *os.File // the holders'
 	making  singleflight.Group
-	watches sync.WaitGroup
+	waiting sync.WaitGroup
 	// slices is held for writing while one may be stopped, which stops all that is in it; for reading while a scope is started.
 	slices sync.RWMutex
 
@@ -73,7 +76,7 @@ func (u *units) close() error {
 	}
 	clear(u.holders)
 	u.mu.Unlock()
-	u.watches.Wait()
+	u.waiting.Wait()
 	u.manager.close()
 	if u.program != nil {
 		errs = append(errs, u.program.Close())
@@ -90,9 +93,10 @@ func (d *Driver) Name() string {
 }
 
 // OnEnd has ended called with the path of each scope that ends without RemoveEmpty: somebody had systemd stop it, or killed all that was in it.
-// It must be said before the first scope is made.
 func (d *Driver) OnEnd(ended func(scope string)) {
 	if d.systemd != nil {
+		d.systemd.mu.Lock()
+		defer d.systemd.mu.Unlock()
 		d.systemd.ended = ended
 	}
 }
@@ -182,19 +186,25 @@ func (u *units) watch(at string, h *holder) {
 		old.pidfd.Close() //nolint:errcheck // it ends who waits
 	}
 	u.holders[at] = h
-	u.watches.Go(func() {
+	u.waiting.Go(func() {
 		ended := h.wait()
 		u.mu.Lock()
-		mine := u.holders[at] == h
+		mine, tell := u.holders[at] == h, u.ended
 		if mine {
 			delete(u.holders, at)
 		}
 		u.mu.Unlock()
 		h.pidfd.Close() //nolint:errcheck // it was only waited for
 		if ended && mine {
-			u.ended(at)
+			tell(at)
 		}
 	})
+}
+
+func (u *units) watches(at string) bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.holders[at] != nil
 }
 
 // forget takes the watch off a scope that is going to end.
@@ -225,12 +235,14 @@ func (d *Driver) removeScope(p string) error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), unitTimeout)
 	defer cancel()
-	if err := d.Kill(p + "/" + holdName); err != nil {
+	if err := d.Kill(p); err != nil { // the holder, which may not be in its leaf yet
 		return err
 	}
 	var told error
 	if d.systemd != nil {
-		told = d.systemd.manager.stop(ctx, path.Base(p))
+		telling, cancel := context.WithTimeout(ctx, tellTimeout)
+		told = d.systemd.manager.stop(telling, path.Base(p))
+		cancel()
 	}
 	for pause := time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
 		var errs []error

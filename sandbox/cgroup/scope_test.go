@@ -202,6 +202,27 @@ func TestSystemdExecutesItselfAnew(t *testing.T) {
 	}
 }
 
+// An init that hangs keeps no pod from being removed. One that was killed before its holder was in its leaf can be, too.
+func TestSystemdHangs(t *testing.T) {
+	d, m := openSystemd(t)
+	at, _ := podPath(t, d)
+	if err := d.Hold(at); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(d.unified.write(relative(at), "cgroup.procs", fmt.Sprint(holderOf(t, d, at))), d.unified.removeOne(relative(at+"/hold"))); err != nil {
+		t.Fatal(err)
+	}
+	m.Hang()
+	start := time.Now()
+	if err := d.RemoveEmpty(at); err != nil || d.Exists(at) {
+		t.Errorf("remove: %v", err)
+	}
+	if took := time.Since(start); took > unitTimeout {
+		t.Errorf("it took %s", took)
+	}
+	m.Resume()
+}
+
 // A call whose answer is lost, or the daemon before, may have started the scope.
 func TestScopeThatIsThereAlready(t *testing.T) {
 	d, _ := openSystemd(t)

@@ -26,7 +26,17 @@ const jobPoll = 250 * time.Millisecond
 type Connect func(ctx context.Context) (*systemd.Conn, error)
 
 // SystemBus connects by the system's bus, and directly to systemd where there is no bus.
-func SystemBus(ctx context.Context) (*systemd.Conn, error) { return systemd.NewWithContext(ctx) }
+func SystemBus(ctx context.Context) (*systemd.Conn, error) {
+	conn, err := systemd.NewSystemConnectionContext(ctx)
+	if err == nil {
+		return conn, nil
+	}
+	conn, direct := systemd.NewSystemdConnectionContext(ctx)
+	if direct == nil {
+		return conn, nil
+	}
+	return nil, errors.Join(err, direct)
+}
 
 // CheckSystemd is nil when systemd is the init of this host and answers, else it says what is missing.
 func CheckSystemd(ctx context.Context, connect Connect) error {

@@ -225,8 +225,20 @@ func TestSystemdEndsAScope(t *testing.T) {
 		d.Eventually(10*time.Second, "the log tells of the scope", func() bool { return strings.Contains(readRaw(t, d.Log), "was ended by others") })
 		d.Restart() // the next daemon has the same to say
 	}
+	// That of the monitors: their pods are lost, and say so, and new ones have a new scope.
+	c := pod.Run(d.Sleeper("lost"))
+	s.stop("berth-" + d.Process.Daemon().Instance() + "-monitors.scope")
+	if status := c.Wait(10 * time.Second); status.Reason != "MonitorLost" {
+		t.Errorf("reason = %s", status.Reason)
+	}
+	again := d.RunPod(d.Pod("again"))
+	again.Run(d.Sleeper("c"))
+	d.Check()
+	if !strings.Contains(readRaw(t, d.Log), "Scope of the monitors was ended by others") {
+		t.Error("the log does not tell of the monitors' scope")
+	}
+	again.Remove()
 	pod.Remove()
-	d.AsBefore()
 }
 
 // limitTasks limits a slice that is there, as the kubelet does.

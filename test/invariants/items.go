@@ -294,6 +294,8 @@ func (d Daemon) standing(i Item) bool {
 		return i.Name == d.Bridge
 	case Firewall:
 		return !strings.Contains(i.Name, " set ")
+	case Process: // another one when somebody ends the scope
+		return strings.HasSuffix(i.Name, " (berth-hold "+d.marked()+"-monitors.scope)")
 	case Cgroup:
 		_, path, _ := strings.Cut(i.Name, ":")
 		return path == d.CgroupRoot() || slices.Contains(d.CgroupParents, path) ||

@@ -38,6 +38,7 @@ func failure(name, text string) *dbus.Error {
 // StartTransientUnit starts a scope.
 func (c calls) StartTransientUnit(name, _ string, properties []property, _ []auxiliary) (dbus.ObjectPath, *dbus.Error) {
 	m := c.m
+	m.wait()
 	m.trim()
 	all := map[string]any{}
 	for _, p := range properties {
@@ -58,6 +59,7 @@ func (c calls) StartTransientUnit(name, _ string, properties []property, _ []aux
 
 // StopUnit stops a unit behind the call.
 func (c calls) StopUnit(name, _ string) (dbus.ObjectPath, *dbus.Error) {
+	c.m.wait()
 	if !c.m.known(name) {
 		return "", failure("NoSuchUnit", "Unit "+name+" not loaded.")
 	}
@@ -83,6 +85,7 @@ func (p properties) Get(message dbus.Message, _, name string) (dbus.Variant, *db
 	case name != "ActiveState":
 		return dbus.Variant{}, dbus.NewError("org.freedesktop.DBus.Error.UnknownProperty", nil)
 	}
+	p.m.wait()
 	p.m.trim()
 	state := "inactive"
 	if p.m.known(unescape(strings.TrimPrefix(string(path), unitFolder+"/"))) {

@@ -12,7 +12,8 @@ import (
 )
 
 // accept does the server's part of the handshake (D-Bus specification, "Authentication Protocol"), which godbus has the client's part of alone.
-func accept(conn net.Conn) (*dbus.Conn, error) {
+// Nothing is read of what the client asks then before ready is closed.
+func accept(conn net.Conn, ready <-chan struct{}) (*dbus.Conn, error) {
 	in := bufio.NewReader(conn)
 	if _, err := in.ReadByte(); err != nil {
 		return nil, err
@@ -25,7 +26,7 @@ func accept(conn net.Conn) (*dbus.Conn, error) {
 		answer := "ERROR\r\n"
 		switch words := strings.Fields(line); {
 		case len(words) == 1 && words[0] == "BEGIN":
-			return serve(&channel{Reader: in, conn: conn})
+			return serve(&channel{Reader: in, conn: conn, ready: ready})
 		case len(words) == 1 && words[0] == "AUTH":
 			answer = "REJECTED EXTERNAL\r\n"
 		case len(words) > 1 && words[0] == "AUTH":
@@ -41,6 +42,7 @@ func accept(conn net.Conn) (*dbus.Conn, error) {
 type channel struct {
 	io.Reader
 	conn    net.Conn
+	ready   <-chan struct{}
 	begun   bool
 	answers *bytes.Reader
 }
@@ -52,6 +54,7 @@ func (c *channel) Read(b []byte) (int, error) {
 	if c.answers.Len() > 0 {
 		return c.answers.Read(b)
 	}
+	<-c.ready
 	return c.Reader.Read(b)
 }
 

@@ -36,7 +36,8 @@ type Manager struct {
 	units map[string]*unit
 	conns []*dbus.Conn
 	jobs  uint32
-	mute  bool // no job's end is told
+	mute  bool          // no job's end is told
+	hung  chan struct{} // no call is answered before it is closed; nil: all are
 }
 
 // Start starts one, which ends with the test.
@@ -94,7 +95,9 @@ func (m *Manager) acceptAll() {
 			return
 		}
 		m.serving.Go(func() {
-			served, err := accept(conn)
+			ready := make(chan struct{})
+			defer close(ready)
+			served, err := accept(conn, ready)
 			if err == nil {
 				err = m.export(served)
 			}
@@ -146,6 +149,34 @@ func (m *Manager) Mute() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.mute = true
+}
+
+// Hang answers no call until Resume.
+func (m *Manager) Hang() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.hung = make(chan struct{})
+}
+
+// Resume ends Hang.
+func (m *Manager) Resume() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	close(m.hung)
+	m.hung = nil
+}
+
+// wait waits until calls are answered.
+func (m *Manager) wait() {
+	m.mu.Lock()
+	hung := m.hung
+	m.mu.Unlock()
+	if hung != nil {
+		select {
+		case <-hung:
+		case <-m.ending:
+		}
+	}
 }
 
 // Stop ends a unit as an operator does.

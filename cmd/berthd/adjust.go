@@ -1,11 +1,13 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"strings"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/berthd/berth/oci/adjust"
 	"github.com/berthd/berth/oci/adjust/cdi"
 	"github.com/berthd/berth/oci/adjust/classes"
 	"github.com/berthd/berth/oci/adjust/hooks"
@@ -65,12 +67,19 @@ func setDevices(c *config, list []string) error {
 
 // adjusters are in the order in which containers pass them.
 func (c *adjustConfig) adjusters(plugins *plugins) []sandbox.Adjuster {
-	all := []sandbox.Adjuster{c.devices()}
+	all := []sandbox.Adjuster{c.devices(), classes.BlockIO(c.blockIO)}
 	if plugins != nil {
 		all = append(all, plugins)
 	}
 	if len(c.hookDirs) > 0 {
 		all = append(all, hooks.Folders(c.hookDirs))
 	}
-	return append(all, classes.BlockIO(c.blockIO), classes.Service(classes.Resctrl))
+	return append(all, classes.Service(classes.Resctrl))
+}
+
+// blockIOClass gives a container a class that its request does not name.
+func (c *adjustConfig) blockIOClass(ctx context.Context, container *adjust.Container, class string) error {
+	asked := *container
+	asked.Config = &runtimeapi.ContainerConfig{Metadata: container.Config.GetMetadata(), Annotations: map[string]string{classes.BlockIOAnnotation: class}}
+	return classes.BlockIO(c.blockIO).Adjust(ctx, &asked)
 }

@@ -80,7 +80,7 @@ func (all *adjustConfig) prepare(ctx context.Context, state string) *plugins {
 		return nil
 	}
 	logger := klog.FromContext(ctx)
-	c.Devices = all.devices().Adjust
+	c.Devices, c.BlockIO = all.devices().Adjust, all.blockIOClass
 	c.Version, c.Socket = version, filepath.Join(state, pluginSocket)
 	c.Log = func(level nri.LogLevel, text string) {
 		switch level {

@@ -17,8 +17,6 @@ func Check(s *specs.Spec) error {
 		there bool
 	}{
 		{"domainname", s.Domainname != ""},
-		{"process.scheduler", p.Scheduler != nil},
-		{"process.ioPriority", p.IOPriority != nil},
 		{"process.execCPUAffinity", p.ExecCPUAffinity != nil},
 		{"linux.sysctl", len(l.Sysctl) > 0},
 		{"linux.netDevices", len(l.NetDevices) > 0},
@@ -31,6 +29,9 @@ func Check(s *specs.Spec) error {
 		if f.there {
 			return &UnsupportedError{Field: f.field}
 		}
+	}
+	if _, err := compileScheduling(p); err != nil {
+		return err
 	}
 	return compileNamespaces(&engine.Plan{}, l)
 }

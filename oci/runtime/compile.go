@@ -209,6 +209,10 @@ func compileProcess(s *specs.Spec, sp *specs.Process) (*engine.Process, error) {
 	if sp.OOMScoreAdj != nil {
 		p.OOMScoreAdj, p.OOMScoreSet = *sp.OOMScoreAdj, true
 	}
+	var err error
+	if p.Scheduling, err = compileScheduling(sp); err != nil {
+		return nil, err
+	}
 	if c := sp.Capabilities; c != nil {
 		for _, set := range []struct {
 			names []string

@@ -141,6 +141,11 @@ func (c *Client) Start(ctx context.Context, r StartRequest) (pid int, err error)
 			return 0, err
 		}
 	}
+	if pr := &r.Plan.Process; len(pr.Scheduler) > 0 || pr.IOPriority != 0 {
+		if err := c.need(ctx, 9, "start a container with a scheduling policy or I/O priority"); err != nil {
+			return 0, err
+		}
+	}
 	body := wire.Start{ContainerID: r.ContainerID, Plan: *r.Plan, LogPath: r.LogPath, Command: r.Command}
 	m := wire.Message{Verb: wire.VerbStart}
 	for _, f := range r.Cgroups {

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/containerd/nri/pkg/api"
+	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berthd/berth/test/harness"
@@ -96,6 +97,26 @@ func TestPluginAdjustsAContainer(t *testing.T) {
 	}
 }
 
+// TestPluginSchedulesAContainer: its processes have the policy and the priorities.
+func TestPluginSchedulesAContainer(t *testing.T) {
+	harness.Native(t, "runc 1.1 knows neither")
+	d := harness.Start(t)
+	join(d, "10-schedule", adjusting("c", func(a *api.ContainerAdjustment) {
+		a.SetLinuxScheduler(&api.LinuxScheduler{Policy: api.LinuxSchedulerPolicy_SCHED_BATCH, Nice: 7})
+		a.SetLinuxIOPriority(&api.LinuxIOPriority{Class: api.IOPrioClass_IOPRIO_CLASS_BE, Priority: 6})
+	}))
+	c := d.RunPod(d.Pod("a")).Run(d.Sleeper("c"))
+	c.WaitOutput("up")
+	attr, err := unix.SchedGetAttr(c.PID(), 0)
+	if err != nil || attr.Policy != unix.SCHED_BATCH || attr.Nice != 7 {
+		t.Errorf("scheduler %+v, %v", attr, err)
+	}
+	const process, bestEffort = 1, 2 << 13
+	if got, _, errno := unix.Syscall(unix.SYS_IOPRIO_GET, process, uintptr(c.PID()), 0); errno != 0 || got != bestEffort|6 {
+		t.Errorf("I/O priority %#x, %v", got, errno)
+	}
+}
+
 func TestPluginsInOrderAndInConflict(t *testing.T) {
 	d := harness.Start(t)
 	var order []string
@@ -174,8 +195,8 @@ func TestAdjustmentsThatCannotBe(t *testing.T) {
 		"CDI":            {func(a *api.ContainerAdjustment) { a.AddCDIDevice(&api.CDIDevice{Name: "vendor.test/none=0"}) }, "vendor.test/none=0"},
 		"realtime":       {func(a *api.ContainerAdjustment) { a.SetLinuxCPURealtimeRuntime(1) }, "realtime_runtime"},
 		"kernel memory":  {func(a *api.ContainerAdjustment) { a.SetLinuxMemoryKernel(1 << 20) }, "memory.kernel"},
-		"block I/O":      {func(a *api.ContainerAdjustment) { a.SetLinuxBlockIOClass("fast") }, "blockio_class fast"},
-		"RDT":            {func(a *api.ContainerAdjustment) { a.SetLinuxRDTClosID("gold") }, "linux.rdt"},
+		"block I/O":      {func(a *api.ContainerAdjustment) { a.SetLinuxBlockIOClass("fast") }, "fast"},
+		"RDT":            {func(a *api.ContainerAdjustment) { a.SetLinuxRDTClosID("gold") }, "gold"},
 		"limit":          {func(a *api.ContainerAdjustment) { a.SetLinuxCPUPeriod(1) }, "cpu_period"},
 		"network device": {func(a *api.ContainerAdjustment) { a.AddLinuxNetDevice("eth9", &api.LinuxNetDevice{Name: "eth9"}) }, "netDevices"},
 		"mount":          {func(a *api.ContainerAdjustment) { a.AddMount(&api.Mount{Destination: "here", Type: "tmpfs"}) }, "mounts here"},

@@ -7,8 +7,11 @@ import (
 // kind names the annotations of a kind of class, as containerd and CRI-O have them.
 type kind struct{ container, pod, prefix string }
 
+// BlockIOAnnotation is a container's own annotation that names its class of block I/O.
+const BlockIOAnnotation = "io.kubernetes.cri.blockio-class"
+
 var (
-	blockIOKind = kind{"io.kubernetes.cri.blockio-class", "blockio.resources.beta.kubernetes.io/pod", "blockio.resources.beta.kubernetes.io/container."}
+	blockIOKind = kind{BlockIOAnnotation, "blockio.resources.beta.kubernetes.io/pod", "blockio.resources.beta.kubernetes.io/container."}
 	serviceKind = kind{"io.kubernetes.cri.rdt-class", "rdt.resources.beta.kubernetes.io/pod", "rdt.resources.beta.kubernetes.io/container."}
 )
 

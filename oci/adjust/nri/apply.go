@@ -3,7 +3,6 @@ package nri
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"path"
 	"slices"
@@ -55,7 +54,48 @@ func (p *Plugins) apply(ctx context.Context, c *adjust.Container, a *api.Contain
 	if path := linux.GetCgroupsPath(); path != "" && path != s.Linux.CgroupsPath {
 		return &UnsupportedError{"linux.cgroups_path " + path, "a container's cgroup is the daemon's to choose"}
 	}
+	if err := p.classes(ctx, c, linux); err != nil {
+		return err
+	}
 	return limits(c, linux)
+}
+
+// classes gives the container classes of block I/O and of service. Which classes of service there are is looked at after plugins.
+func (p *Plugins) classes(ctx context.Context, c *adjust.Container, linux *api.LinuxContainerAdjustment) error {
+	l := c.Spec.Linux
+	if v := linux.GetResources().GetBlockioClass(); v != nil {
+		switch {
+		case v.GetValue() == "":
+			resourcesOf(c.Spec).BlockIO = nil
+		case p.cfg.BlockIO == nil:
+			return &UnsupportedError{"linux.resources.blockio_class " + v.GetValue(), "there are no such classes"}
+		default:
+			if err := p.cfg.BlockIO(ctx, c, v.GetValue()); err != nil {
+				return about("a plugin's class of block I/O", err)
+			}
+		}
+	}
+	made := specs.LinuxIntelRdt{}
+	if l.IntelRdt != nil && !linux.GetRdt().GetRemove() {
+		made = *l.IntelRdt
+	}
+	if v := linux.GetResources().GetRdtClass(); v != nil {
+		made = specs.LinuxIntelRdt{ClosID: v.GetValue()}
+	}
+	if v := linux.GetRdt().GetClosId(); v != nil {
+		made.ClosID = v.GetValue()
+	}
+	if v := linux.GetRdt().GetSchemata(); v != nil {
+		made.Schemata = slices.Clone(v.GetValue())
+	}
+	if v := linux.GetRdt().GetEnableMonitoring(); v != nil {
+		made.EnableMonitoring = v.GetValue()
+	}
+	l.IntelRdt = &made
+	if made.ClosID == "" && len(made.Schemata) == 0 && !made.EnableMonitoring {
+		l.IntelRdt = nil
+	}
+	return nil
 }
 
 // dropRemoved takes away variables and devices that plugins have removed: the library tells of that only by what it has made of its request.
@@ -236,9 +276,6 @@ func adjustProcess(s *specs.Spec, linux *api.LinuxContainerAdjustment) error {
 	if v := linux.GetMemoryPolicy(); v != nil {
 		s.Linux.MemoryPolicy = v.ToOCI()
 	}
-	if rdt := linux.GetRdt(); rdt.GetRemove() || rdt.GetClosId() != nil || rdt.GetSchemata() != nil || rdt.GetEnableMonitoring() != nil {
-		return &UnsupportedError{"linux.rdt", "resctrl is not in use"}
-	}
 	p := linux.GetSeccompPolicy()
 	if p == nil {
 		return nil
@@ -262,14 +299,7 @@ func adjustProcess(s *specs.Spec, linux *api.LinuxContainerAdjustment) error {
 // limits applies limits: those that a request can set as if it had set them, the others to the specification.
 func limits(c *adjust.Container, linux *api.LinuxContainerAdjustment) error {
 	r := linux.GetResources()
-	err := unsupportedLimits(r)
-	if v := r.GetBlockioClass(); v != nil {
-		err = errors.Join(err, &UnsupportedError{"linux.resources.blockio_class " + v.GetValue(), "there are no such classes"})
-	}
-	if v := r.GetRdtClass(); v != nil {
-		err = errors.Join(err, &UnsupportedError{"linux.resources.rdt_class " + v.GetValue(), "there are no such classes"})
-	}
-	if err != nil {
+	if err := unsupportedLimits(r); err != nil {
 		return err
 	}
 	before := c.Config.GetLinux().GetResources()

@@ -40,6 +40,8 @@ type Config struct {
 	Validator                                        Validator
 	// Devices gives a container the CDI devices that a request names; nil: there are none.
 	Devices func(ctx context.Context, c *adjust.Container) error
+	// BlockIO gives a container a class of block I/O; nil: there are none.
+	BlockIO func(ctx context.Context, c *adjust.Container, class string) error
 	// Log takes what the library has to say.
 	Log Logger
 }

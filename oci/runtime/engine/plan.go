@@ -119,13 +119,27 @@ type Process struct {
 	Capabilities Capabilities
 	NoNewPrivs   bool
 	Rlimits      []Rlimit
-	// OOMScoreAdj is written when OOMScoreSet.
-	OOMScoreAdj int
-	OOMScoreSet bool
+	Precedence
 	// Seccomp is an array of struct sock_filter; empty means none.
 	Seccomp      []byte
 	SeccompFlags uint64
 	Labels
+}
+
+// Precedence is what the kernel goes by when processes are in each other's way.
+type Precedence struct {
+	// OOMScoreAdj is written when OOMScoreSet.
+	OOMScoreAdj int
+	OOMScoreSet bool
+	Scheduling
+}
+
+// Scheduling is what the schedulers of processors and of block devices go by; the zero value leaves the monitor's.
+type Scheduling struct {
+	// Scheduler is a struct sched_attr (sched_setattr(2)); empty is none.
+	Scheduler []byte
+	// IOPriority is as ioprio_set(2) has it; 0 is none.
+	IOPriority uint32
 }
 
 // Labels are what security modules know a process by. At most one is set.
@@ -229,5 +243,7 @@ func (p *Process) Code(c *codec.Codec) {
 		c.String(&p.AppArmor)
 		c.String(&p.Path)
 		c.String(&p.SELinux)
+		c.ByteSlice(&p.Scheduler)
+		c.Uint32(&p.IOPriority)
 	})
 }

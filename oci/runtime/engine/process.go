@@ -38,6 +38,9 @@ func (p *program) early(pr *Process) {
 	p.oomScore(pr)
 }
 
+// ioprioWhoProcess says that ioprio_set(2) is about a process (linux/ioprio.h).
+const ioprioWhoProcess = 1
+
 // settle joins the cgroups, whose files the monitor has opened, and starts a session.
 func (p *program) settle(cgroups []int) {
 	zero := p.text("0")
@@ -122,6 +125,14 @@ func (p *program) become(pr *Process, root arg) {
 	} else {
 		p.at("close", "inherited descriptors")
 		p.sys(unix.SYS_CLOSE_RANGE, num(3), arg{value: 1<<32 - 1}, num(unix.CLOSE_RANGE_CLOEXEC))
+	}
+	if len(pr.Scheduler) > 0 {
+		p.at("set", "scheduling policy")
+		p.sys(unix.SYS_SCHED_SETATTR, num(0), slice(p, pr.Scheduler), num(0))
+	}
+	if pr.IOPriority != 0 {
+		p.at("set", "I/O priority")
+		p.sys(unix.SYS_IOPRIO_SET, num(ioprioWhoProcess), num(0), num(pr.IOPriority))
 	}
 	// No earlier: RLIMIT_NOFILE would keep the child from opening the directory. No later: a hard limit is raised by a capability.
 	for i := range pr.Rlimits {

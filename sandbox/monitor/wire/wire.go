@@ -22,7 +22,8 @@ import (
 //	6  mounts of images
 //	7  hooks: AnswerPaused, VerbContinue, Exec.Waiting
 //	8  SELinux labels of containers and execs
-const Version = 8
+//	9  scheduling of containers
+const Version = 9
 
 // RunsHooks is the version that brought hooks. An older monitor would not wait for them.
 const RunsHooks = 7

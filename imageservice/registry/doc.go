@@ -11,8 +11,8 @@
 //
 // # Chunks
 //
-// A blob of more than two chunks is fetched by Connections at a time, in chunks that wait in memory for their turn. The
-// first answer tells whether the host knows ranges; a host that answers with everything, with another range, with another
+// A blob of more than two chunks is fetched chunk by chunk; when its reader is short of bytes, by up to Connections at a
+// time, and what is ahead waits in memory for its turn. The first answer tells whether the host knows ranges; a host that answers with everything, with another range, with another
 // ETag or with an error to a chunk ahead gets no more of those, and the blob goes on over one connection. What has come
 // of a chunk is kept when its connection breaks. Chunks that do not add up to the digest are fetched once more, in one
 // piece, before the hosts are blamed. A pull has one connection of its own; all others, and the memory, come from the

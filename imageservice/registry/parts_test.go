@@ -16,10 +16,9 @@ import (
 	"github.com/berthd/berth/imageservice/registry/registrytest"
 )
 
-// chunked has chunks of half a MiB.
+// chunked has chunks of half a MiB, and the patience of a machine that is busy.
 var chunked = Config{
-	StallTimeout: 400 * time.Millisecond, Patience: 150 * time.Millisecond, Backoff: 5 * time.Millisecond,
-	ChunkSize: 512 << 10,
+	StallTimeout: 30 * time.Second, Patience: 10 * time.Second, Backoff: 5 * time.Millisecond, ChunkSize: 512 << 10,
 }
 
 const bigSize = 6<<20 + 12345
@@ -58,6 +57,7 @@ func TestBigBlobsComeInChunks(t *testing.T) {
 		faults      []registrytest.Fault
 		least, most int // Range requests
 		again       bool
+		stalls      bool
 	}{
 		{name: "all well", least: chunks, most: chunks},
 		{name: "no ranges", faults: []registrytest.Fault{{Quirks: registrytest.IgnoreRange}}, least: 1, most: 1},
@@ -69,7 +69,7 @@ func TestBigBlobsComeInChunks(t *testing.T) {
 		{name: "resets", faults: []registrytest.Fault{
 			{Cut: registrytest.Reset, At: 100_000, Times: 1}, {Cut: registrytest.Reset, At: 1_000_000, Times: 4}, {Cut: registrytest.Reset, At: 6 << 20, Times: 2},
 		}, least: chunks, most: 3 * chunks},
-		{name: "a stall", faults: []registrytest.Fault{{Cut: registrytest.Stall, At: 100_000, Times: 1}}, least: chunks, most: 2 * chunks},
+		{name: "a stall", faults: []registrytest.Fault{{Cut: registrytest.Stall, At: 100_000, Times: 1}}, least: 3, most: 2 * chunks, stalls: true},
 		{name: "without lengths", faults: []registrytest.Fault{{Quirks: registrytest.NoLength}}, least: chunks, most: chunks},
 		{name: "too many requests", faults: []registrytest.Fault{{Skip: 2, Times: 3, Status: 429, Header: http.Header{"Retry-After": {"0"}}}}, least: 3, most: 3 * chunks},
 		{name: "too many requests, for a second", faults: []registrytest.Fault{{Skip: 2, Times: 3, Status: 503, Header: http.Header{"Retry-After": {"1"}}}}, least: 3, most: 3 * chunks},
@@ -87,7 +87,11 @@ func TestBigBlobsComeInChunks(t *testing.T) {
 				f.Path = desc.Digest.String()
 				reg.AddFault(f)
 			}
-			s := open(t, chunked, reg.Host()+"/a/b:1", Credentials{})
+			config := chunked
+			if tc.stalls {
+				config.StallTimeout = 400 * time.Millisecond
+			}
+			s := open(t, config, reg.Host()+"/a/b:1", Credentials{})
 			r := s.Blob(t.Context(), desc)
 			got, err := io.ReadAll(r)
 			r.Close()
@@ -130,7 +134,9 @@ func TestChunksThatAreWrongAreNeverTaken(t *testing.T) {
 			f := tc.fault
 			f.Path = desc.Digest.String()
 			reg.AddFault(f)
-			s := open(t, chunked, reg.Host()+"/a/b:1", Credentials{})
+			config := chunked
+			config.StallTimeout = 400 * time.Millisecond
+			s := open(t, config, reg.Host()+"/a/b:1", Credentials{})
 			if _, err := s.Fetch(t.Context(), desc); !errors.Is(err, tc.want) {
 				t.Errorf("%v, want %v", err, tc.want)
 			}

@@ -25,7 +25,7 @@ UML_SUITES := ./test/uml ./oci/apparmor ./sandbox/cgroup ./oci/runtime/engine \
 	'./test/integration=^Test(LifeOfAPod|ExitCodes|StopSignalAndGrace|TheWholeTreeEnds|ExecSync|ExecTimeout|LowerOOMScore|DefaultCgroup|SmallLimits|$\
 	PidsLimitReached|OutOfMemory|TheMonitorIsOutside|UsersAndGroups|Capabilities|NoNewPrivileges|Privileged|Devices|Seccomp|NothingLeaks|$\
 	RestartKeepsEverything|MonitorKilled|BadRecords|RunFolderGone|SharedPIDNamespace|Sysctls|HostileMountTargets|MountPropagation|DefaultMounts|$\
-	UpdateRunning|UpdateMemory|UpdateCreated|StatsOfKnown|MetricsOf|StatusSays|VolumesOfImages|MountOptions)' \
+	UpdateRunning|UpdateMemory|UpdateCreated|StatsOfKnown|MetricsOf|StatusSays|VolumesOfImages|MountOptions|Hooks|StartContainerHook|CDIDevices)' \
 	'BERTH_TEST_HANDLER=runc ./test/integration=$(UML_HANDLER)' 'BERTH_TEST_HANDLER=crun ./test/integration=$(UML_HANDLER)'
 
 # What of critest is not run there: host ports by that kernel, and what no machine has.

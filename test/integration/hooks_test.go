@@ -2,6 +2,7 @@ package integration_test
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -46,6 +48,9 @@ func (h *hooked) hook(name, stage, script string, timeout int) {
 func (h *hooked) describe(name, stage, program string, timeout int) {
 	h.T.Helper()
 	hook := specs.Hook{Path: program, Args: []string{"the-hook", stage}, Env: []string{"PATH=/usr/bin:/bin", "OWN=value"}}
+	if strings.HasPrefix(program, "/bin/") { // the shell's, which goes by its name
+		hook.Args = nil
+	}
 	if timeout > 0 {
 		hook.Timeout = &timeout
 	}
@@ -306,4 +311,75 @@ func TestBadHookFile(t *testing.T) {
 	})
 	os.Remove(filepath.Join(h.folder, "broken.json"))
 	pod.Run(h.Sleeper("c"))
+}
+
+// Hooks do not depend on what else a container is.
+func TestHooksOfContainersOfAllKinds(t *testing.T) {
+	h := startHooked(t)
+	h.hook("a", "createRuntime", "say ran", 20)
+	h.hook("b", "createContainer", "say ran; cat > /dev/null; cd $(dirname $0); [ -n \"$(ls)\" ]", 20)
+	h.describe("c", "startContainer", "/bin/true", 20)
+	dir := folder(t, h.Daemon, "shared")
+	if err := errors.Join(unix.Mount("tmpfs", dir, "tmpfs", 0, "size=1m"), unix.Mount("", dir, "", unix.MS_SHARED, "")); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
+	pod := h.RunPod(h.Pod("kinds"))
+	shared := h.RunPod(h.Pod("one-pid", harness.Namespaces(runtimeapi.NamespaceMode_POD, runtimeapi.NamespaceMode_POD, runtimeapi.NamespaceMode_POD)))
+	strong := h.RunPod(h.Pod("strong", harness.Privileged))
+	for _, tc := range []struct {
+		name string
+		pod  *harness.Pod
+		with harness.ContainerOption
+	}{
+		{"read-only", pod, harness.Security(func(s *runtimeapi.LinuxContainerSecurityContext) { s.ReadonlyRootfs = true })},
+		{"terminal", pod, func(c *runtimeapi.ContainerConfig) { c.Tty, c.Stdin = true, true }},
+		{"masked", pod, harness.Security(func(s *runtimeapi.LinuxContainerSecurityContext) {
+			s.MaskedPaths, s.ReadonlyPaths = []string{"/etc", "/proc/keys"}, []string{"/tmp"}
+		})},
+		{"volume", pod, bind(dir, "/vol", propagation(runtimeapi.MountPropagation_PROPAGATION_HOST_TO_CONTAINER))},
+		{"shared volume", strong, func(c *runtimeapi.ContainerConfig) {
+			c.Linux.SecurityContext.Privileged = true
+			bind(dir, "/vol", propagation(runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL))(c)
+		}},
+		{"shared pid namespace", shared, harness.Security(func(s *runtimeapi.LinuxContainerSecurityContext) {
+			s.NamespaceOptions = &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_POD}
+		})},
+		{"privileged", strong, harness.Security(func(s *runtimeapi.LinuxContainerSecurityContext) { s.Privileged = true })},
+	} {
+		os.Remove(h.log)
+		name := strings.ReplaceAll(tc.name, " ", "-")
+		c := tc.pod.Run(h.Container(name, []string{"sleep", "1000"}, annotated, tc.with))
+		if len(h.said("createRuntime")) != 1 || len(h.said("createContainer")) != 1 {
+			t.Errorf("%s: hooks did not run", tc.name)
+		}
+		if got := c.Sh("ls /bin/sh"); !strings.HasPrefix(got, "/bin/sh") {
+			t.Errorf("%s: %q", tc.name, got)
+		}
+		c.Stop(0)
+		c.Remove()
+	}
+}
+
+// A pod is stopped while a hook of one of its containers runs: the hook and the start end.
+func TestStopPodWhileHookRuns(t *testing.T) {
+	harness.Native(t, "another runtime runs its hooks itself")
+	h := startHooked(t)
+	for _, stage := range []string{"createRuntime", "createContainer"} {
+		os.Remove(h.log)
+		h.hook("block", stage, "say ran; sleep 5000", 0)
+		pod := h.RunPod(h.Pod(stage))
+		c := pod.Create(h.Sleeper("c", annotated))
+		done := make(chan error)
+		go func() { done <- c.TryStart() }()
+		h.Eventually(10*time.Second, "hook", func() bool { return len(h.said(stage)) > 0 })
+		pod.Stop()
+		if err := <-done; err == nil {
+			t.Errorf("%s: the start succeeded", stage)
+		}
+		if s := c.Status(); s.State != runtimeapi.ContainerState_CONTAINER_EXITED {
+			t.Errorf("%s: state %v", stage, s.State)
+		}
+		pod.Remove()
+	}
 }

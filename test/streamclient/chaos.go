@@ -71,6 +71,9 @@ func resize(s *Session, r *rand.Rand) {
 	}
 }
 
+// patience is how long a client that has left may take to notice that.
+const patience = 2 * time.Second
+
 // Once is one client, from its request to its end. The error is that of a request that should not fail.
 func (c Chaos) Once(ctx context.Context, r *rand.Rand) error {
 	ctx, cancel := context.WithCancel(ctx)
@@ -102,10 +105,11 @@ func (c Chaos) Once(ctx context.Context, r *rand.Rand) error {
 	}
 	defer s.conn.Close()
 	done := make(chan struct{})
+	own := rand.New(rand.NewPCG(r.Uint64(), r.Uint64()))
 	go func() {
 		defer close(done)
 		if h.do != nil {
-			h.do(s, r)
+			h.do(s, own)
 		}
 	}()
 	if s.Stderr != nil {
@@ -120,7 +124,10 @@ func (c Chaos) Once(ctx context.Context, r *rand.Rand) error {
 	default:
 		s.Close()
 	}
-	<-done
+	select {
+	case <-done:
+	case <-time.After(patience): // spdystream may not notice that its connection is closed, when a stream of it is not read
+	}
 	return nil
 }
 

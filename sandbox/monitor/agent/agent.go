@@ -25,6 +25,7 @@ type Agent struct {
 	init   engine.Child          // of the shared pid namespace; PID 0 is none
 	ended  chan os.Signal        // a child has ended, or may have without notice
 	births sync.RWMutex          // held for reading while a child is made and not yet in children
+	execs  chan struct{}         // has a place for each that is being started
 	trim   trimmer
 
 	mu         sync.Mutex
@@ -33,13 +34,15 @@ type Agent struct {
 	watchers   map[*watcher]struct{}
 }
 
+// execsAtOnce is how many execs may be starting. Each needs a thread, which Go keeps; more at once start no sooner.
+const execsAtOnce = 16
+
 // users is the descriptor of the pod's user namespace, when it has one.
 const users = 4
 
 // Run serves the listening socket for the pod that setup describes. It returns when it is told to shut down.
 func Run(setup io.Reader, socket int) error {
-	a := &Agent{ended: make(chan os.Signal, 1), containers: map[string]*container{}, children: map[int]chan unix.WaitStatus{},
-		watchers: map[*watcher]struct{}{}}
+	a := newAgent()
 	b, err := io.ReadAll(setup)
 	if err != nil {
 		return fmt.Errorf("read set-up: %w", err)
@@ -60,6 +63,11 @@ func Run(setup io.Reader, socket int) error {
 	go a.reap()
 	failed := a.prepare()
 	return a.serve(socket, failed)
+}
+
+func newAgent() *Agent {
+	return &Agent{ended: make(chan os.Signal, 1), execs: make(chan struct{}, execsAtOnce), containers: map[string]*container{},
+		children: map[int]chan unix.WaitStatus{}, watchers: map[*watcher]struct{}{}}
 }
 
 // protect keeps containers from reading the monitor's memory, and makes it the parent of what they leave behind.

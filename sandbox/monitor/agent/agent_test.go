@@ -21,7 +21,8 @@ func kind(err error) int {
 
 // A container that is being made has no log and no process yet.
 func TestCallsBeforeTheBirthAreRefused(t *testing.T) {
-	a := &Agent{containers: map[string]*container{"c1": newContainer("c1")}}
+	a := newAgent()
+	a.containers["c1"] = newContainer("c1")
 	id := wire.Message{Body: wire.Encode(&wire.ID{ContainerID: "c1"})}
 	if _, err := a.reopenLog(id); kind(err) != wire.FailedNotFound {
 		t.Errorf("reopenLog = %v, want not found", err)
@@ -38,7 +39,7 @@ func TestCallsBeforeTheBirthAreRefused(t *testing.T) {
 
 // An exec must not fall back to the monitor's own pid namespace.
 func TestExecNeedsThePIDNamespace(t *testing.T) {
-	a := &Agent{}
+	a := newAgent()
 	c := newContainer("c1")
 	c.pid, c.pidns = os.Getpid(), unknownNamespace
 	var err error

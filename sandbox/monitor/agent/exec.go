@@ -116,6 +116,12 @@ func execDescriptors(r *wire.Exec, fds []int) (execFiles, error) {
 }
 
 func (a *Agent) execBirth(c *container, r *wire.Exec, files execFiles, gone <-chan struct{}) (engine.Child, <-chan unix.WaitStatus, error) {
+	select {
+	case a.execs <- struct{}{}:
+		defer func() { <-a.execs }()
+	case <-gone:
+		return engine.Child{}, nil, &wire.Failure{Text: "connection closed"}
+	}
 	a.births.RLock()
 	defer a.born()
 	a.mu.Lock()

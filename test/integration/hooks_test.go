@@ -300,6 +300,28 @@ func TestKilledInHook(t *testing.T) {
 	}
 }
 
+// A daemon that is killed while a poststop hook runs has the next one run it again, and take away what was there for it.
+func TestKilledInPoststopHook(t *testing.T) {
+	harness.Native(t, "another runtime runs its hooks itself")
+	h := startHooked(t)
+	h.hook("stop", "poststop", "say ran; sleep 5000", 0)
+	pod := h.RunPod(h.Pod("killed-late"))
+	c := pod.Run(h.Sleeper("c", annotated))
+	c.Stop(10 * time.Second)
+	h.Eventually(10*time.Second, "hook", func() bool { return len(h.said("poststop")) == 1 })
+	h.Kill()
+	h.hook("stop", "poststop", "say again", 0)
+	h.Daemon.Start()
+	h.Eventually(20*time.Second, "hook once more", func() bool { return slices.Contains(h.said("poststop"), "again") })
+	bundle := filepath.Join(h.Dir, "s", "pods", pod.ID, c.ID)
+	h.Eventually(20*time.Second, "end of the bundle", func() bool {
+		_, err := os.Stat(bundle)
+		return os.IsNotExist(err)
+	})
+	c.Remove()
+	pod.Remove()
+}
+
 // A file that is no hook refuses containers, and nothing is made.
 func TestBadHookFile(t *testing.T) {
 	h := startHooked(t)

@@ -145,6 +145,7 @@ func (d *Driver) makeScope(ctx context.Context, at string) (err error) {
 	s := scope{name: name, slice: path.Base(path.Dir(at)), about: "berth sandbox " + strings.TrimSuffix(strings.TrimPrefix(name, u.prefix), scopeSuffix), pid: h.pid}
 	if at == d.own {
 		s.about, s.weight = "berth monitors", weight(monitorShares)
+		s.signal = int32(unix.SIGKILL) // they end by no other, and it would be waited for
 	}
 	if _, err := u.manager.start(ctx, &s); err != nil {
 		return err

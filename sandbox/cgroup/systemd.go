@@ -179,6 +179,7 @@ func (m *manager) state(ctx context.Context, unit string) (state string, err err
 type scope struct {
 	name, slice, about string
 	weight             uint64 // of the processors; 0: the default
+	signal             int32  // what ends it when it is told to stop; 0: SIGTERM
 	pid                int    // its first process
 }
 
@@ -197,6 +198,9 @@ func (s *scope) properties() []systemd.Property {
 	}
 	if s.weight != 0 {
 		all = append(all, property("CPUWeight", s.weight))
+	}
+	if s.signal != 0 {
+		all = append(all, property("KillSignal", s.signal))
 	}
 	return all
 }

@@ -247,6 +247,9 @@ func (m *Manager) askAdjusters(ctx context.Context, c *container, in *adjust.Con
 			return err
 		}
 	}
+	if err := spec.CheckSysctls(c.pod.config, in.Spec.Linux.Sysctl); err != nil {
+		return err
+	}
 	if m.record(c.pod).Runtime != nil { // which knows by itself what it has
 		return nil
 	}

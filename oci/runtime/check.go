@@ -18,7 +18,6 @@ func Check(s *specs.Spec) error {
 	}{
 		{"domainname", s.Domainname != ""},
 		{"process.execCPUAffinity", p.ExecCPUAffinity != nil},
-		{"linux.sysctl", len(l.Sysctl) > 0},
 		{"linux.netDevices", len(l.NetDevices) > 0},
 		{"linux.personality", l.Personality != nil},
 		{"linux.timeOffsets", len(l.TimeOffsets) > 0},

@@ -64,3 +64,9 @@ func Sysctls(cfg *runtimeapi.PodSandboxConfig) ([][2]string, error) {
 	}
 	return out, nil
 }
+
+// CheckSysctls checks kernel parameters that a container is to have besides its pod's: they are of namespaces that it shares with the pod.
+func CheckSysctls(pod *runtimeapi.PodSandboxConfig, all map[string]string) error {
+	_, err := Sysctls(&runtimeapi.PodSandboxConfig{Linux: &runtimeapi.LinuxPodSandboxConfig{SecurityContext: pod.GetLinux().GetSecurityContext(), Sysctls: all}})
+	return err
+}

@@ -48,6 +48,8 @@ type StartRequest struct {
 	// Command has another runtime make the container; RuntimeGroup is the cgroup that its program runs in, or nil.
 	Command      Command
 	RuntimeGroup *os.File
+	// Sysctls are pairs of a kernel parameter and its value, of the pod's namespaces.
+	Sysctls [][2]string
 	// Paused is told of each point of the plan at which the start waits; the start goes on when it returns nil, and else is undone.
 	Paused func(ctx context.Context, at Paused) error
 }
@@ -141,12 +143,15 @@ func (c *Client) Start(ctx context.Context, r StartRequest) (pid int, err error)
 			return 0, err
 		}
 	}
-	if pr := &r.Plan.Process; len(pr.Scheduler) > 0 || pr.IOPriority != 0 {
-		if err := c.need(ctx, 9, "start a container with a scheduling policy or I/O priority"); err != nil {
+	if pr := &r.Plan.Process; len(pr.Scheduler) > 0 || pr.IOPriority != 0 || len(r.Sysctls) > 0 {
+		if err := c.need(ctx, 9, "start a container with a scheduling policy, an I/O priority or kernel parameters"); err != nil {
 			return 0, err
 		}
 	}
 	body := wire.Start{ContainerID: r.ContainerID, Plan: *r.Plan, LogPath: r.LogPath, Command: r.Command}
+	for _, s := range r.Sysctls {
+		body.Sysctls = append(body.Sysctls, wire.Sysctl{Key: s[0], Value: s[1]})
+	}
 	m := wire.Message{Verb: wire.VerbStart}
 	for _, f := range r.Cgroups {
 		body.Cgroups = append(body.Cgroups, f.Name())

@@ -68,6 +68,7 @@ func TestPluginAdjustsAContainer(t *testing.T) {
 		a.AddMount(&api.Mount{Destination: "/mounted", Source: source, Type: "bind", Options: []string{"bind", "ro", "rprivate"}})
 		a.AddDevice(&api.LinuxDevice{Path: "/dev/plugged", Type: "c", Major: 1, Minor: 3})
 		a.AddRlimit("RLIMIT_NOFILE", 500, 400)
+		a.SetLinuxSysctl("net.core.somaxconn", "777")
 		a.SetLinuxCPUShares(300)
 		a.SetLinuxMemoryLimit(64 << 20)
 		a.SetLinuxPidLimits(77)
@@ -82,7 +83,7 @@ func TestPluginAdjustsAContainer(t *testing.T) {
 	d.Restart()
 	c.Start()
 	c.WaitOutput("adjusted")
-	if got := c.Sh("echo $ADDED $CHANGED $GONE; cat /mounted; ulimit -n; cat /proc/self/oom_score_adj; echo x > /dev/plugged && echo plugged"); strings.TrimSpace(got) != "1 after\nfrom the plugin\n400\n900\nplugged" {
+	if got := c.Sh("echo $ADDED $CHANGED $GONE; cat /mounted; ulimit -n; cat /proc/self/oom_score_adj; cat /proc/sys/net/core/somaxconn; echo x > /dev/plugged && echo plugged"); strings.TrimSpace(got) != "1 after\nfrom the plugin\n400\n900\n777\nplugged" {
 		t.Errorf("in the container: %q", got)
 	}
 	if memoryOf(c) != "67108864" {
@@ -191,15 +192,16 @@ func TestAdjustmentsThatCannotBe(t *testing.T) {
 		adjust func(*api.ContainerAdjustment)
 		want   string
 	}{
-		"cgroup":         {func(a *api.ContainerAdjustment) { a.SetLinuxCgroupsPath("/elsewhere") }, "linux.cgroups_path /elsewhere"},
-		"CDI":            {func(a *api.ContainerAdjustment) { a.AddCDIDevice(&api.CDIDevice{Name: "vendor.test/none=0"}) }, "vendor.test/none=0"},
-		"realtime":       {func(a *api.ContainerAdjustment) { a.SetLinuxCPURealtimeRuntime(1) }, "realtime_runtime"},
-		"kernel memory":  {func(a *api.ContainerAdjustment) { a.SetLinuxMemoryKernel(1 << 20) }, "memory.kernel"},
-		"block I/O":      {func(a *api.ContainerAdjustment) { a.SetLinuxBlockIOClass("fast") }, "fast"},
-		"RDT":            {func(a *api.ContainerAdjustment) { a.SetLinuxRDTClosID("gold") }, "gold"},
-		"limit":          {func(a *api.ContainerAdjustment) { a.SetLinuxCPUPeriod(1) }, "cpu_period"},
-		"network device": {func(a *api.ContainerAdjustment) { a.AddLinuxNetDevice("eth9", &api.LinuxNetDevice{Name: "eth9"}) }, "netDevices"},
-		"mount":          {func(a *api.ContainerAdjustment) { a.AddMount(&api.Mount{Destination: "here", Type: "tmpfs"}) }, "mounts here"},
+		"cgroup":           {func(a *api.ContainerAdjustment) { a.SetLinuxCgroupsPath("/elsewhere") }, "linux.cgroups_path /elsewhere"},
+		"CDI":              {func(a *api.ContainerAdjustment) { a.AddCDIDevice(&api.CDIDevice{Name: "vendor.test/none=0"}) }, "vendor.test/none=0"},
+		"realtime":         {func(a *api.ContainerAdjustment) { a.SetLinuxCPURealtimeRuntime(1) }, "realtime_runtime"},
+		"kernel memory":    {func(a *api.ContainerAdjustment) { a.SetLinuxMemoryKernel(1 << 20) }, "memory.kernel"},
+		"block I/O":        {func(a *api.ContainerAdjustment) { a.SetLinuxBlockIOClass("fast") }, "fast"},
+		"RDT":              {func(a *api.ContainerAdjustment) { a.SetLinuxRDTClosID("gold") }, "gold"},
+		"host's parameter": {func(a *api.ContainerAdjustment) { a.SetLinuxSysctl("vm.swappiness", "1") }, "vm.swappiness"},
+		"limit":            {func(a *api.ContainerAdjustment) { a.SetLinuxCPUPeriod(1) }, "cpu_period"},
+		"network device":   {func(a *api.ContainerAdjustment) { a.AddLinuxNetDevice("eth9", &api.LinuxNetDevice{Name: "eth9"}) }, "netDevices"},
+		"mount":            {func(a *api.ContainerAdjustment) { a.AddMount(&api.Mount{Destination: "here", Type: "tmpfs"}) }, "mounts here"},
 		"namespace": {func(a *api.ContainerAdjustment) {
 			a.AddOrReplaceNamespace(&api.LinuxNamespace{Type: "network", Path: "/proc/1/ns/net"})
 		}, "namespaces"},

@@ -87,16 +87,8 @@ func (a *Agent) prepare() error {
 			return fmt.Errorf("set hostname %q: %w", a.setup.Hostname, err)
 		}
 	}
-	for _, s := range a.setup.Sysctls {
-		path := "/proc/sys/" + strings.ReplaceAll(s.Key, ".", "/")
-		err := writeFile(path, s.Value)
-		if a.users != nil && errors.Is(err, unix.EACCES) {
-			// Those of an ipc namespace belong to root of its user namespace, and to no capability (ipc/ipc_sysctl.c).
-			err = a.users.Impersonate(func() error { return writeFile(path, s.Value) })
-		}
-		if err != nil {
-			return fmt.Errorf("set kernel parameter %s to %q: %w", s.Key, s.Value, err)
-		}
+	if err := a.setSysctls(a.setup.Sysctls); err != nil {
+		return err
 	}
 	if a.setup.SharedPID {
 		a.births.RLock()
@@ -107,6 +99,22 @@ func (a *Agent) prepare() error {
 		}
 		a.init = child
 		a.register(child.PID)
+	}
+	return nil
+}
+
+// setSysctls sets kernel parameters of the pod's namespaces.
+func (a *Agent) setSysctls(list []wire.Sysctl) error {
+	for _, s := range list {
+		path := "/proc/sys/" + strings.ReplaceAll(s.Key, ".", "/")
+		err := writeFile(path, s.Value)
+		if a.users != nil && errors.Is(err, unix.EACCES) {
+			// Those of an ipc namespace belong to root of its user namespace, and to no capability (ipc/ipc_sysctl.c).
+			err = a.users.Impersonate(func() error { return writeFile(path, s.Value) })
+		}
+		if err != nil {
+			return fmt.Errorf("set kernel parameter %s to %q: %w", s.Key, s.Value, err)
+		}
 	}
 	return nil
 }

@@ -93,6 +93,9 @@ func (a *Agent) birth(c *container, r *wire.Start, dirs []int, by maker, gone <-
 	if c.log, err = openLog(strings.Clone(r.LogPath)); err != nil {
 		return nil, err
 	}
+	if err := a.setSysctls(r.Sysctls); err != nil {
+		return nil, err
+	}
 	process := &r.Plan.Process
 	io, ends, err := c.pipes(process)
 	if err != nil {

@@ -28,6 +28,10 @@ func Decode(b []byte, body Coder) error {
 // Sysctl is one kernel parameter: key in dotted form, and its value.
 type Sysctl struct{ Key, Value string }
 
+func codeSysctls(c *codec.Codec, list *[]Sysctl) {
+	codec.List(c, list, func(c *codec.Codec, v *Sysctl) { c.String(&v.Key); c.String(&v.Value) })
+}
+
 // Setup tells a monitor, on its standard input, which pod is its own.
 type Setup struct {
 	SandboxID string
@@ -45,7 +49,7 @@ func (s *Setup) Code(c *codec.Codec) {
 		c.String(&s.SandboxID)
 		c.String(&s.RecordDir)
 		c.String(&s.Hostname)
-		codec.List(c, &s.Sysctls, func(c *codec.Codec, v *Sysctl) { c.String(&v.Key); c.String(&v.Value) })
+		codeSysctls(c, &s.Sysctls)
 		c.Bool(&s.SharedPID)
 		engine.CodeIDMaps(c, &s.UIDs)
 		engine.CodeIDMaps(c, &s.GIDs)
@@ -125,6 +129,7 @@ type Start struct {
 	LogPath     string   // "" keeps no log
 	Cgroups     []string // the paths of the descriptors
 	Command     Command
+	Sysctls     []Sysctl // set in the pod's namespaces before the container is made
 }
 
 // Code writes or reads s.
@@ -135,6 +140,7 @@ func (s *Start) Code(c *codec.Codec) {
 		c.String(&s.LogPath)
 		c.Strings(&s.Cgroups)
 		s.Command.Code(c)
+		codeSysctls(c, &s.Sysctls)
 	})
 }
 

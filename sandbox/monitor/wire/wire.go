@@ -22,7 +22,7 @@ import (
 //	6  mounts of images
 //	7  hooks: AnswerPaused, VerbContinue, Exec.Waiting
 //	8  SELinux labels of containers and execs
-//	9  scheduling of containers
+//	9  scheduling and kernel parameters of containers
 const Version = 9
 
 // RunsHooks is the version that brought hooks. An older monitor would not wait for them.

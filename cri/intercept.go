@@ -18,7 +18,8 @@ import (
 
 // interceptor stands before every call.
 type interceptor struct {
-	logger klog.Logger
+	logger  klog.Logger
+	observe func(method, code string, took time.Duration) // may be nil
 }
 
 // unary logs a call with its objects and outcome, and turns its error into a status.
@@ -32,7 +33,7 @@ func (i interceptor) unary(ctx context.Context, request any, call *grpc.UnarySer
 			answer, err = nil, recovered(logger, cause, method)
 		}
 		err = statusOf(ctx, err)
-		finished(logger, method, time.Since(start), err)
+		i.finished(logger, method, time.Since(start), err)
 	}()
 	if sentence, ok := unimplemented[method]; ok {
 		return nil, status.Error(codes.Unimplemented, sentence)
@@ -50,7 +51,7 @@ func (i interceptor) stream(server any, s grpc.ServerStream, call *grpc.StreamSe
 			err = recovered(logger, cause, method)
 		}
 		err = statusOf(s.Context(), err)
-		finished(logger, method, time.Since(start), err)
+		i.finished(logger, method, time.Since(start), err)
 	}()
 	if sentence, ok := unimplemented[method]; ok {
 		return status.Error(codes.Unimplemented, sentence)
@@ -76,10 +77,13 @@ func recovered(logger klog.Logger, cause any, method string) error {
 	return status.Errorf(codes.Internal, "%s panicked; the daemon's log has the stack", method)
 }
 
-// finished logs a call's outcome. What reads is asked many times a second, and package sandbox logs what it changed itself, so
+// finished counts a call and logs its outcome. What reads is asked many times a second, and package sandbox logs what it changed itself, so
 // these are shown when one debugs.
-func finished(logger klog.Logger, method string, duration time.Duration, err error) {
+func (i interceptor) finished(logger klog.Logger, method string, duration time.Duration, err error) {
 	code, text := status.Code(err), status.Convert(err).Message()
+	if i.observe != nil {
+		i.observe(method, code.String(), duration)
+	}
 	switch {
 	case err == nil && (method == "PullImage" || method == "RemoveImage"):
 		logger.V(2).Info("Answered a call", "code", code.String(), "duration", duration)

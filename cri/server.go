@@ -120,6 +120,8 @@ type Config struct {
 	Version string
 	// Facts go into the answer of Status when it is asked to be verbose. They must not contain secrets; nil is none.
 	Facts func() map[string]string
+	// Observe is told of each call that has been answered; nil: nobody is.
+	Observe func(method, code string, took time.Duration)
 	// Logger is what the calls' contextual loggers are made from.
 	Logger klog.Logger
 }
@@ -134,7 +136,7 @@ type Server struct {
 
 // NewServer makes a Server that waits for Serve.
 func NewServer(c Config) *Server {
-	i := interceptor{logger: c.Logger}
+	i := interceptor{logger: c.Logger, observe: c.Observe}
 	g := grpc.NewServer(
 		grpc.MaxRecvMsgSize(maxMessageBytes),
 		grpc.MaxSendMsgSize(maxMessageBytes),

@@ -61,6 +61,7 @@ type config struct {
 	handlerConfig
 	cgroupDriver string
 	streaming    streamingConfig
+	metrics      netip.AddrPort // not valid: they are not served
 	adjust       adjustConfig
 	verbosity    int
 	values       *keyfile.Values

@@ -148,6 +148,12 @@ Whether containers get SELinux labels, on a host where SELinux is enabled: those
 policy (lxc_contexts), with a level that no other pod has.
 Without it, or on a host without SELinux, the options of requests mean nothing.`},
 	}, pluginKeys, []keyfile.Key[config]{
+		{Name: "metrics.address", Default: "", Set: set(setMetricsAddress), Doc: `
+IP address and port at which /metrics shows in Prometheus' format how many calls of the CRI were answered, with which codes, how long they took, and a few facts about berthd, as "127.0.0.1:9440".
+Whoever reaches the address may read it.
+The metrics of containers are not there, but in the CRI (ListPodSandboxMetrics), which the kubelet shows.
+Empty: nothing is served.`},
+
 		{Name: "log.verbosity", Default: int64(2), Live: true, Set: number(func(c *config) *int { return &c.verbosity }, 0, 10), Doc: `
 How much is logged, 0 to 10.
 The option --v stands above it.`},

@@ -10,6 +10,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
 
+	"github.com/berthd/berth/cmd/berthd/prometheus"
 	"github.com/berthd/berth/cni"
 	"github.com/berthd/berth/cri"
 	"github.com/berthd/berth/cri/streaming"
@@ -27,6 +28,7 @@ type parts struct {
 	network  *cni.Dispatcher
 	manager  *sandbox.Manager
 	streams  *streaming.Server
+	calls    *prometheus.Calls // nil: nobody counts
 	closers  []func(context.Context) error
 	instance string
 	appArmor string // the profile of containers that name none, or "disabled"
@@ -106,7 +108,7 @@ func openParts(ctx context.Context, f flags, c config, instance string) (p *part
 		return p, err
 	}
 	p.closeWith(p.streams.Shutdown)
-	return p, nil
+	return p, p.serveMetrics(ctx, c.metrics)
 }
 
 // closeWith remembers how a part is closed.
@@ -134,7 +136,7 @@ func (p *parts) server(ctx context.Context, c config, facts func() map[string]st
 	return cri.NewServer(cri.Config{
 		Pods: p.manager, Containers: p.manager, Images: p.images, Network: network{p.network},
 		Stats: p.manager, Limits: p.manager, Layers: p.images, Events: p.manager, Streaming: p.streams,
-		Handlers: p.handlers(ctx, c), Version: semanticVersion(version), Logger: klog.FromContext(ctx), Facts: facts, CgroupDriver: p.driver,
+		Handlers: p.handlers(ctx, c), Version: semanticVersion(version), Logger: klog.FromContext(ctx), Facts: facts, Observe: p.observer(), CgroupDriver: p.driver,
 	})
 }
 

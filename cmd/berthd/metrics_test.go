@@ -1,0 +1,53 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"testing"
+)
+
+func TestMetricsOfTheDaemon(t *testing.T) {
+	m, f := newManager(t), newFolders(t)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := l.Addr().String()
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(f.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(f.config, fmt.Appendf(text, "[metrics]\naddress = %q\n", address), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f.start(t)
+	m.await(t, "READY=1")
+	f.version(t)
+	resp, err := http.Get("http://" + address + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil || resp.StatusCode != http.StatusOK {
+		t.Fatalf("%d, %v", resp.StatusCode, err)
+	}
+	for _, want := range []string{`berth_cri_calls_total{method="Version",code="OK"} 1`, `berth_cri_call_seconds_count{method="Version"} 1`, "berth_images 0",
+		"# TYPE berth_pods gauge", "process_open_fds "} {
+		if !strings.Contains(string(body), want) {
+			t.Errorf("no %q in\n%s", want, body)
+		}
+	}
+	for _, bad := range []string{"localhost:1", "127.0.0.1", "127.0.0.1:0", ":9440"} {
+		if _, err := readConfig(write(t, fmt.Sprintf("[metrics]\naddress = %q\n", bad))); err == nil || !strings.Contains(err.Error(), "key metrics.address") {
+			t.Errorf("address %q: %v", bad, err)
+		}
+	}
+}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -76,9 +75,6 @@ func (h nativeHandler) start(_ context.Context, c *container, made *specs.Spec, 
 		r.Plan.Rootfs.Set |= unix.MOUNT_ATTR_NODEV // images have device nodes too
 	}
 	r.Plan.Directories = append(r.Plan.Directories, h.m.containerRecord(c).MakeDirs...)
-	for _, name := range slices.Sorted(maps.Keys(made.Linux.Sysctl)) {
-		r.Sysctls = append(r.Sysctls, [2]string{name, made.Linux.Sysctl[name]})
-	}
 	return h.m.prepareHooks(c, made, r)
 }
 

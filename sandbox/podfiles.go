@@ -30,7 +30,9 @@ func (m *Manager) specPod(p *pod) spec.Pod {
 	if !hostIPC(p.config) {
 		out.ShmPath = m.shm(p.id)
 	}
-	if l := m.linkOf(p); l != nil && l.pidInit != 0 {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	if l := p.link; l != nil && l.pidInit != 0 {
 		out.PIDPath = pidNamespace(l.pidInit)
 	}
 	return out

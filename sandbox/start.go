@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -144,6 +145,9 @@ func (m *Manager) launch(ctx context.Context, c *container) (pid int, err error)
 	var group *cgroup.Group
 	by := m.handlerOf(c.pod)
 	request := monitor.StartRequest{ContainerID: c.id, LogPath: rec.LogPath}
+	for _, name := range slices.Sorted(maps.Keys(made.Linux.Sysctl)) {
+		request.Sysctls = append(request.Sysctls, [2]string{name, made.Linux.Sysctl[name]})
+	}
 	tasks := newTasks(ctx)
 	tasks.run(func(context.Context) (err error) {
 		group, err = m.makeCgroup(c, made.Linux.Resources)

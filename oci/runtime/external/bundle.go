@@ -54,6 +54,7 @@ func Config(s *specs.Spec, ns Namespaces) *specs.Spec {
 	if s.Linux.Resources != nil {
 		linux.Resources.Devices = s.Linux.Resources.Devices
 	}
+	linux.Sysctl = nil // the monitor has set them: a runtime that begins in the pod's namespaces takes these for the host's
 	out := *s
 	out.Version, out.Linux = bundleVersion, &linux
 	out.Root = &specs.Root{Path: rootfsName, Readonly: s.Root.Readonly}

@@ -152,13 +152,39 @@ func (p program) load() (int, error) {
 		kernel, flags     uint32
 	}{kind: unix.BPF_PROG_TYPE_CGROUP_DEVICE, count: uint32(len(p)), code: uint64(uintptr(unsafe.Pointer(&p[0]))),
 		license: uint64(uintptr(unsafe.Pointer(&license[0])))}
-	fd, _, errno := unix.Syscall(unix.SYS_BPF, unix.BPF_PROG_LOAD, uintptr(unsafe.Pointer(&load)), unsafe.Sizeof(load))
+	var fd uintptr
+	var errno unix.Errno
+	err := withoutSignals(func() {
+		fd, _, errno = unix.Syscall(unix.SYS_BPF, unix.BPF_PROG_LOAD, uintptr(unsafe.Pointer(&load)), unsafe.Sizeof(load))
+	})
+	if err != nil {
+		return -1, err
+	}
 	runtime.KeepAlive(p)
 	runtime.KeepAlive(license)
 	if errno != 0 {
 		return -1, fmt.Errorf("load program: %w", errno)
 	}
 	return int(fd), nil
+}
+
+// withoutSignals does what the kernel gives up, with EAGAIN, when the thread has a signal: its verifier does. Go sends them to preempt, and more of
+// them when the machine is busy.
+func withoutSignals(do func()) error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	var all, before unix.Sigset_t
+	for i := range all.Val {
+		all.Val[i]-- // every bit
+	}
+	if err := unix.PthreadSigmask(unix.SIG_SETMASK, &all, &before); err != nil {
+		return fmt.Errorf("block signals: %w", err)
+	}
+	do()
+	if err := unix.PthreadSigmask(unix.SIG_SETMASK, &before, nil); err != nil {
+		return fmt.Errorf("unblock signals: %w", err)
+	}
+	return nil
 }
 
 // attach loads the program and attaches it to a cgroup, beside what may be attached already: all must allow. The kernel drops it with the cgroup.

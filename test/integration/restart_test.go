@@ -291,39 +291,42 @@ func TestKilledAtAnyPoint(t *testing.T) {
 		rounds = n
 	}
 	for _, k := range killings() {
-		t.Run(k.name, func(t *testing.T) {
-			d := harness.Start(t)
-			// How long the call takes tells where its points are.
-			start := time.Now()
-			if err := k.prepare(d, 0)(d.Context()); err != nil {
-				t.Fatal(err)
-			}
-			first := time.Since(start)
-			canary := d.RunPod(d.Pod("canary")).Run(d.Sleeper("c"))
-			pid := canary.PID()
-			for n := 1; n <= rounds; n++ {
-				call := k.prepare(d, n)
-				ctx, cancel := context.WithCancel(d.Context())
-				ended := make(chan error, 1)
-				go func() { ended <- call(ctx) }()
-				time.Sleep(time.Duration(rand.Int64N(int64(min(first, 40*time.Millisecond)))))
-				d.Kill()
-				cancel()
-				<-ended
-				d.Start()
-				d.Check()
-				if err := call(d.Context()); err != nil {
-					t.Errorf("round %d: the same call again: %v", n, err)
-				}
-				if t.Failed() {
-					return
-				}
-			}
-			d.Check()
-			if canary.PID() != pid {
-				t.Error("the canary was started again")
-			}
-		})
+		t.Run(k.name, func(t *testing.T) { killAtAnyPoint(harness.Start(t), k, rounds) })
+	}
+}
+
+func killAtAnyPoint(d *harness.Daemon, k killing, rounds int) {
+	t := d.T
+	t.Helper()
+	// How long the call takes tells where its points are.
+	start := time.Now()
+	if err := k.prepare(d, 0)(d.Context()); err != nil {
+		t.Fatal(err)
+	}
+	first := time.Since(start)
+	canary := d.RunPod(d.Pod("canary")).Run(d.Sleeper("c"))
+	pid := canary.PID()
+	for n := 1; n <= rounds; n++ {
+		call := k.prepare(d, n)
+		ctx, cancel := context.WithCancel(d.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- call(ctx) }()
+		time.Sleep(time.Duration(rand.Int64N(int64(min(first, 40*time.Millisecond)))))
+		d.Kill()
+		cancel()
+		<-ended
+		d.Start()
+		d.Check()
+		if err := call(d.Context()); err != nil {
+			t.Errorf("round %d: the same call again: %v", n, err)
+		}
+		if t.Failed() {
+			return
+		}
+	}
+	d.Check()
+	if canary.PID() != pid {
+		t.Error("the canary was started again")
 	}
 }
 

@@ -206,6 +206,19 @@ func TestSystemdRestarts(t *testing.T) {
 	d.AsBefore()
 }
 
+// TestKilledWithSystemd: neither a scope nor a slice is left by a daemon that was killed while it had systemd make or end one.
+func TestKilledWithSystemd(t *testing.T) {
+	for _, k := range killings() {
+		switch k.name {
+		case "RunPodSandbox", "StartContainer", "StopPodSandbox", "RemovePodSandbox":
+			t.Run(k.name, func(t *testing.T) {
+				d, _ := startWithSystemd(t)
+				killAtAnyPoint(d, k, 6)
+			})
+		}
+	}
+}
+
 // TestSystemdEndsAScope: what ran in it has ended, and says so; the pod goes on with the next container.
 func TestSystemdEndsAScope(t *testing.T) {
 	d, s := startWithSystemd(t)

@@ -300,8 +300,16 @@ func (n *fakeNetwork) Del(_ context.Context, a cni.Attachment) error {
 	return nil
 }
 
-func (n *fakeNetwork) Check(context.Context, cni.Attachment) error { return nil }
-func (n *fakeNetwork) Status(context.Context) error                { return nil }
+func (n *fakeNetwork) Status(context.Context) error { return nil }
+
+func (n *fakeNetwork) Check(_ context.Context, a cni.Attachment) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.attached[a.SandboxID] == "" {
+		return cni.ErrNotAttached
+	}
+	return n.fail["Check"]
+}
 
 func (n *fakeNetwork) GC(_ context.Context, valid []cni.Attachment) error {
 	n.mu.Lock()

@@ -3,8 +3,9 @@
 // # What it is
 //
 // Package spec makes a specification from request, image and host alone. Then adjusters change it, in order: the devices that the request names
-// (package cdi), plugins of the node (package nri), hooks of the node (package hooks). What comes out is validated (Check), recorded, and
-// handed to the engine or to another runtime. Nothing of the container exists yet: an adjuster that fails refuses the container.
+// (package cdi), plugins of the node (package nri), hooks of the node (package hooks), classes (package classes). What comes out is held
+// against what the engine has (runtime.Check), recorded, and handed to the engine or to another runtime. Nothing of the container exists yet: an
+// adjuster that fails refuses the container.
 //
 // # Terms
 //

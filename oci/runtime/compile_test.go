@@ -3,6 +3,7 @@ package runtime
 import (
 	"errors"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -120,6 +121,7 @@ func TestPlanSurvivesTheCodec(t *testing.T) {
 	if image.SubPath != "etc/x" || len(image.Options) != 2 || image.Set != unix.MOUNT_ATTR_RDONLY|unix.MOUNT_ATTR_NODEV {
 		t.Errorf("mount of an image: %+v", image)
 	}
+	plan.HostRoot, plan.Pauses, plan.Process.Path, plan.Process.SELinux = "/b/rootfs", engine.Created|engine.Starting, "/bin/x", "u:r:t:s0"
 	c := codec.Encoder()
 	plan.Code(c)
 	var got engine.Plan
@@ -170,5 +172,52 @@ func TestImagesHaveTheMountLabel(t *testing.T) {
 	}
 	if len(withImage.Images["sha256:i"][0].Options) != 2 {
 		t.Error("the image's layers were changed")
+	}
+}
+
+// What a container mounts anew has its label; volumes and the kernel's own file systems keep theirs.
+func TestCompileLabels(t *testing.T) {
+	s := &specs.Spec{Root: &specs.Root{}, Process: &specs.Process{Args: []string{"x"}, SelinuxLabel: "u:r:t:s0"},
+		Linux: &specs.Linux{MountLabel: "u:object_r:f:s0:c1,c2"},
+		Mounts: []specs.Mount{{Destination: "/proc", Type: "proc"}, {Destination: "/dev", Type: "tmpfs", Options: []string{"mode=755"}}, {Destination: "/dev/pts", Type: "devpts"},
+			{Destination: "/dev/mqueue", Type: "mqueue"}, {Destination: "/v", Type: "bind", Source: "/v", Options: []string{"rbind"}}}}
+	p, err := Compile(s, Trees{Root: []Mount{{Type: "overlay", Options: []string{"lowerdir+=/l"}}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const option = "context=u:object_r:f:s0:c1,c2"
+	got := map[string][]string{"": p.Rootfs.Options}
+	for _, m := range p.Mounts {
+		got[m.Type] = m.Options
+	}
+	want := map[string][]string{"": {"lowerdir+=/l", option}, "proc": nil, "tmpfs": {"mode=755", option}, "devpts": {option}, "mqueue": nil, "bind": nil}
+	if diff := cmp.Diff(want, got); diff != "" || p.Process.SELinux != "u:r:t:s0" {
+		t.Errorf("label %q, options (-want +got):\n%s", p.Process.SELinux, diff)
+	}
+}
+
+// What nothing but an adjuster asks for, and the engine does not have, is refused by its name.
+func TestCheck(t *testing.T) {
+	for field, change := range map[string]func(*specs.Spec){
+		"linux.netDevices":  func(s *specs.Spec) { s.Linux.NetDevices = map[string]specs.LinuxNetDevice{"eth7": {}} },
+		"linux.timeOffsets": func(s *specs.Spec) { s.Linux.TimeOffsets = map[string]specs.LinuxTimeOffset{"boottime": {Secs: 1}} },
+		"linux.intelRdt": func(s *specs.Spec) {
+			s.Linux.IntelRdt = &specs.LinuxIntelRdt{ClosID: "gold", Schemata: []string{"MB:0=70"}}
+		},
+		"hooks.createContainer": func(s *specs.Spec) {
+			s.Hooks = &specs.Hooks{CreateContainer: []specs.Hook{{Path: "/x"}}}
+			s.Linux.UIDMappings = []specs.LinuxIDMapping{{HostID: 1, Size: 1}}
+		},
+	} {
+		s := &specs.Spec{Root: &specs.Root{}, Process: &specs.Process{}, Linux: &specs.Linux{}}
+		change(s)
+		var unsupported *UnsupportedError
+		if err := Check(s); !errors.As(err, &unsupported) || !strings.HasPrefix(unsupported.Field, field) {
+			t.Errorf("%s: %v", field, err)
+		}
+	}
+	class := &specs.Spec{Process: &specs.Process{}, Linux: &specs.Linux{IntelRdt: &specs.LinuxIntelRdt{ClosID: "gold"}}}
+	if err := Check(class); err != nil {
+		t.Errorf("a class of service: %v", err)
 	}
 }

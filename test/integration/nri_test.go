@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -267,6 +268,63 @@ func TestPluginUpdatesContainers(t *testing.T) {
 		}
 	})
 	d.Eventually(harness.Timeout, "the update of a plugin that joined", func() bool { return quotaOf(c) == "50000" })
+}
+
+// TestPluginJoinsWhileContainersAreCreated: each of them is told of once, when the plugin is synchronized or when it is created.
+func TestPluginJoinsWhileContainersAreCreated(t *testing.T) {
+	d := harness.Start(t)
+	pod := d.RunPod(d.Pod("a"))
+	const many = 40
+	started := make(chan struct{}, many)
+	all := make(chan *harness.Container, many)
+	go func() {
+		for i := range many {
+			config := d.Sleeper("c" + strconv.Itoa(i))
+			started <- struct{}{}
+			go func() {
+				c, err := pod.TryCreate(config)
+				if err != nil {
+					t.Errorf("CreateContainer: %v", err)
+				}
+				all <- c
+			}()
+			time.Sleep(5 * time.Millisecond)
+		}
+	}()
+	for range many / 4 {
+		<-started
+	}
+	p := join(d, "10-joins", func(p *nodePlugin) {
+		p.synchronize = func([]*api.PodSandbox, []*api.Container) []*api.ContainerUpdate {
+			time.Sleep(100 * time.Millisecond)
+			return nil
+		}
+	})
+	names := map[string]int{}
+	for range many {
+		c := <-all
+		if c == nil {
+			continue
+		}
+		p.mu.Lock()
+		if slices.Contains(p.containers, c.ID) {
+			names[c.Config.GetMetadata().GetName()]++
+		}
+		p.mu.Unlock()
+	}
+	for _, e := range p.log() {
+		if name, ok := strings.CutPrefix(e, "CreateContainer "); ok {
+			names[name]++
+		}
+	}
+	for i := range many {
+		if n := names["c"+strconv.Itoa(i)]; n != 1 {
+			t.Errorf("the plugin was told of container %d %d times", i, n)
+		}
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	t.Logf("%d of %d when it was synchronized", len(p.containers), many)
 }
 
 // TestPluginsAndADaemonThatIsKilled: containers run on, and the plugin that comes again is told of all of them.

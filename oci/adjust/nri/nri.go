@@ -90,14 +90,23 @@ func (p *Plugins) Start(runtime adjust.Runtime) error {
 	return nil
 }
 
-// Close ends the plugins that Start started, and lets no more connect.
-func (p *Plugins) Close(context.Context) error {
+// Close ends the plugins that Start started, and lets no more connect. It waits for what plugins are asked, but not longer than ctx allows.
+func (p *Plugins) Close(ctx context.Context) error {
 	p.cancel()
-	if library := p.library.Load(); library != nil {
-		library.Stop()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if library := p.library.Load(); library != nil {
+			library.Stop()
+		}
+		p.background.Wait()
+	}()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("end plugins: %w", ctx.Err())
 	}
-	p.background.Wait()
-	return nil
 }
 
 // Active tells whether there is a plugin to be told. What happens while it is false is seen by a plugin that comes later.

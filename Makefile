@@ -33,6 +33,7 @@ UML_CRITEST := -focus . -skip public.image.with.digest|port.mapping.with.host.po
 
 # What is run below a real systemd there.
 UML_SYSTEMD := './test/integration=^Test(Systemd|CgroupParentsOf|DefaultCgroup|LifeOfAPod|OutOfMemory|MonitorKilled|SharedPIDNamespace|UpdateRunning|StatsOfKnown)' \
+	'BERTH_TEST_CANCELS=8 ./test/integration=^TestEveryCallGivenUp$$/(Run|Stop|Remove|Create|Start|Update)' \
 	'BERTH_TEST_HANDLER=runc ./test/integration=^Test(SystemdDriver|SystemdRestarts|OutOfMemory)$$' \
 	'BERTH_TEST_HANDLER=crun ./test/integration=^Test(SystemdDriver|SystemdRestarts|OutOfMemory)$$'
 

@@ -77,19 +77,37 @@ func openHolder() (*os.File, error) {
 type holder struct {
 	pid   int
 	pidfd *os.File // non-blocking, for the poller
+	keep  *os.File // its end ends a holder that is not kept yet; nil: it is
 }
 
-// startHolder starts one. name is what its command line says.
+// startHolder starts one, which ends with this process unless it is kept: nothing names a holder that is in no scope yet. name is what its command line
+// says.
 func startHolder(program *os.File, name string) (*holder, error) {
-	pidfd := -1
-	p, err := os.StartProcess("/proc/self/fd/"+strconv.Itoa(int(program.Fd())), []string{"berth-hold", name},
-		&os.ProcAttr{Dir: "/", Env: []string{}, Sys: &syscall.SysProcAttr{Setsid: true, PidFD: &pidfd}})
+	wait, keep, err := os.Pipe()
 	if err != nil {
 		return nil, fmt.Errorf("start the holder of %s: %w", name, err)
 	}
+	defer wait.Close()
+	pidfd := -1
+	p, err := os.StartProcess("/proc/self/fd/"+strconv.Itoa(int(program.Fd())), []string{"berth-hold", name},
+		&os.ProcAttr{Dir: "/", Env: []string{}, Files: []*os.File{wait}, Sys: &syscall.SysProcAttr{Setsid: true, PidFD: &pidfd}})
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("start the holder of %s: %w", name, err), keep.Close())
+	}
 	unix.SetNonblock(pidfd, true) // a pidfd always takes the flag
-	h := &holder{pid: p.Pid, pidfd: os.NewFile(uintptr(pidfd), "pidfd")}
+	h := &holder{pid: p.Pid, pidfd: os.NewFile(uintptr(pidfd), "pidfd"), keep: keep}
 	return h, p.Release()
+}
+
+// settle lets the holder outlive this process.
+func (h *holder) settle() error {
+	_, err := h.keep.Write([]byte{1})
+	err = errors.Join(err, h.keep.Close())
+	h.keep = nil
+	if err != nil {
+		return fmt.Errorf("keep a holder: %w", err)
+	}
+	return nil
 }
 
 // findHolder takes one over that an earlier daemon started.
@@ -127,5 +145,8 @@ func (h *holder) kill() error {
 		err = nil
 	}
 	h.wait()
+	if h.keep != nil {
+		err = errors.Join(err, h.keep.Close())
+	}
 	return errors.Join(err, h.pidfd.Close())
 }

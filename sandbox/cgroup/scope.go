@@ -158,6 +158,9 @@ func (d *Driver) makeScope(ctx context.Context, at string) (err error) {
 	if err := d.unified.write(leaf, "cgroup.procs", fmt.Sprint(h.pid)); err != nil {
 		return err
 	}
+	if err := h.settle(); err != nil {
+		return err
+	}
 	u.watch(at, h)
 	return nil
 }

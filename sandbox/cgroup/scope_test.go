@@ -293,6 +293,45 @@ func TestScopeOfAnEarlierDaemon(t *testing.T) {
 	unix.Wait4(holder, nil, 0, nil) // a child of this process, which would outlive the daemon
 }
 
+// A holder that is in no scope yet ends with the daemon: no record names it.
+func TestHolderThatIsNotKept(t *testing.T) {
+	program, err := openHolder()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer program.Close()
+	ended := func(h *holder, within time.Duration) bool {
+		h.pidfd.SetReadDeadline(time.Now().Add(within))
+		return h.wait()
+	}
+	lost, err := startHolder(program, "lost")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if ended(lost, 100*time.Millisecond) {
+		t.Error("it ended by itself")
+	}
+	lost.keep.Close() // what the end of the daemon does
+	if !ended(lost, 10*time.Second) {
+		t.Error("it lives on")
+	}
+	lost.pidfd.Close()
+	kept, err := startHolder(program, "kept")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := kept.settle(); err != nil {
+		t.Error(err)
+	}
+	if ended(kept, 100*time.Millisecond) {
+		t.Error("it ended although it is kept")
+	}
+	kept.pidfd.SetReadDeadline(time.Time{})
+	if err := kept.kill(); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestMonitorsHaveAScopeOfTheirOwn(t *testing.T) {
 	d, m := openSystemd(t)
 	for range 2 {

@@ -109,7 +109,11 @@ func processes(d Daemon) (map[int]string, error) {
 		if err != nil || pid == os.Getpid() || pid == d.PID {
 			continue
 		}
-		if line := commandLine(pid); pids[pid] == "" && isMonitor(line) && (strings.Contains(line, d.State+"/") || strings.Contains(line, d.Root+"/")) {
+		line := commandLine(pid)
+		if pids[pid] == "" && isMonitor(line) && (strings.Contains(line, d.State+"/") || strings.Contains(line, d.Root+"/")) {
+			pids[pid] = ""
+		}
+		if d.Instance() != "" && pids[pid] == "" && strings.HasPrefix(line, "berth-hold "+d.marked()+"-") { // in whatever cgroup it was left
 			pids[pid] = ""
 		}
 	}

@@ -59,9 +59,9 @@ func sweepRounds(t testing.TB) int {
 		return n
 	}
 	if harness.Handler != "" {
-		return 16
+		return 10
 	}
-	return 64
+	return 40
 }
 
 // TestEveryCallGivenUp gives up every method of both services at points spread over the time that it takes: the client cancels it, its deadline

@@ -32,8 +32,9 @@ UML_SUITES := ./test/uml ./oci/apparmor ./sandbox/cgroup ./oci/runtime/engine \
 UML_CRITEST := -focus . -skip public.image.with.digest|port.mapping.with.host.port|NRI
 
 # What is run below a real systemd there.
-UML_SYSTEMD := './test/integration=^Test(Systemd|CgroupParentsOf|DefaultCgroup|LifeOfAPod|OutOfMemory|MonitorKilled|SharedPIDNamespace|UpdateRunning|StatsOfKnown)' \
+UML_SYSTEMD := './test/integration=^Test(Systemd|CgroupParentsOf|DefaultCgroup|LifeOfAPod|OutOfMemory|MonitorKilled|SharedPIDNamespace|UpdateRunning|StatsOfKnown|SELinux)' \
 	'BERTH_TEST_CANCELS=8 ./test/integration=^TestEveryCallGivenUp$$/(Run|Stop|Remove|Create|Start|Update)' \
+	'./oci/runtime/engine=^TestLabel' \
 	'BERTH_TEST_HANDLER=runc ./test/integration=^Test(SystemdDriver|SystemdRestarts|OutOfMemory)$$' \
 	'BERTH_TEST_HANDLER=crun ./test/integration=^Test(SystemdDriver|SystemdRestarts|OutOfMemory)$$'
 

@@ -27,10 +27,15 @@ var own = []string{
 	"/run", "/sbin", "/srv", "/sys", "/tmp", "/usr", "/var", "/var/lib", "/var/log",
 }
 
-// Enabled tells whether the kernel enforces, or would enforce, a policy.
+// Enabled tells whether the kernel enforces, or would enforce, a policy. One that has SELinux and no policy refuses every label of a file system;
+// all processes are called kernel there.
 func Enabled() bool {
 	var st unix.Statfs_t
-	return unix.Statfs("/sys/fs/selinux", &st) == nil && st.Type == unix.SELINUX_MAGIC
+	if unix.Statfs("/sys/fs/selinux", &st) != nil || st.Type != unix.SELINUX_MAGIC {
+		return false
+	}
+	current, err := os.ReadFile("/proc/self/attr/current")
+	return err == nil && strings.TrimRight(string(current), "\x00\n") != "kernel"
 }
 
 // Read returns the labels of the host's policy, below root; a policy that has none leaves them empty.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"slices"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -12,7 +13,7 @@ import (
 // A label that the kernel does not take is an error that names it: no program runs without its label.
 func TestLabelOnKernelWithoutSELinux(t *testing.T) {
 	if _, err := os.Stat("/sys/fs/selinux/enforce"); err == nil {
-		t.Skip("this kernel has SELinux")
+		t.Skip("this kernel has SELinux") // without a policy it takes any label
 	}
 	plan := testPlan(t, "true")
 	plan.Process.SELinux = "system_u:system_r:container_t:s0:c1,c2"
@@ -40,5 +41,18 @@ func TestLabelAmongMountOptions(t *testing.T) {
 	options := otherOptions([]string{"lowerdir+=/a", "context=u:r:t:s0:c1,c2"})
 	if !slices.Equal(options, []string{"context=u:r:t:s0:c1,c2"}) {
 		t.Errorf("options %q", options)
+	}
+}
+
+// A kernel with SELinux and without a policy takes any label of a process where labels are written.
+func TestLabelOnKernelWithoutPolicy(t *testing.T) {
+	current, err := os.ReadFile("/proc/self/attr/current")
+	if _, there := os.Stat("/sys/fs/selinux/enforce"); there != nil || err != nil || strings.TrimRight(string(current), "\x00\n") != "kernel" {
+		t.Skip("this is no kernel with SELinux and without a policy")
+	}
+	plan := testPlan(t, "sh", "-c", "echo ran")
+	plan.Process.SELinux = "system_u:system_r:container_t:s0:c1,c2"
+	if out, ws := output(t, plan); out != "ran\n" || ws.ExitStatus() != 0 {
+		t.Errorf("printed %q, status %d", out, ws.ExitStatus())
 	}
 }

@@ -28,7 +28,7 @@ func (d *Driver) Remove(ctx context.Context, p string) error {
 			errs = append(errs, fmt.Errorf("remove cgroup %s from %s: %w", p, h.mount, err))
 		}
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, d.tellEnd(ctx, p))...)
 }
 
 func (d *Driver) removeFrom(ctx context.Context, h *hierarchy, rel string) error {

@@ -247,6 +247,8 @@ func (d *Driver) removeScope(p string) error {
 		telling, cancel := context.WithTimeout(ctx, tellTimeout)
 		told = d.systemd.manager.stop(telling, path.Base(p))
 		cancel()
+	} else {
+		d.awaitEnd(ctx, rel)
 	}
 	for pause := time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
 		var errs []error
@@ -261,6 +263,26 @@ func (d *Driver) removeScope(p string) error {
 			return fmt.Errorf("remove scope %s: %w", p, errors.Join(err, told))
 		}
 	}
+}
+
+// awaitEnd leaves it to systemd, which is not spoken to, to take an empty scope away: it does not hear of one that is gone before it has looked.
+func (d *Driver) awaitEnd(ctx context.Context, rel string) {
+	for end := time.Now().Add(tellTimeout); d.unified.exists(rel) && time.Now().Before(end); {
+		if sleep(ctx, 5*time.Millisecond) != nil {
+			return
+		}
+	}
+}
+
+// tellEnd has systemd forget a scope that was removed by its files. It is nil when systemd does not know it.
+func (d *Driver) tellEnd(ctx context.Context, p string) error {
+	if d.systemd == nil || !strings.HasSuffix(p, scopeSuffix) {
+		return nil
+	}
+	d.systemd.forget(p)
+	ctx, cancel := context.WithTimeout(ctx, tellTimeout)
+	defer cancel()
+	return d.systemd.manager.stop(ctx, path.Base(p))
 }
 
 // removeSlice has systemd end a slice with nothing in it: one that was made for a scope stays for ever otherwise.

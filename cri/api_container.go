@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"slices"
 	"strings"
@@ -35,6 +36,10 @@ func (s *runtimeService) CreateContainer(ctx context.Context, r *runtimeapi.Crea
 	image, err := s.images.Image(r.GetConfig().GetImage().GetImage())
 	if err != nil {
 		return nil, err
+	}
+	if image.ArtifactType != "" {
+		return nil, fmt.Errorf("config.image.image: %w: %q is an OCI artifact, of type %q: it can be mounted, and not be run",
+			imageservice.ErrInvalidImage, bounded(imageservice.RedactReference(r.GetConfig().GetImage().GetImage())), image.ArtifactType)
 	}
 	if err := s.checkRecursive(ctx, pod.Handler, r.GetConfig()); err != nil {
 		return nil, err

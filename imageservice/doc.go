@@ -6,6 +6,9 @@
 // tag moves when it is pulled again and names something else. A layer is known by its diffID, the digest of its tar. A
 // root filesystem has a key, which the caller chooses: an opaque string to this package.
 //
+// An OCI artifact is an image without a config, known by the digest of its manifest: its files are one layer, whose diffID is the
+// digest of a list of them. It can be a volume and nothing else.
+//
 // # A pull
 //
 // The manifest and the config are fetched and checked. Then every layer that is not there yet is fetched, unpacked and

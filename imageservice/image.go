@@ -9,7 +9,7 @@ import (
 
 // Image is one image that is here. The caller may keep and change it, but for RawConfig and Manifest.Raw, which are shared.
 type Image struct {
-	ID          string   // sha256:HEX, the digest of RawConfig
+	ID          string   // sha256:HEX, the digest of RawConfig; of an artifact that of its manifest
 	RepoTags    []string // HOST/PATH:TAG, sorted
 	RepoDigests []string // HOST/PATH@DIGEST, sorted
 	Size        uint64   // bytes of its layers, unpacked, each counted once
@@ -20,6 +20,8 @@ type Image struct {
 	Manifest    Manifest
 	Layers      []Layer
 	Pulled      time.Time // when it was last pulled
+
+	ArtifactType string // what an OCI artifact says it is; "" = it can be run. An artifact has files in one layer and no config
 }
 
 // Manifest is the manifest that the image was last pulled by.

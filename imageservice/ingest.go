@@ -3,6 +3,7 @@ package imageservice
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"math"
 	"slices"
@@ -62,7 +63,11 @@ func (s *Service) stream(ctx context.Context, src source, l recordLayer, count *
 		blob.Close()
 		stream.close()
 	}()
-	err = s.snap.Ingest(ctx, l.DiffID, stream)
+	ingest := s.snap.Ingest
+	if _, ok := src.(*files); ok {
+		ingest = s.snap.IngestAs // the name covers the digests of the files, which are checked
+	}
+	err = ingest(ctx, l.DiffID, stream)
 	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) || ctx.Err() != nil {
 		return 0, err
 	}
@@ -96,6 +101,9 @@ func (s *Service) store(r *record, ref reference.Reference, named digest.Digest)
 	now := time.Now().UnixNano()
 	var loser *record
 	if e := s.catalog.get(r.ImageID); e != nil {
+		if (e.image.ArtifactType == "") != (r.ArtifactType == "") { // one content that reads as an image's config and as a manifest
+			return fmt.Errorf("%w: %s is here as something else", ErrInvalidImage, r.ImageID)
+		}
 		old := e.record.clone()
 		r.Tags, r.RepoDigests = old.Tags, old.RepoDigests
 	}

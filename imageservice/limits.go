@@ -7,6 +7,9 @@ const (
 	defaultMinUnpacked = int64(1) << 30
 	maxRatio           = 100
 
+	maxTitle     = 1024 // bytes of a file's title in an artifact
+	maxTitleName = 255  // bytes of each name in it
+
 	maxWindow = 64 << 20 // bytes of a zstd window; the highest regular level needs 8 MiB
 
 	maxConfigEntries = 10_000  // of each list and map in a config

@@ -110,7 +110,12 @@ func (s *Service) pull(ctx context.Context, ref reference.Reference, src source,
 	if err != nil {
 		return "", err
 	}
-	r, err := s.describe(ctx, src, m)
+	var r *record
+	if m.ArtifactType == "" {
+		r, err = s.describe(ctx, src, m)
+	} else {
+		r, src, err = s.artifact(src, m)
+	}
 	if err != nil {
 		return "", err
 	}
@@ -153,7 +158,7 @@ func (s *Service) giveBack(ctx context.Context) error {
 // describe makes the record of an image, without its references and with the sizes of layers as far as they are known.
 func (s *Service) describe(ctx context.Context, src source, m registry.Manifest) (r *record, err error) {
 	var raw []byte
-	if e := s.catalog.get(m.Config.Digest.String()); e != nil {
+	if e := s.catalog.get(m.Config.Digest.String()); e != nil && e.image.ArtifactType == "" {
 		raw = e.image.RawConfig
 	} else if raw, err = src.Fetch(ctx, m.Config); err != nil {
 		return nil, err

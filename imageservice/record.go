@@ -34,6 +34,8 @@ type record struct {
 	Config      []byte           `json:"config"`
 	Layers      []recordLayer    `json:"layers"`
 	Pulled      int64            `json:"pulled"` // ns since 1970
+
+	ArtifactType string `json:"artifactType,omitempty"` // such a record has no config, and the manifest's digest is the ID
 }
 
 type recordLayer struct {
@@ -78,8 +80,11 @@ func decodeRecord(raw []byte) (*record, error) {
 }
 
 func (r *record) check() error {
-	if digest.FromBytes(r.Config).String() != r.ImageID {
+	if r.ArtifactType == "" && digest.FromBytes(r.Config).String() != r.ImageID {
 		return errors.New("its config is not that of the image")
+	}
+	if r.ArtifactType != "" && (r.Digest.String() != r.ImageID || len(r.Layers) != 1) {
+		return errors.New("it is of an artifact, and its manifest is not that of the image or its layers are not one")
 	}
 	if d, err := reference.ParseDigest(r.Digest.String()); err != nil || d.Algorithm().FromBytes(r.Manifest) != d {
 		return errors.New("its manifest is not that of its digest")
@@ -99,13 +104,14 @@ func (r *record) check() error {
 
 // image makes the Image that a record stands for.
 func (r *record) image() (Image, error) {
-	_, config, diffIDs, err := parseConfig(r.Config)
+	config, diffIDs, err := r.content()
 	if err != nil {
 		return Image{}, err
 	}
 	img := Image{
 		ID: r.ImageID, RepoDigests: slices.Clone(r.RepoDigests), Config: config, DiffIDs: diffIDs, RawConfig: r.Config,
 		Manifest: Manifest{MediaType: r.MediaType, Digest: r.Digest, Raw: r.Manifest}, Pulled: time.Unix(0, r.Pulled),
+		ArtifactType: r.ArtifactType,
 	}
 	if len(r.Layers) != len(diffIDs) {
 		return Image{}, fmt.Errorf("it has %d layers, its config %d", len(r.Layers), len(diffIDs))
@@ -127,6 +133,16 @@ func (r *record) image() (Image, error) {
 	slices.Sort(img.RepoTags)
 	slices.Sort(img.RepoDigests)
 	return img, nil
+}
+
+// content is the config, and what the layers are to be.
+func (r *record) content() (ImageConfig, []digest.Digest, error) {
+	if r.ArtifactType != "" {
+		d, err := reference.ParseDiffID(r.Layers[0].DiffID.String())
+		return ImageConfig{}, []digest.Digest{d}, err
+	}
+	_, config, diffIDs, err := parseConfig(r.Config)
+	return config, diffIDs, err
 }
 
 func (r *record) clone() *record {

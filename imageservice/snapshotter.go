@@ -16,6 +16,8 @@ type LayerStore interface {
 	// Ingest unpacks a tar as diffID, which it checks, and reads it to its end. A layer that is there already is nil at once. The
 	// layer is neither durable nor seen before Publish. One call a diffID at a time.
 	Ingest(ctx context.Context, diffID digest.Digest, tar io.Reader) error
+	// IngestAs is Ingest without the check: the caller vouches that name stands for these bytes, and for none else.
+	IngestAs(ctx context.Context, name digest.Digest, tar io.Reader) error
 	// Publish makes layers durable and stacks them, lowest first. It is idempotent.
 	Publish(ctx context.Context, diffIDs []digest.Digest) error
 	// Discard removes layers that were ingested and not published; it leaves others alone.

@@ -1,10 +1,12 @@
 package registry
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"mime"
+	"slices"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
@@ -29,17 +31,20 @@ var acceptManifests = []string{strings.Join([]string{
 type Descriptor struct {
 	MediaType string
 	Digest    digest.Digest
-	Size      int64 // bytes
+	Size      int64  // bytes
+	Title     string // of a file of an artifact, "" if it has none. HOSTILE: it may be any string
 }
 
-// Manifest is a checked image manifest with its bytes.
+// Manifest is a checked image manifest with its bytes, or that of an OCI artifact (image-spec manifest.md, "Guidelines for Artifact Usage").
 type Manifest struct {
 	Named     digest.Digest // what the reference named: of the index, or of the manifest itself
 	Digest    digest.Digest // of Raw
 	MediaType string
 	Raw       []byte
 	Config    Descriptor
-	Layers    []Descriptor // lowest first
+	Layers    []Descriptor // lowest first; of an artifact its files, of any media type
+
+	ArtifactType string // what an artifact says it is, printable; "" = this is an image
 }
 
 // wireDescriptor is a descriptor as it stands in JSON.
@@ -48,12 +53,15 @@ type wireDescriptor struct {
 	Digest    string            `json:"digest"`
 	Size      *int64            `json:"size"`
 	Platform  *ocispec.Platform `json:"platform"`
+
+	Annotations json.RawMessage `json:"annotations"` // looked into only where they mean something
 }
 
 // wireManifest is a manifest or an index as it stands in JSON.
 type wireManifest struct {
 	SchemaVersion int              `json:"schemaVersion"`
 	MediaType     string           `json:"mediaType"`
+	ArtifactType  string           `json:"artifactType"`
 	Config        *wireDescriptor  `json:"config"`
 	Layers        []wireDescriptor `json:"layers"`
 	Manifests     []wireDescriptor `json:"manifests"`
@@ -161,7 +169,12 @@ func (m wireManifest) image(raw []byte, contentType string) (Manifest, error) {
 	if out.Config, err = m.Config.check(MaxManifest); err != nil {
 		return Manifest{}, err
 	}
-	if t := out.Config.MediaType; t != ocispec.MediaTypeImageConfig && t != dockerConfig && t != "application/octet-stream" && t != "" {
+	if t := m.artifactType(); t != "" && out.MediaType == ocispec.MediaTypeImageManifest {
+		out.ArtifactType = cmp.Or(printable(t), "unknown")
+		out.Layers, err = m.files()
+		return out, err
+	}
+	if t := out.Config.MediaType; !configType(t) {
 		return Manifest{}, fmt.Errorf("%w: config of type %q is not that of a container image", ErrInvalidManifest, printable(t))
 	}
 	if out.Config.Digest.Algorithm() != digest.SHA256 {
@@ -178,6 +191,46 @@ func (m wireManifest) image(raw []byte, contentType string) (Manifest, error) {
 		out.Layers = append(out.Layers, d)
 	}
 	return out, nil
+}
+
+// artifactType says what an artifact is; "" for an image. What has an image's config and only tar archives is an image, whatever it calls itself.
+func (m wireManifest) artifactType() string {
+	notTar := func(l wireDescriptor) bool { return !layerType(l.MediaType) }
+	if configType(m.Config.MediaType) && !slices.ContainsFunc(m.Layers, notTar) {
+		return ""
+	}
+	if m.ArtifactType == "" && !configType(m.Config.MediaType) {
+		return m.Config.MediaType
+	}
+	return m.ArtifactType
+}
+
+// files are the layers of an artifact.
+func (m wireManifest) files() (files []Descriptor, err error) {
+	for _, l := range m.Layers {
+		d, err := l.check(maxBlob)
+		if err != nil {
+			return nil, err
+		}
+		annotations := map[string]string{}
+		if l.Annotations != nil {
+			if err := json.Unmarshal(l.Annotations, &annotations); err != nil {
+				return nil, fmt.Errorf("%w: annotations of layer %s: %w", ErrInvalidManifest, d.Digest, err)
+			}
+		}
+		title, ok := annotations[ocispec.AnnotationTitle]
+		if ok && title == "" {
+			return nil, fmt.Errorf("%w: the title of layer %s is empty", ErrInvalidManifest, d.Digest)
+		}
+		d.Title = title
+		files = append(files, d)
+	}
+	return files, nil
+}
+
+// configType says whether a media type may be that of an image's config.
+func configType(media string) bool {
+	return media == ocispec.MediaTypeImageConfig || media == dockerConfig || media == "application/octet-stream" || media == ""
 }
 
 // layerType says whether a media type is that of a tar, packed or not. How it is packed its first bytes tell.

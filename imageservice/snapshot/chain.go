@@ -198,7 +198,7 @@ func (s *Store) rebaseUpon(ctx context.Context, c *chain, below *os.File) error 
 	if err != nil {
 		return fmt.Errorf("apply upon the layers below: %w", err)
 	}
-	if res.DiffID != c.layer.record.DiffID {
+	if res.DiffID != c.layer.record.tar() {
 		return fmt.Errorf("apply upon the layers below: %w: the rebuilt tar's is %s", ErrDigestMismatch, res.DiffID)
 	}
 	c.record.Kind, c.record.DiskUsage, c.record.Inodes = kindRebased, res.DiskUsage, res.Inodes

@@ -35,7 +35,17 @@ func (s *Store) find(diffID digest.Digest) *storedLayer {
 // Ingest unpacks the layer's uncompressed tar r in private; Publish makes it one of the store's. It is nil at once, with r
 // unread, if the store has the layer. r must honour ctx; it is read to its end and no more after the return. Bytes that
 // are not diffID's are ErrDigestMismatch. After an error the space is given back.
-func (s *Store) Ingest(ctx context.Context, diffID digest.Digest, r io.Reader) (err error) {
+func (s *Store) Ingest(ctx context.Context, diffID digest.Digest, r io.Reader) error {
+	return s.ingest(ctx, diffID, diffID, r)
+}
+
+// IngestAs is Ingest of a layer whose name is not the digest of its tar. The caller vouches that the name stands for these bytes.
+func (s *Store) IngestAs(ctx context.Context, name digest.Digest, r io.Reader) error {
+	return s.ingest(ctx, name, "", r)
+}
+
+// ingest makes the layer diffID of a tar that has a digest, or any if that is "".
+func (s *Store) ingest(ctx context.Context, diffID, want digest.Digest, r io.Reader) error {
 	if err := checkDiffIDs(diffID); err != nil {
 		return fmt.Errorf("ingest layer: %w", err)
 	}
@@ -49,8 +59,8 @@ func (s *Store) Ingest(ctx context.Context, diffID digest.Digest, r io.Reader) (
 	if err != nil {
 		return fmt.Errorf("ingest layer %s: %w", diffID, err)
 	}
-	l := &storedLayer{dir: dir}
-	if err := l.unpack(ctx, diffID, r, limits); err != nil {
+	l := &storedLayer{dir: dir, record: layerRecord{DiffID: diffID}}
+	if err := l.unpack(ctx, want, r, limits); err != nil {
 		return errors.Join(fmt.Errorf("ingest layer %s: %w", diffID, err), s.trash.discard(dir))
 	}
 	s.mu.Lock()
@@ -65,8 +75,8 @@ func (s *Store) Ingest(ctx context.Context, diffID digest.Digest, r io.Reader) (
 	return nil
 }
 
-// unpack fills the folder l.dir, and the record.
-func (l *storedLayer) unpack(ctx context.Context, diffID digest.Digest, r io.Reader, limits layer.Limits) error {
+// unpack fills the folder l.dir, and the record, which has the diffID already. want is the tar's digest, if it is known.
+func (l *storedLayer) unpack(ctx context.Context, want digest.Digest, r io.Reader, limits layer.Limits) error {
 	kept, err := l.openKept()
 	if err != nil {
 		return err
@@ -80,7 +90,7 @@ func (l *storedLayer) unpack(ctx context.Context, diffID digest.Digest, r io.Rea
 	if err := errors.Join(err, split.Close()); err != nil {
 		return err
 	}
-	if res.DiffID != diffID {
+	if want != "" && res.DiffID != want {
 		return fmt.Errorf("%w: the tar's is %s", ErrDigestMismatch, res.DiffID)
 	}
 	if len(res.Moves) == 0 {
@@ -89,8 +99,11 @@ func (l *storedLayer) unpack(ctx context.Context, diffID digest.Digest, r io.Rea
 		}
 	}
 	l.record = layerRecord{
-		DiffID: res.DiffID, Size: res.Size, Entries: res.Entries, DiskUsage: res.DiskUsage, Inodes: res.Inodes,
+		DiffID: l.record.DiffID, Tar: res.DiffID, Size: res.Size, Entries: res.Entries, DiskUsage: res.DiskUsage, Inodes: res.Inodes,
 		DroppedXattrs: res.DroppedXattrs, OpaqueRoot: res.OpaqueRoot, Moves: res.Moves,
+	}
+	if want != "" {
+		l.record.Tar = ""
 	}
 	if err := writeRecord(filepath.Join(l.dir, "pending"), res.Pending); err != nil {
 		return err
@@ -183,7 +196,7 @@ func (s *Store) WriteTar(ctx context.Context, diffID digest.Digest, w io.Writer)
 	if err := l.rebuild(ctx, io.MultiWriter(w, sum)); err != nil {
 		return fmt.Errorf("rebuild layer %s: %w", diffID, err)
 	}
-	if got := digest.NewDigest(digest.SHA256, sum); got != diffID {
+	if got := digest.NewDigest(digest.SHA256, sum); got != l.record.tar() {
 		return fmt.Errorf("rebuild layer %s: %w: the tar's is %s", diffID, ErrDigestMismatch, got)
 	}
 	return nil

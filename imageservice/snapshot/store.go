@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
@@ -59,14 +60,18 @@ type storedLayer struct {
 // layerRecord is what the store knows of a layer without looking into it.
 type layerRecord struct {
 	DiffID        digest.Digest `json:"diffID"`
-	Size          int64         `json:"size"`      // bytes of the tar
-	Entries       int64         `json:"entries"`   // of the tar
-	DiskUsage     int64         `json:"diskUsage"` // bytes
+	Tar           digest.Digest `json:"tar,omitempty"` // the tar's digest, if the diffID is not that: see IngestAs
+	Size          int64         `json:"size"`          // bytes of the tar
+	Entries       int64         `json:"entries"`       // of the tar
+	DiskUsage     int64         `json:"diskUsage"`     // bytes
 	Inodes        int64         `json:"inodes"`
 	DroppedXattrs int           `json:"droppedXattrs,omitempty"`
 	OpaqueRoot    bool          `json:"opaqueRoot,omitempty"`
 	Moves         []layer.Move  `json:"moves,omitempty"`
 }
+
+// tar is the digest of the layer's tar.
+func (r *layerRecord) tar() digest.Digest { return cmp.Or(r.Tar, r.DiffID) }
 
 func (l *storedLayer) folder() string { return filepath.Join(l.dir, "fs") }
 

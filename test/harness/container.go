@@ -3,6 +3,7 @@ package harness
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -200,10 +201,26 @@ func (c *Container) PID() int {
 	return InfoPID(c.T, r.Info)
 }
 
+// Executed is the container's first process once it is its own program. Other runtimes have ended their command start before: until then the process
+// has the runtime's name, descriptors and capabilities.
+func (c *Container) Executed() int {
+	c.T.Helper()
+	pid := c.PID()
+	if Handler == "" {
+		return pid
+	}
+	c.Eventually(10*time.Second, fmt.Sprintf("%s has executed the program of %s", Handler, c.Config.Metadata.Name), func() bool {
+		line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)) // empty within execve, until credentials have changed too
+		program, _, _ := strings.Cut(string(line), "\x00")
+		return err != nil || program != "" && filepath.Base(program) != Handler
+	})
+	return pid
+}
+
 // Host reads a file of /proc/PID of the container's first process.
 func (c *Container) Host(name string) string {
 	c.T.Helper()
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/%s", c.PID(), name))
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/%s", c.Executed(), name))
 	if err != nil {
 		c.T.Fatal(err)
 	}

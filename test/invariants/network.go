@@ -18,7 +18,7 @@ func gone(err error) bool {
 	return errors.Is(err, syscall.ENOENT) || errors.Is(err, syscall.ENODEV) || errors.Is(err, syscall.ESRCH)
 }
 
-// takeLinks collects the bridge, its ports, and host ends of pods' links that belong to no bridge.
+// takeLinks collects the bridge, its ports, the links that limit what pods send, and host ends of pods' links that belong to no bridge.
 func takeLinks(d Daemon, items Items) error {
 	links, err := listLinks()
 	if err != nil {
@@ -34,7 +34,8 @@ func takeLinks(d Daemon, items Items) error {
 		a := l.Attrs()
 		port := bridge != 0 && a.MasterIndex == bridge
 		orphan := a.MasterIndex == 0 && l.Type() == "veth" && strings.HasPrefix(a.Name, "vb")
-		if a.Index == bridge && bridge != 0 || port || orphan && d.Instance() == "" {
+		ifb := l.Type() == "ifb" && a.HardwareAddr.String() == d.IfbMAC()
+		if a.Index == bridge && bridge != 0 || port || ifb || orphan && d.Instance() == "" {
 			items[Item{Link, a.Name}] = 1
 		}
 	}

@@ -101,7 +101,7 @@ func median(list []time.Duration) float64 {
 // floor, of the bridge, and how many times the floor the bridge takes. The bridge gives IPv4 and IPv6, the floor IPv4 only.
 func BenchmarkPod(b *testing.B) {
 	if os.Geteuid() != 0 {
-		b.Skip("needs root: namespaces and links are made")
+		b.Fatal("needs root: namespaces and links are made")
 	}
 	cfg := bridgeConfig(b)
 	d := open(b, cfg)
@@ -159,7 +159,7 @@ func BenchmarkPod(b *testing.B) {
 // BenchmarkPodsAtOnce attaches and detaches pods ten at a time.
 func BenchmarkPodsAtOnce(b *testing.B) {
 	if os.Geteuid() != 0 {
-		b.Skip("needs root: namespaces and links are made")
+		b.Fatal("needs root: namespaces and links are made")
 	}
 	d := open(b, bridgeConfig(b))
 	defer func() { must(b, d.Close()) }()

@@ -22,7 +22,7 @@ import (
 func needNetNS(t *testing.T) {
 	t.Helper()
 	if os.Geteuid() != 0 || os.Getenv("BERTH_TEST_ISOLATED") == "" {
-		t.Skip("needs root: the tests run in a namespace of their own")
+		t.Fatal("needs root: the tests run in a namespace of their own")
 	}
 }
 

@@ -56,7 +56,7 @@ func (w *world) shaped(t *testing.T, req cni.Request) place {
 	must(t, err)
 	err = w.d.Add(t.Context(), req, &a)
 	if errors.Is(err, cni.ErrNotSupported) {
-		t.Skip(err)
+		t.Skipf("the kernel lacks a queueing discipline: %v", err)
 	}
 	must(t, err)
 	t.Cleanup(func() { must(t, w.d.Del(context.Background(), a)) })

@@ -64,7 +64,9 @@ func zeroUnlimited(n uint64) []value {
 }
 
 // limit is 0 for a limit of the CRI that is none.
-func limit(n int64) []value { return one(uint64(max(0, n))) }
+func limit(n int64) []value {
+	return one(uint64(max(0, n)))
+}
 
 // containerMetrics are those of running containers.
 var containerMetrics = []metric{

@@ -24,7 +24,7 @@ import (
 func needRoot(t testing.TB) {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		t.Skip("needs root: it makes files of other owners and mounts them")
+		t.Fatal("needs root: it makes files of other owners and mounts them")
 	}
 }
 

@@ -365,7 +365,7 @@ func TestManyCallsAtOnce(t *testing.T) {
 
 func TestPropagationOfMounts(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("needs root to mount")
+		t.Fatal("needs root to mount")
 	}
 	dir := t.TempDir()
 	mount := func(flags uintptr, kind string) {

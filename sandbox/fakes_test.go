@@ -53,7 +53,7 @@ type world struct {
 func newWorld(t testing.TB) *world {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		t.Skip("needs root for namespaces, mounts and cgroups")
+		t.Fatal("needs root for namespaces, mounts and cgroups")
 	}
 	dir := t.TempDir()
 	instance := fmt.Sprintf("t%d-%d", os.Getpid(), time.Now().UnixNano())

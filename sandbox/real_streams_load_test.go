@@ -49,9 +49,6 @@ func monitorHas(t *testing.T, m *Manager, sandboxID string) holding {
 
 // A client takes its time with a gigabyte: the command waits, and nobody keeps what the client has not taken.
 func TestRealExecGigabyteForASlowClient(t *testing.T) {
-	if testing.Short() {
-		t.Skip("takes seconds")
-	}
 	m, _ := realManager(t)
 	p, c := sleeper(t, m)
 	if _, err := m.ExecSync(t.Context(), c, []string{"/bin/true"}, 0); err != nil {
@@ -82,9 +79,6 @@ func TestRealExecGigabyteForASlowClient(t *testing.T) {
 
 // Clients come and go at random moments, alone and many at once. Nothing of them stays, in the daemon or in the monitor.
 func TestRealStreamsThatComeAndGo(t *testing.T) {
-	if testing.Short() {
-		t.Skip("takes seconds")
-	}
 	m, _ := realManager(t)
 	p, pipesOf, log := attachable(t, m, "i=0; while :; do i=$((i+1)); echo line $i; sleep 0.01; done", func(c *runtimeapi.ContainerConfig) { c.Stdin = true })
 	r := createRequest(p, "terminal", "/bin/sh", "-c", "while :; do echo line; sleep 0.02; done")

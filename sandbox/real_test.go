@@ -52,7 +52,7 @@ func (r *folderRootFS) Keys(context.Context) ([]string, error) {
 func realManager(t testing.TB) (*Manager, Config) {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		t.Skip("needs root for namespaces, mounts and cgroups")
+		t.Fatal("needs root for namespaces, mounts and cgroups")
 	}
 	busybox, err := exec.LookPath("busybox")
 	if err != nil {

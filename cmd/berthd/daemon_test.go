@@ -35,7 +35,7 @@ type folders struct{ root, state, config string }
 func newFolders(t *testing.T) folders {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		t.Skip("needs root: the daemon makes cgroups")
+		t.Fatal("needs root: the daemon makes cgroups")
 	}
 	self, err := os.Executable()
 	if err != nil {

@@ -53,7 +53,7 @@ func Main(m *testing.M) {
 func NeedRoot(t testing.TB) {
 	t.Helper()
 	if os.Geteuid() != 0 || os.Getenv(isolated) == "" {
-		t.Skip("needs root, and cnitest.Main as TestMain: namespaces and links are made")
+		t.Fatal("needs root, and cnitest.Main as TestMain: namespaces and links are made")
 	}
 }
 

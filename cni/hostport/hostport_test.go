@@ -28,7 +28,7 @@ func newTable(t *testing.T) *Table {
 	table := New(Config{Table: "berth-hpt", Bridge: "hpt0", Subnets: subnets})
 	err := table.Install()
 	if errors.Is(err, ErrNotSupported) {
-		t.Skip(err)
+		t.Skipf("the kernel lacks NAT in nftables: %v", err)
 	}
 	if err != nil {
 		t.Fatal(err)

@@ -28,6 +28,6 @@ func TestMain(m *testing.M) {
 func needRoot(t *testing.T) {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		t.Skip("needs root: nftables tables are made")
+		t.Fatal("needs root: nftables tables are made")
 	}
 }

@@ -8,7 +8,7 @@ import (
 
 func TestFloor(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("needs root: namespaces, mounts, cgroups, links")
+		t.Fatal("needs root: namespaces, mounts, cgroups, links")
 	}
 	f, err := Open(t.TempDir())
 	if err != nil {

@@ -25,7 +25,7 @@ import (
 func needRoot(t testing.TB) {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		t.Skip("needs root: owners and devices")
+		t.Fatal("needs root: owners and devices")
 	}
 }
 

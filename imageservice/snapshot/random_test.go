@@ -87,7 +87,7 @@ func randomLayers(r *rand.Rand) [][]byte {
 // TestRandomStacksEqualSequentialUnpack goes on for the time it is given: BERTH_RANDOM=10m, for ten minutes.
 func TestRandomStacksEqualSequentialUnpack(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("needs root: owners, devices and overlayfs")
+		t.Fatal("needs root: owners, devices and overlayfs")
 	}
 	budget := 3 * time.Second
 	if v := os.Getenv("BERTH_RANDOM"); v != "" {

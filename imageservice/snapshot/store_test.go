@@ -23,7 +23,7 @@ import (
 func needRoot(t testing.TB) {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		t.Skip("needs root: owners, devices and overlayfs")
+		t.Fatal("needs root: owners, devices and overlayfs")
 	}
 }
 

@@ -36,7 +36,7 @@ func TestBlockIO(t *testing.T) {
 	}
 	h, err := d.controller(name)
 	if err != nil {
-		t.Skip(err)
+		t.Skipf("the kernel has no %s controller: %v", name, err)
 	}
 	major, minor, numbers := diskNumbers(t)
 	throttle := func(rate uint64) []specs.LinuxThrottleDevice {

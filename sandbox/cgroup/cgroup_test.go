@@ -22,7 +22,7 @@ import (
 func open(t testing.TB) *Driver {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		t.Skip("needs root to make cgroups")
+		t.Fatal("needs root to make cgroups")
 	}
 	d, err := Open(fmt.Sprintf("test%d-%d", os.Getpid(), time.Now().UnixNano()))
 	if err != nil {
@@ -321,7 +321,7 @@ func TestKillEachWithoutTheKernelsHelp(t *testing.T) {
 func TestRemoveKillsWhatLeftTheUnifiedLeaf(t *testing.T) {
 	d := open(t)
 	if d.V2() || d.unified == nil {
-		t.Skip("needs a hybrid host")
+		t.Skip("the kernel has no version 1 hierarchy mounted beside the unified one")
 	}
 	p := d.Tree() + "/pod/leaf"
 	g := create(t, d, p, nil)
@@ -363,7 +363,7 @@ func TestChildKillsOnlyItsOwn(t *testing.T) {
 	}
 	defer child.Close()
 	if child.Kill == nil {
-		t.Skip("no cgroup.kill here")
+		t.Skip("the kernel has no cgroup.kill")
 	}
 	exec := run(t, child, "sleep 100 & sleep 100")
 	if _, err := child.Kill.WriteString("1"); err != nil {
@@ -384,7 +384,7 @@ func TestOOMKillsCounts(t *testing.T) {
 	d := open(t)
 	p := d.Tree() + "/pod/leaf"
 	if _, err := d.controller("memory"); err != nil {
-		t.Skip(err)
+		t.Skipf("the kernel has no memory controller: %v", err)
 	}
 	g := create(t, d, p, &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: ptr(int64(8 << 20)), Swap: ptr(int64(8 << 20))}})
 	if n, err := d.OOMKills(p); n != 0 || err != nil {
@@ -500,7 +500,7 @@ func BenchmarkCreate(b *testing.B) {
 func BenchmarkLibrary(b *testing.B) {
 	d := open(b)
 	if d.V2() {
-		b.Skip("the comparison is of version 1")
+		b.Skip("the kernel has no version 1 hierarchies mounted")
 	}
 	keep := create(b, d, d.Tree()+"/keep", nil)
 	defer keep.Close()
@@ -524,7 +524,7 @@ func pure(t *testing.T) *Driver {
 	t.Helper()
 	d := open(t)
 	if d.unified == nil {
-		t.Skip("needs a unified hierarchy")
+		t.Skip("the kernel has no unified hierarchy mounted")
 	}
 	return &Driver{tree: d.tree, hierarchies: []*hierarchy{d.unified}, unified: d.unified, pure: true}
 }

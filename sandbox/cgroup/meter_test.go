@@ -169,7 +169,7 @@ func TestMeterAgainstKnownLoads(t *testing.T) {
 	path := func(controller, v1, v2 string) string {
 		h, err := d.controller(controller)
 		if err != nil {
-			t.Skip(err)
+			t.Skipf("the kernel has no %s controller: %v", controller, err)
 		}
 		if h.v2 {
 			v1 = v2

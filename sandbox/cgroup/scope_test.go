@@ -21,7 +21,7 @@ import (
 func openSystemd(t *testing.T) (*Driver, *systemdtest.Manager) {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		t.Skip("needs root to make cgroups")
+		t.Fatal("needs root to make cgroups")
 	}
 	m := systemdtest.Start(t)
 	t.Setenv("DBUS_SYSTEM_BUS_ADDRESS", m.Address())

@@ -27,7 +27,7 @@ func values(t *testing.T, d *Driver, p string) Limits {
 func TestUpdateIsAllOrNothing(t *testing.T) {
 	d := open(t)
 	if _, err := d.controller("memory"); err != nil {
-		t.Skip(err)
+		t.Skipf("the kernel has no memory controller: %v", err)
 	}
 	p := d.Tree() + "/pod/leaf"
 	create(t, d, p, limits(d))
@@ -76,7 +76,7 @@ func TestUpdateIsAllOrNothing(t *testing.T) {
 func TestUpdateBelowWhatIsInUse(t *testing.T) {
 	d := open(t)
 	if _, err := d.controller("memory"); err != nil {
-		t.Skip(err)
+		t.Skipf("the kernel has no memory controller: %v", err)
 	}
 	p := d.Tree() + "/pod/leaf"
 	g := create(t, d, p, &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: ptr(int64(128 << 20)), Swap: ptr(int64(128 << 20))}, CPU: &specs.LinuxCPU{Shares: ptr(uint64(500))}})

@@ -18,7 +18,7 @@ func id(c string) string { return strings.Repeat(c, 64) }
 func pins(t *testing.T, instance string) *Pins {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		t.Skip("needs root to mount")
+		t.Fatal("needs root to mount")
 	}
 	p := New(t.TempDir()+"/netns", instance)
 	t.Cleanup(func() {

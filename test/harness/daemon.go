@@ -97,11 +97,11 @@ func Main(m *testing.M) {
 	os.Exit(code)
 }
 
-// Start starts a daemon and arranges the checks of the test's end. The test is skipped for anybody but root.
+// Start starts a daemon and arranges the checks of the test's end. The test fails for anybody but root.
 func Start(t testing.TB, options ...Option) *Daemon {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		t.Skip("needs root: namespaces, mounts, cgroups, links")
+		t.Fatal("needs root: namespaces, mounts, cgroups, links")
 	}
 	bin := Bin(t)
 	base := os.Getenv("BERTH_TEST_DIR")

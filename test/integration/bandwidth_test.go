@@ -46,7 +46,7 @@ func TestBandwidth(t *testing.T) {
 		c.Annotations[ingressBandwidth], c.Annotations[egressBandwidth] = "80M", "16M"
 	}))
 	if err != nil && strings.Contains(err.Error(), "the kernel lacks CONFIG_") {
-		t.Skip(err)
+		t.Skipf("the kernel lacks a queueing discipline: %v", err)
 	}
 	if err != nil {
 		t.Fatal(err)

@@ -34,7 +34,7 @@ func TestSkew(t *testing.T) {
 	harness.Native(t, "older monitors know no other runtime")
 	harness.Native(t, "the oldest releases know no other handler")
 	if os.Geteuid() != 0 {
-		t.Skip("needs root: namespaces, mounts, cgroups, links")
+		t.Fatal("needs root: namespaces, mounts, cgroups, links")
 	}
 	ctx, cancel := contextFor(t, 5*time.Minute)
 	defer cancel()

@@ -100,7 +100,7 @@ func (w *world) mapsUsers(t *testing.T) bool {
 // open starts berthd and the kubelet, and arranges that they end.
 func open(t *testing.T) *world {
 	if os.Geteuid() != 0 {
-		t.Skip("needs root: namespaces, mounts, cgroups, links")
+		t.Fatal("needs root: namespaces, mounts, cgroups, links")
 	}
 	start := time.Now()
 	program, err := kubelet.Build(t.Context())

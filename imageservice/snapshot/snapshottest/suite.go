@@ -46,7 +46,7 @@ type Snapshotter interface {
 // Run holds a snapshotter to the contract. open opens the store at root; a second call after Close finds what was left.
 func Run(t *testing.T, open func(root string) (Snapshotter, error)) {
 	if os.Geteuid() != 0 {
-		t.Skip("needs root: owners, devices and overlayfs")
+		t.Fatal("needs root: owners, devices and overlayfs")
 	}
 	s := &suite{open: open}
 	t.Run("Trees", s.trees)

@@ -16,7 +16,7 @@ import (
 // name is deleted.
 func TestUnpackIsWhatTarDoes(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("needs root: owners and devices")
+		t.Fatal("needs root: owners and devices")
 	}
 	long := strings.Repeat("n", 120)
 	layers := [][]byte{

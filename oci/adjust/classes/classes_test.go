@@ -64,7 +64,7 @@ func write(t *testing.T, text string) BlockIO {
 
 func TestBlockIO(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("needs root: device nodes")
+		t.Fatal("needs root: device nodes")
 	}
 	dir := t.TempDir()
 	for i, name := range []string{"disk0", "disk1"} {

@@ -33,9 +33,6 @@ func swap(t *testing.T, dir, a, b string) {
 // Threats A5, A6: another container swaps a folder of a shared volume for a link to the host's canary, by its path and by
 // "..", while containers with mounts below that folder start.
 func TestSwappedVolumeLeadsNowhere(t *testing.T) {
-	if testing.Short() {
-		t.Skip("takes seconds")
-	}
 	volume, victim, source := t.TempDir(), t.TempDir(), t.TempDir()
 	if err := os.WriteFile(source+"/f", []byte("x"), 0o644); err != nil {
 		t.Fatal(err)
@@ -92,9 +89,6 @@ func mountsOf(t *testing.T, paths ...string) (list []string) {
 
 // openat2(2): with RESOLVE_IN_ROOT a ".." fails with EAGAIN when anything on the host is renamed or mounted meanwhile.
 func TestBusyHostDoesNotFailStarts(t *testing.T) {
-	if testing.Short() {
-		t.Skip("takes seconds")
-	}
 	plan := testPlan(t, "/bin/true")
 	link := "real"
 	for range 60 {
@@ -302,9 +296,6 @@ func TestExecGetsNothingOfTheHost(t *testing.T) {
 // Threat A4, CVE-2016-9962: a process that appears in a container's pid namespace is open to whoever has CAP_SYS_PTRACE in there, from its
 // first moment. It has the container's root then, and nothing of the monitor's.
 func TestExecAppearsWithoutTheHost(t *testing.T) {
-	if testing.Short() {
-		t.Skip("takes seconds")
-	}
 	canary, err := os.Open(t.TempDir())
 	if err != nil {
 		t.Fatal(err)

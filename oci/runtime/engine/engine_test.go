@@ -18,7 +18,7 @@ import (
 func busyboxRoot(t *testing.T) Mount {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		t.Skip("needs root: namespaces and mounts")
+		t.Fatal("needs root: namespaces and mounts")
 	}
 	dir := t.TempDir()
 	lower := filepath.Join(dir, "lower")
@@ -249,7 +249,7 @@ func TestTerminal(t *testing.T) {
 
 func TestInitReapsAndHolds(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("needs root: namespaces and mounts")
+		t.Fatal("needs root: namespaces and mounts")
 	}
 	c, err := StartInit(nil)
 	if err != nil {

@@ -15,7 +15,7 @@ import (
 func hostileImage(t *testing.T) (m *Mount, victim string) {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		t.Skip("needs root: overlayfs")
+		t.Fatal("needs root: overlayfs")
 	}
 	dir := t.TempDir()
 	victim = filepath.Join(dir, "victim")

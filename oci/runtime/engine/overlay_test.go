@@ -71,7 +71,7 @@ func TestLayersInOneStringThatCannotBe(t *testing.T) {
 
 func TestTheKernelIsAskedForAppending(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("needs root: fsopen")
+		t.Fatal("needs root: fsopen")
 	}
 	var uts unix.Utsname
 	if err := unix.Uname(&uts); err != nil {

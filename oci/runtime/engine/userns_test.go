@@ -15,7 +15,7 @@ import (
 func newUsers(t *testing.T, first, n uint32) *UserNamespace {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		t.Skip("needs root: namespaces and mounts")
+		t.Fatal("needs root: namespaces and mounts")
 	}
 	if err := ProbeUserNamespaces(t.TempDir(), t.TempDir()); errors.Is(err, ErrNotSupported) {
 		t.Skipf("this kernel lacks what user namespaces need: %v", err)

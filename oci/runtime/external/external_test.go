@@ -201,7 +201,7 @@ func TestDelete(t *testing.T) {
 // A runtime that is killed while its program is mounted over a file of its state leaves that behind.
 func TestRemoveStateWithAMount(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("needs root for mounts")
+		t.Fatal("needs root for mounts")
 	}
 	dir := t.TempDir()
 	state, victim := filepath.Join(dir, "the state"), filepath.Join(dir, "victim")
@@ -248,7 +248,7 @@ func TestDeleteDoesNotWaitForEver(t *testing.T) {
 // Another runtime finds in the bundle what mounts show of images, and nothing else of them.
 func TestBundleOfImages(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("needs root for mounts")
+		t.Fatal("needs root for mounts")
 	}
 	dir := t.TempDir()
 	image, empty := filepath.Join(dir, "image"), filepath.Join(dir, "empty")
@@ -326,7 +326,7 @@ func TestBundleOfImages(t *testing.T) {
 
 func TestBundle(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("needs root for mounts")
+		t.Fatal("needs root for mounts")
 	}
 	dir := t.TempDir()
 	lower, victim := filepath.Join(dir, "lower"), filepath.Join(dir, "victim")

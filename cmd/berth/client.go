@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -66,6 +67,18 @@ func (c *client) connect(ctx context.Context) (*conn, error) {
 		return nil, fmt.Errorf("connect to %s: %w", path, err)
 	}
 	return &conn{grpc: g, runtime: runtimeapi.NewRuntimeServiceClient(g), image: runtimeapi.NewImageServiceClient(g)}, nil
+}
+
+// connected is a command that runs with a connection.
+func (c *client) connected(run func(cmd *cobra.Command, args []string, conn *conn) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		conn, err := c.connect(cmd.Context())
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		return run(cmd, args, conn)
+	}
 }
 
 // cause is the error of the system call below net's.

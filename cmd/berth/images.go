@@ -31,12 +31,7 @@ func newImages(c *client) *cobra.Command {
 		Example: "  berth images\n  berth images -o json",
 	}
 	out := addOutput(cmd)
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		conn, err := c.connect(cmd.Context())
-		if err != nil {
-			return err
-		}
-		defer conn.Close()
+	cmd.RunE = c.connected(func(cmd *cobra.Command, _ []string, conn *conn) error {
 		answer, err := conn.image.ListImages(cmd.Context(), &runtimeapi.ListImagesRequest{})
 		if err != nil {
 			return err
@@ -45,7 +40,7 @@ func newImages(c *client) *cobra.Command {
 			return printJSON(cmd.OutOrStdout(), imageRows(answer.GetImages()))
 		}
 		return printTable(cmd.OutOrStdout(), imageHead(answer.GetImages()), imageTable(answer.GetImages()))
-	}
+	})
 	return cmd
 }
 

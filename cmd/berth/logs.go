@@ -27,12 +27,7 @@ func newLogs(c *client) *cobra.Command {
 	cmd.ValidArgsFunction = func(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
 		return c.containerNames(cmd.Context()), cobra.ShellCompDirectiveNoFileComp
 	}
-	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		conn, err := c.connect(cmd.Context())
-		if err != nil {
-			return err
-		}
-		defer conn.Close()
+	cmd.RunE = c.connected(func(cmd *cobra.Command, args []string, conn *conn) error {
 		found, err := findContainer(cmd.Context(), conn, args[0])
 		if err != nil {
 			return err
@@ -55,7 +50,7 @@ func newLogs(c *client) *cobra.Command {
 			return fmt.Errorf("container %s has not written a log yet: %w", found.Name, err)
 		}
 		return err
-	}
+	})
 	return cmd
 }
 

@@ -32,12 +32,7 @@ func newPods(c *client) *cobra.Command {
 		Example: "  berth pods\n  berth pods -o json",
 	}
 	out := addOutput(cmd)
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		conn, err := c.connect(cmd.Context())
-		if err != nil {
-			return err
-		}
-		defer conn.Close()
+	cmd.RunE = c.connected(func(cmd *cobra.Command, _ []string, conn *conn) error {
 		rows, err := podRows(cmd.Context(), conn)
 		if err != nil {
 			return err
@@ -50,7 +45,7 @@ func newPods(c *client) *cobra.Command {
 			table = append(table, []string{short(r.ID), r.Name, r.Namespace, r.State, strings.Join(r.IPs, ","), fmt.Sprint(r.Attempt), since(r.Created.UnixNano())})
 		}
 		return printTable(cmd.OutOrStdout(), []string{"POD ID", "NAME", "NAMESPACE", "STATE", "IP", "ATTEMPT", "AGE"}, table)
-	}
+	})
 	return cmd
 }
 

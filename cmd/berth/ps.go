@@ -40,12 +40,7 @@ func newPs(c *client) *cobra.Command {
 	}
 	out := addOutput(cmd)
 	all := cmd.Flags().BoolP("all", "a", false, "also containers that do not run")
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		conn, err := c.connect(cmd.Context())
-		if err != nil {
-			return err
-		}
-		defer conn.Close()
+	cmd.RunE = c.connected(func(cmd *cobra.Command, _ []string, conn *conn) error {
 		filter := &runtimeapi.ContainerFilter{}
 		if !*all {
 			filter.State = &runtimeapi.ContainerStateValue{State: runtimeapi.ContainerState_CONTAINER_RUNNING}
@@ -62,7 +57,7 @@ func newPs(c *client) *cobra.Command {
 			table = append(table, []string{short(r.ID), r.Name, r.Pod, r.Namespace, shortImage(r.Image), r.describeState(), fmt.Sprint(r.Attempt), since(r.Created.UnixNano())})
 		}
 		return printTable(cmd.OutOrStdout(), []string{"CONTAINER ID", "NAME", "POD", "NAMESPACE", "IMAGE", "STATE", "ATTEMPT", "AGE"}, table)
-	}
+	})
 	return cmd
 }
 

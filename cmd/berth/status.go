@@ -46,12 +46,7 @@ func newStatus(c *client) *cobra.Command {
 		Example: "  berth status\n  berth status -o json",
 	}
 	out := addOutput(cmd)
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		conn, err := c.connect(cmd.Context())
-		if err != nil {
-			return err
-		}
-		defer conn.Close()
+	cmd.RunE = c.connected(func(cmd *cobra.Command, _ []string, conn *conn) error {
 		s, err := conn.status(cmd)
 		if err != nil {
 			return err
@@ -65,7 +60,7 @@ func newStatus(c *client) *cobra.Command {
 			return errNotReady
 		}
 		return err
-	}
+	})
 	return cmd
 }
 

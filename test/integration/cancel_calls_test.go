@@ -618,95 +618,49 @@ func readingCalls(c *harness.Container) (all []sweep) {
 	add := func(name string, call func(context.Context, *berthd.Client) error) {
 		all = append(all, sweep{methods: name, open: plain(call)})
 	}
-	add("Version", func(ctx context.Context, via *berthd.Client) error {
-		_, err := via.Runtime.Version(ctx, &runtimeapi.VersionRequest{})
-		return err
-	})
-	add("Status", func(ctx context.Context, via *berthd.Client) error {
-		_, err := via.Runtime.Status(ctx, &runtimeapi.StatusRequest{Verbose: true})
-		return err
-	})
-	add("RuntimeConfig", func(ctx context.Context, via *berthd.Client) error {
-		_, err := via.Runtime.RuntimeConfig(ctx, &runtimeapi.RuntimeConfigRequest{})
-		return err
-	})
-	add("ListPodSandbox", func(ctx context.Context, via *berthd.Client) error {
-		_, err := via.Runtime.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
-		return err
-	})
-	add("PodSandboxStatus", func(ctx context.Context, via *berthd.Client) error {
-		_, err := via.Runtime.PodSandboxStatus(ctx, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: c.Pod.ID, Verbose: true})
-		return err
-	})
-	add("ListContainers", func(ctx context.Context, via *berthd.Client) error {
-		_, err := via.Runtime.ListContainers(ctx, &runtimeapi.ListContainersRequest{})
-		return err
-	})
-	add("ContainerStatus", func(ctx context.Context, via *berthd.Client) error {
-		_, err := via.Runtime.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: c.ID, Verbose: true})
-		return err
-	})
-	add("ContainerStats", func(ctx context.Context, via *berthd.Client) error {
-		_, err := via.Runtime.ContainerStats(ctx, &runtimeapi.ContainerStatsRequest{ContainerId: c.ID})
-		return err
-	})
-	add("ListContainerStats", func(ctx context.Context, via *berthd.Client) error {
-		_, err := via.Runtime.ListContainerStats(ctx, &runtimeapi.ListContainerStatsRequest{})
-		return err
-	})
-	add("PodSandboxStats", func(ctx context.Context, via *berthd.Client) error {
-		_, err := via.Runtime.PodSandboxStats(ctx, &runtimeapi.PodSandboxStatsRequest{PodSandboxId: c.Pod.ID})
-		return err
-	})
-	add("ListPodSandboxStats", func(ctx context.Context, via *berthd.Client) error {
-		_, err := via.Runtime.ListPodSandboxStats(ctx, &runtimeapi.ListPodSandboxStatsRequest{})
-		return err
-	})
-	add("ListMetricDescriptors", func(ctx context.Context, via *berthd.Client) error {
-		_, err := via.Runtime.ListMetricDescriptors(ctx, &runtimeapi.ListMetricDescriptorsRequest{})
-		return err
-	})
-	add("ListPodSandboxMetrics", func(ctx context.Context, via *berthd.Client) error {
-		_, err := via.Runtime.ListPodSandboxMetrics(ctx, &runtimeapi.ListPodSandboxMetricsRequest{})
-		return err
-	})
-	add("ListImages", func(ctx context.Context, via *berthd.Client) error {
-		_, err := via.Images.ListImages(ctx, &runtimeapi.ListImagesRequest{})
-		return err
-	})
-	add("ImageStatus", func(ctx context.Context, via *berthd.Client) error {
-		_, err := via.Images.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: c.Config.Image, Verbose: true})
-		return err
-	})
-	add("ImageFsInfo", func(ctx context.Context, via *berthd.Client) error {
-		_, err := via.Images.ImageFsInfo(ctx, &runtimeapi.ImageFsInfoRequest{})
-		return err
-	})
-	add("StreamPodSandboxes", func(ctx context.Context, via *berthd.Client) error {
-		s, err := via.Runtime.StreamPodSandboxes(ctx, &runtimeapi.StreamPodSandboxesRequest{})
-		return drain(s, err)
-	})
-	add("StreamContainers", func(ctx context.Context, via *berthd.Client) error {
-		s, err := via.Runtime.StreamContainers(ctx, &runtimeapi.StreamContainersRequest{})
-		return drain(s, err)
-	})
-	add("StreamContainerStats", func(ctx context.Context, via *berthd.Client) error {
-		s, err := via.Runtime.StreamContainerStats(ctx, &runtimeapi.StreamContainerStatsRequest{})
-		return drain(s, err)
-	})
-	add("StreamPodSandboxStats", func(ctx context.Context, via *berthd.Client) error {
-		s, err := via.Runtime.StreamPodSandboxStats(ctx, &runtimeapi.StreamPodSandboxStatsRequest{})
-		return drain(s, err)
-	})
-	add("StreamPodSandboxMetrics", func(ctx context.Context, via *berthd.Client) error {
-		s, err := via.Runtime.StreamPodSandboxMetrics(ctx, &runtimeapi.StreamPodSandboxMetricsRequest{})
-		return drain(s, err)
-	})
-	add("StreamImages", func(ctx context.Context, via *berthd.Client) error {
-		s, err := via.Images.StreamImages(ctx, &runtimeapi.StreamImagesRequest{})
-		return drain(s, err)
-	})
+	add("Version", reads(ofRuntime, runtimeapi.RuntimeServiceClient.Version, &runtimeapi.VersionRequest{}))
+	add("Status", reads(ofRuntime, runtimeapi.RuntimeServiceClient.Status, &runtimeapi.StatusRequest{Verbose: true}))
+	add("RuntimeConfig", reads(ofRuntime, runtimeapi.RuntimeServiceClient.RuntimeConfig, &runtimeapi.RuntimeConfigRequest{}))
+	add("ListPodSandbox", reads(ofRuntime, runtimeapi.RuntimeServiceClient.ListPodSandbox, &runtimeapi.ListPodSandboxRequest{}))
+	add("PodSandboxStatus", reads(ofRuntime, runtimeapi.RuntimeServiceClient.PodSandboxStatus, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: c.Pod.ID, Verbose: true}))
+	add("ListContainers", reads(ofRuntime, runtimeapi.RuntimeServiceClient.ListContainers, &runtimeapi.ListContainersRequest{}))
+	add("ContainerStatus", reads(ofRuntime, runtimeapi.RuntimeServiceClient.ContainerStatus, &runtimeapi.ContainerStatusRequest{ContainerId: c.ID, Verbose: true}))
+	add("ContainerStats", reads(ofRuntime, runtimeapi.RuntimeServiceClient.ContainerStats, &runtimeapi.ContainerStatsRequest{ContainerId: c.ID}))
+	add("ListContainerStats", reads(ofRuntime, runtimeapi.RuntimeServiceClient.ListContainerStats, &runtimeapi.ListContainerStatsRequest{}))
+	add("PodSandboxStats", reads(ofRuntime, runtimeapi.RuntimeServiceClient.PodSandboxStats, &runtimeapi.PodSandboxStatsRequest{PodSandboxId: c.Pod.ID}))
+	add("ListPodSandboxStats", reads(ofRuntime, runtimeapi.RuntimeServiceClient.ListPodSandboxStats, &runtimeapi.ListPodSandboxStatsRequest{}))
+	add("ListMetricDescriptors", reads(ofRuntime, runtimeapi.RuntimeServiceClient.ListMetricDescriptors, &runtimeapi.ListMetricDescriptorsRequest{}))
+	add("ListPodSandboxMetrics", reads(ofRuntime, runtimeapi.RuntimeServiceClient.ListPodSandboxMetrics, &runtimeapi.ListPodSandboxMetricsRequest{}))
+	add("ListImages", reads(ofImages, runtimeapi.ImageServiceClient.ListImages, &runtimeapi.ListImagesRequest{}))
+	add("ImageStatus", reads(ofImages, runtimeapi.ImageServiceClient.ImageStatus, &runtimeapi.ImageStatusRequest{Image: c.Config.Image, Verbose: true}))
+	add("ImageFsInfo", reads(ofImages, runtimeapi.ImageServiceClient.ImageFsInfo, &runtimeapi.ImageFsInfoRequest{}))
+	add("StreamPodSandboxes", drains(ofRuntime, runtimeapi.RuntimeServiceClient.StreamPodSandboxes, &runtimeapi.StreamPodSandboxesRequest{}))
+	add("StreamContainers", drains(ofRuntime, runtimeapi.RuntimeServiceClient.StreamContainers, &runtimeapi.StreamContainersRequest{}))
+	add("StreamContainerStats", drains(ofRuntime, runtimeapi.RuntimeServiceClient.StreamContainerStats, &runtimeapi.StreamContainerStatsRequest{}))
+	add("StreamPodSandboxStats", drains(ofRuntime, runtimeapi.RuntimeServiceClient.StreamPodSandboxStats, &runtimeapi.StreamPodSandboxStatsRequest{}))
+	add("StreamPodSandboxMetrics", drains(ofRuntime, runtimeapi.RuntimeServiceClient.StreamPodSandboxMetrics, &runtimeapi.StreamPodSandboxMetricsRequest{}))
+	add("StreamImages", drains(ofImages, runtimeapi.ImageServiceClient.StreamImages, &runtimeapi.StreamImagesRequest{}))
 	return all
+}
+
+func ofRuntime(via *berthd.Client) runtimeapi.RuntimeServiceClient { return via.Runtime }
+
+func ofImages(via *berthd.Client) runtimeapi.ImageServiceClient { return via.Images }
+
+// reads calls a method whose answer tells nothing here.
+func reads[S, R, A any](service func(*berthd.Client) S, method func(S, context.Context, R, ...grpc.CallOption) (A, error), request R) func(context.Context, *berthd.Client) error {
+	return func(ctx context.Context, via *berthd.Client) error {
+		_, err := method(service(via), ctx, request)
+		return err
+	}
+}
+
+// drains calls a method that streams its answer.
+func drains[S, R, M any](service func(*berthd.Client) S, method func(S, context.Context, R, ...grpc.CallOption) (grpc.ServerStreamingClient[M], error), request R) func(context.Context, *berthd.Client) error {
+	return func(ctx context.Context, via *berthd.Client) error {
+		stream, err := method(service(via), ctx, request)
+		return drain(stream, err)
+	}
 }
 
 // drain reads a stream to its end.

@@ -10,44 +10,18 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berthd/berth/test/transcript"
 )
-
-// said collects what a process writes, for a test that waits for it.
-type said struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (s *said) Write(b []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.text.Write(b)
-}
-
-func (s *said) String() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.text.String()
-}
-
-func (s *said) await(t *testing.T, want string) {
-	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !strings.Contains(s.String(), want); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("it said %q, not %q", s.String(), want)
-		}
-	}
-}
 
 // session is a command with a client that types.
 type session struct {
-	said
+	transcript.Transcript
 	in     *io.PipeWriter
 	resize chan TerminalSize
 	result chan error // of an exec, its exit code as an exitError
@@ -173,7 +147,7 @@ func TestRealExecTerminal(t *testing.T) {
 	const wait = "; echo ready; while :; do sleep 0.05; done"
 	t.Run("size", func(t *testing.T) {
 		s := execTerminal(t, m, c, TerminalSize{Columns: 120, Lines: 40}, "/bin/sh", "-c", "stty size; trap 'stty size; exit 3' WINCH"+wait)
-		s.await(t, "40 120\r\nready")
+		s.Wait(t, "40 120\r\nready")
 		s.resize <- TerminalSize{Columns: 99, Lines: 33}
 		if err := s.ended(t); err != exitError(3) || !strings.HasSuffix(s.String(), "33 99\r\n") {
 			t.Errorf("it ended with %v, said %q", err, s.String())
@@ -181,7 +155,7 @@ func TestRealExecTerminal(t *testing.T) {
 	})
 	t.Run("interrupt", func(t *testing.T) {
 		s := execTerminal(t, m, c, TerminalSize{}, "/bin/sh", "-c", "trap 'exit 9' INT"+wait)
-		s.await(t, "ready")
+		s.Wait(t, "ready")
 		s.types(t, "\x03")
 		if err := s.ended(t); err != exitError(9) {
 			t.Errorf("it ended with %v", err)
@@ -190,7 +164,7 @@ func TestRealExecTerminal(t *testing.T) {
 	t.Run("shell", func(t *testing.T) {
 		s := execTerminal(t, m, c, TerminalSize{}, "/bin/sh")
 		s.types(t, "echo $((6*7)); tty=$(cat </dev/null); test -t 0 && test -t 1 && test -t 2 && echo $TERM\n")
-		s.await(t, "42\r\nxterm\r\n")
+		s.Wait(t, "42\r\nxterm\r\n")
 		s.types(t, "exit 5\n")
 		if err := s.ended(t); err != exitError(5) {
 			t.Errorf("it ended with %v", err)
@@ -249,11 +223,11 @@ func TestRealAttach(t *testing.T) {
 		func(c *runtimeapi.ContainerConfig) { c.Stdin = true })
 	first := attachTo(t, m, c, pipes)
 	first.types(t, "one\n")
-	first.await(t, "got one\n")
+	first.Wait(t, "got one\n")
 	second := attachTo(t, m, c, pipes)
 	second.types(t, "two\n")
-	first.await(t, "got two\n")
-	second.await(t, "got two\n")
+	first.Wait(t, "got two\n")
+	second.Wait(t, "got two\n")
 	first.in.Close() // without StdinOnce the end of a client's stdin is the end of its attachment and nothing else
 	if err := first.ended(t); err != nil {
 		t.Errorf("Attach = %v", err)
@@ -285,11 +259,11 @@ func TestRealAttachStdinOnce(t *testing.T) {
 	p, c, _ := attachable(t, m, script, once)
 	other := attachTo(t, m, c, pipes) // has stdin open as well, and must not keep it open
 	other.types(t, "other ")
-	other.await(t, "other ")
+	other.Wait(t, "other ")
 	first := attachTo(t, m, c, pipes)
 	first.types(t, "text")
-	other.await(t, "other text")
-	first.await(t, "text")
+	other.Wait(t, "other text")
+	first.Wait(t, "text")
 	first.in.Close()
 	err := first.ended(t)
 	for _, want := range []string{"text", "eof\n", "err\n"} {
@@ -307,7 +281,7 @@ func TestRealAttachStdinOnce(t *testing.T) {
 	p, c, _ = attachable(t, m, script, once)
 	s := attachTo(t, m, c, pipes)
 	s.types(t, "x")
-	s.await(t, "x")
+	s.Wait(t, "x")
 	s.end()
 	exited(t, m, c)
 	if got, _ := m.Container(c); got.ExitCode != 4 {
@@ -322,16 +296,16 @@ func TestRealAttachTerminal(t *testing.T) {
 		func(c *runtimeapi.ContainerConfig) { c.Stdin, c.Tty = true, true })
 	s := attachTo(t, m, c, terminal)
 	s.types(t, "one\n")
-	s.await(t, "one\r\ngot one\r\n")
+	s.Wait(t, "one\r\ngot one\r\n")
 	s.resize <- TerminalSize{Columns: 77, Lines: 22}
-	s.await(t, "22 77\r\n")
+	s.Wait(t, "22 77\r\n")
 	s.in.Close()
 	if err := s.ended(t); err != nil {
 		t.Errorf("Attach = %v", err)
 	}
 	s = attachTo(t, m, c, terminal)
 	s.types(t, "again\n")
-	s.await(t, "got again\r\n")
+	s.Wait(t, "got again\r\n")
 	s.types(t, "\x03")
 	if err := s.ended(t); err != nil {
 		t.Errorf("Attach to a container that is interrupted = %v", err)
@@ -406,7 +380,7 @@ func TestRealAttachTakesABurst(t *testing.T) {
 	m, _ := realManager(t)
 	p, c, _ := attachable(t, m, "read go; seq 1000001 1750000; exit 0", func(c *runtimeapi.ContainerConfig) { c.Stdin = true })
 	release := make(chan struct{})
-	var got said
+	var got transcript.Transcript
 	s := newSession(t, func(ctx context.Context, s *session, r *io.PipeReader) error {
 		return m.Attach(ctx, c, Streams{Stdin: r, Stdout: writerFunc(func(b []byte) (int, error) { <-release; return got.Write(b) })})
 	})

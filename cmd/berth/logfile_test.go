@@ -11,6 +11,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/berthd/berth/test/transcript"
 )
 
 func atOnce(context.Context) (bool, error) { return true, nil }
@@ -66,34 +68,6 @@ func TestTailOfALongLog(t *testing.T) {
 	}
 }
 
-// syncBuffer is a buffer that a test reads while a printer writes.
-type syncBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (s *syncBuffer) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.Write(p)
-}
-
-func (s *syncBuffer) String() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.String()
-}
-
-func (s *syncBuffer) waitFor(t *testing.T, want string) {
-	t.Helper()
-	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
-		if s.String() == want {
-			return
-		}
-	}
-	t.Fatalf("got %q, want %q", s.String(), want)
-}
-
 func TestFollowALogThroughItsRotation(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "log")
 	write := func(text string) {
@@ -108,7 +82,7 @@ func TestFollowALogThroughItsRotation(t *testing.T) {
 		}
 	}
 	write("t stdout F 1\n")
-	var out syncBuffer
+	var out transcript.Transcript
 	var mu sync.Mutex
 	over := false
 	p := logPrinter{stdout: &out, stderr: &out, tail: -1}
@@ -120,16 +94,16 @@ func TestFollowALogThroughItsRotation(t *testing.T) {
 			return over, nil
 		})
 	}()
-	out.waitFor(t, "1\n")
+	out.Wait(t, "1\n")
 	write("t stdout F 2")
 	write(" and a half\n")
-	out.waitFor(t, "1\n2 and a half\n")
+	out.Wait(t, "1\n2 and a half\n")
 	write("t stdout F 3\n")
 	if err := os.Rename(path, path+".1"); err != nil {
 		t.Fatal(err)
 	}
 	write("t stdout F 4\n")
-	out.waitFor(t, "1\n2 and a half\n3\n4\n")
+	out.Wait(t, "1\n2 and a half\n3\n4\n")
 	mu.Lock()
 	over = true
 	write("t stdout F 5\n")
@@ -137,7 +111,9 @@ func TestFollowALogThroughItsRotation(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}
-	out.waitFor(t, "1\n2 and a half\n3\n4\n5\n")
+	if out.String() != "1\n2 and a half\n3\n4\n5\n" {
+		t.Errorf("it printed %q", &out)
+	}
 }
 
 func TestFollowEndsWithItsContext(t *testing.T) {

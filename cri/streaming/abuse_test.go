@@ -19,6 +19,7 @@ import (
 	"github.com/berthd/berth/cri/streaming/streamingtest"
 	"github.com/berthd/berth/sandbox"
 	"github.com/berthd/berth/test/streamclient"
+	"github.com/berthd/berth/test/transcript"
 )
 
 // upgraded is a connection with a good token that speaks SPDY from now on, as badly as a test likes.
@@ -208,7 +209,7 @@ func TestFloodOfSizes(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer session.Close()
-		var out streamingtest.Buffer
+		var out transcript.Transcript
 		go io.Copy(&out, session.Stdout)
 		out.Wait(t, "up")
 		before := heap()
@@ -240,7 +241,7 @@ func TestFloodOfSizes(t *testing.T) {
 // Fails when a message is kept as a whole.
 func TestBigMessages(t *testing.T) {
 	s := serve(t, streaming.Config{})
-	var out streamingtest.Buffer
+	var out transcript.Transcript
 	before := heap()
 	u, err := s.Exec(streaming.Process{ContainerID: "c", Cmd: []string{"wc", "-c"}, Stdin: true, Stdout: true})
 	if err != nil {

@@ -19,6 +19,7 @@ import (
 	"github.com/berthd/berth/cri/streaming/streamingtest"
 	"github.com/berthd/berth/sandbox"
 	"github.com/berthd/berth/test/streamclient"
+	"github.com/berthd/berth/test/transcript"
 )
 
 func execURL(t testing.TB, s *streaming.Server, cmd ...string) string {
@@ -222,7 +223,7 @@ func TestIdleStrangersKeepNobodyOut(t *testing.T) {
 		}
 		conns = append(conns, c)
 	}
-	var out streamingtest.Buffer
+	var out transcript.Transcript
 	code, err := streamclient.Run(t.Context(), execURL(t, s, "echo", "in"), streamclient.SPDY, sandbox.Streams{Stdout: &out})
 	if err != nil || code != 0 || out.String() != "in\n" {
 		t.Errorf("beside 1,500 idle connections: %d, %v, %q", code, err, out.String())
@@ -319,7 +320,7 @@ func TestShutdownTellsClients(t *testing.T) {
 func TestErrorsHaveNoSecrets(t *testing.T) {
 	s := serve(t, streaming.Config{})
 	address := execURL(t, s, "/no/such/program", "--password=hunter2")
-	var out streamingtest.Buffer
+	var out transcript.Transcript
 	_, err := streamclient.Run(t.Context(), address, streamclient.SPDY, sandbox.Streams{Stdout: &out})
 	if err == nil || strings.Contains(err.Error(), "hunter2") || strings.Contains(err.Error(), address[strings.LastIndexByte(address, '/')+1:]) {
 		t.Errorf("err = %v", err)

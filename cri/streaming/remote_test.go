@@ -3,7 +3,6 @@ package streaming_test
 import (
 	"context"
 	"errors"
-	"io"
 	"net"
 	"net/netip"
 	"testing"
@@ -71,34 +70,7 @@ func (r remote) Dial(ctx context.Context, id string, port uint16) (net.Conn, err
 	if err != nil {
 		return nil, err
 	}
-	f, err := streamclient.Forward(ctx, url, r.transport)
-	if err != nil {
-		return nil, err
-	}
-	c, err := f.Connect(port)
-	if err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	return forwarded{c, f}, nil
-}
-
-// forwarded is a forwarded connection as a net.Conn. The read that finds the end tells what went wrong.
-type forwarded struct {
-	*streamclient.Forwarded
-	f *streamclient.Forwarder
-}
-
-func (c forwarded) CloseWrite() error { return c.Forwarded.Close() }
-func (c forwarded) Close() error      { return c.f.Close() }
-
-func (c forwarded) Read(p []byte) (int, error) {
-	n, err := c.Forwarded.Read(p)
-	if err == io.EOF {
-		if text, readErr := io.ReadAll(c.Errors); readErr != nil || len(text) > 0 {
-			return n, errors.Join(readErr, errors.New(string(text)))
-		}
-	}
-	return n, err
+	return streamclient.Dial(ctx, url, r.transport, port)
 }
 
 func TestFakePassesTheSuite(t *testing.T) {

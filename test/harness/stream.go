@@ -2,8 +2,6 @@ package harness
 
 import (
 	"context"
-	"errors"
-	"io"
 	"net"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -67,32 +65,5 @@ func (r Streaming) Dial(ctx context.Context, sandboxID string, port uint16) (net
 	if err != nil {
 		return nil, err
 	}
-	f, err := streamclient.Forward(ctx, url, r.Transport)
-	if err != nil {
-		return nil, err
-	}
-	c, err := f.Connect(port)
-	if err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	return forwarded{c, f}, nil
-}
-
-// forwarded is a forwarded connection as a net.Conn. The read that finds the end tells what went wrong.
-type forwarded struct {
-	*streamclient.Forwarded
-	f *streamclient.Forwarder
-}
-
-func (c forwarded) CloseWrite() error { return c.Forwarded.Close() }
-func (c forwarded) Close() error      { return c.f.Close() }
-
-func (c forwarded) Read(p []byte) (int, error) {
-	n, err := c.Forwarded.Read(p)
-	if errors.Is(err, io.EOF) {
-		if text, readErr := io.ReadAll(c.Errors); readErr != nil || len(text) > 0 {
-			return n, errors.Join(readErr, errors.New(string(text)))
-		}
-	}
-	return n, err
+	return streamclient.Dial(ctx, url, r.Transport, port)
 }

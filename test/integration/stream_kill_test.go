@@ -12,10 +12,10 @@ import (
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"github.com/berthd/berth/cri/streaming/streamingtest"
 	"github.com/berthd/berth/sandbox"
 	"github.com/berthd/berth/test/harness"
 	"github.com/berthd/berth/test/streamclient"
+	"github.com/berthd/berth/test/transcript"
 )
 
 // TestDaemonKilledDuringStreams: the end of the daemon is the end of the commands that its clients run, and of nothing else.
@@ -40,9 +40,9 @@ func TestDaemonKilledDuringStreams(t *testing.T) {
 	var calls sync.WaitGroup
 	defer calls.Wait()
 	defer cancel()
-	connect := func(s sandbox.Streams, call func(sandbox.Streams) error) *streamingtest.Buffer {
+	connect := func(s sandbox.Streams, call func(sandbox.Streams) error) *transcript.Transcript {
 		in, typed := io.Pipe()
-		out := new(streamingtest.Buffer)
+		out := new(transcript.Transcript)
 		s.Stdin, s.Stdout = in, out
 		calls.Go(func() { call(s) })
 		calls.Go(func() {
@@ -52,7 +52,7 @@ func TestDaemonKilledDuringStreams(t *testing.T) {
 		})
 		return out
 	}
-	attach := func(c *harness.Container) *streamingtest.Buffer {
+	attach := func(c *harness.Container) *transcript.Transcript {
 		return connect(sandbox.Streams{Terminal: c == terminal}, func(s sandbox.Streams) error { return client.Attach(ctx, c.ID, s) })
 	}
 	attach(writes).Wait(t, "line ")

@@ -31,13 +31,14 @@ import (
 	"github.com/berthd/berth/sandbox"
 	"github.com/berthd/berth/test/harness"
 	"github.com/berthd/berth/test/streamclient"
+	"github.com/berthd/berth/test/transcript"
 )
 
 var bothTransports = []streamclient.Transport{streamclient.SPDY, streamclient.WebSocket}
 
 // streamed runs a command by a URL and returns what it did.
 func streamed(c *harness.Container, transport streamclient.Transport, command ...string) (harness.Result, error) {
-	var out, errs streamingtest.Buffer
+	var out, errs transcript.Transcript
 	ctx, cancel := context.WithTimeout(c.Context(), harness.Timeout)
 	defer cancel()
 	code, err := harness.Streaming{Daemon: c.Daemon, Transport: transport}.Exec(ctx, c.ID, command, sandbox.Streams{Stdout: &out, Stderr: &errs})
@@ -122,7 +123,7 @@ func TestManyStreamedExecsAtOnce(t *testing.T) {
 // attached is a client of a container's streams.
 type attached struct {
 	*streamclient.Session
-	out  streamingtest.Buffer
+	out  transcript.Transcript
 	done chan error
 }
 
@@ -411,7 +412,7 @@ func TestStreamingListener(t *testing.T) {
 			t.Errorf("a pod gets %s: %+v", path, r)
 		}
 	}
-	var out streamingtest.Buffer
+	var out transcript.Transcript
 	if code, err := streamclient.Run(t.Context(), u, streamclient.SPDY, sandbox.Streams{Stdout: &out}); err != nil || code != 0 || out.String() != "hunter2\n" {
 		t.Errorf("exec = %d, %v, %q", code, err, out.String())
 	}
@@ -439,7 +440,7 @@ func TestStreamingFlood(t *testing.T) {
 		_, failed = d.ExecURL(d.Context(), c.ID, []string{"true"}, streamclient.Process{Stdout: true})
 	}
 	wantCode(t, "one URL too many", failed, codes.ResourceExhausted)
-	var out streamingtest.Buffer
+	var out transcript.Transcript
 	if code, err := streamclient.Run(t.Context(), u, streamclient.WebSocket, sandbox.Streams{Stdout: &out}); err != nil || code != 0 || out.String() != "first\n" {
 		t.Errorf("the first URL after %d: %d, %v, %q", issued, code, err, out.String())
 	}
@@ -513,7 +514,7 @@ func TestStreamingConfiguration(t *testing.T) {
 		if want := fmt.Sprintf("https://127.0.0.1:%d/exec/", port); !strings.HasPrefix(u, want) {
 			t.Errorf("URL %s, want %s...", u, want)
 		}
-		var out streamingtest.Buffer
+		var out transcript.Transcript
 		code, err := streamclient.Run(t.Context(), u, transport, sandbox.Streams{Stdin: strings.NewReader("over TLS"), Stdout: &out})
 		if err != nil || code != 3 || out.String() != "over TLS" {
 			t.Errorf("%s: %d, %v, %q", transport, code, err, out.String())

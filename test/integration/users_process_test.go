@@ -13,10 +13,10 @@ import (
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"github.com/berthd/berth/cri/streaming/streamingtest"
 	"github.com/berthd/berth/sandbox"
 	"github.com/berthd/berth/test/harness"
 	"github.com/berthd/berth/test/streamclient"
+	"github.com/berthd/berth/test/transcript"
 )
 
 func TestSharedPIDInUserNamespace(t *testing.T) {
@@ -214,7 +214,7 @@ func TestStreamingInUserNamespace(t *testing.T) {
 	ctx, cancel := contextFor(t, 20*time.Second)
 	defer cancel()
 	for _, terminal := range []bool{false, true} {
-		var out streamingtest.Buffer
+		var out transcript.Transcript
 		code, err := client.Exec(ctx, c.ID, []string{"sh", "-c", "test -t 0 && stat -c '%u %g' $(tty); id -u; cat /proc/self/uid_map; exit 3"},
 			sandbox.Streams{Stdin: strings.NewReader(""), Stdout: &out, Terminal: terminal})
 		want := "1000 0 300000 65536"
@@ -226,7 +226,7 @@ func TestStreamingInUserNamespace(t *testing.T) {
 		}
 	}
 	shell := pod.Run(d.Container("shell", []string{"cat"}, likePod(pod), func(c *runtimeapi.ContainerConfig) { c.Tty, c.Stdin = true, true }))
-	var shown streamingtest.Buffer
+	var shown transcript.Transcript
 	read, write := io.Pipe()
 	attached, leave := context.WithCancel(ctx)
 	ended := make(chan error, 1)

@@ -8,12 +8,12 @@ import (
 	"io"
 	"net"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/berthd/berth/cri/streaming"
 	"github.com/berthd/berth/sandbox"
+	"github.com/berthd/berth/test/transcript"
 )
 
 // Target is what the suite is run against.
@@ -26,31 +26,6 @@ type Target struct {
 
 // Limit is how long one case may take.
 const Limit = 30 * time.Second
-
-// Buffer is a writer that may be read meanwhile.
-type Buffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-// Write never fails.
-func (b *Buffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *Buffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
-}
-
-// Wait waits for a text.
-func (b *Buffer) Wait(t testing.TB, text string) {
-	t.Helper()
-	Eventually(t, func() bool { return strings.Contains(b.String(), text) }, "output %q contains %q", b, text)
-}
 
 // Eventually waits until ok.
 func Eventually(t testing.TB, ok func() bool, format string, args ...any) {
@@ -71,7 +46,7 @@ func Suite(t *testing.T, g Target) {
 	}
 	t.Run("exit codes", func(t *testing.T) {
 		for script, want := range map[string]int32{"exit 0": 0, "exit 3": 3, "exit 255": 255, "kill -9 $$": 137} {
-			var out, errs Buffer
+			var out, errs transcript.Transcript
 			code, err := exec(t, sandbox.Streams{Stdout: &out, Stderr: &errs}, "sh", "-c", "echo out; echo err >&2; "+script)
 			if err != nil || code != want || out.String() != "out\n" || errs.String() != "err\n" {
 				t.Errorf("%s: code %d, %v, %q, %q", script, code, err, out.String(), errs.String())
@@ -79,7 +54,7 @@ func Suite(t *testing.T, g Target) {
 		}
 	})
 	t.Run("one stream", func(t *testing.T) {
-		var out, errs Buffer
+		var out, errs transcript.Transcript
 		if code, err := exec(t, sandbox.Streams{Stdout: &out}, "sh", "-c", "echo out; echo err >&2"); err != nil || code != 0 || out.String() != "out\n" {
 			t.Errorf("standard output alone: %d, %v, %q", code, err, out.String())
 		}
@@ -88,7 +63,7 @@ func Suite(t *testing.T, g Target) {
 		}
 	})
 	t.Run("no input is an empty one", func(t *testing.T) {
-		var out Buffer
+		var out transcript.Transcript
 		if code, err := exec(t, sandbox.Streams{Stdout: &out}, "wc", "-c"); err != nil || code != 0 || strings.TrimSpace(out.String()) != "0" {
 			t.Errorf("wc: %d, %v, %q", code, err, out.String())
 		}
@@ -99,14 +74,14 @@ func Suite(t *testing.T, g Target) {
 		if !g.InputEnds {
 			command = []string{"head", "-c", fmt.Sprint(len(input))}
 		}
-		var out Buffer
+		var out transcript.Transcript
 		code, err := exec(t, sandbox.Streams{Stdin: bytes.NewReader(input), Stdout: &out}, command...)
 		if err != nil || code != 0 || out.String() != string(input) {
 			t.Errorf("input: %d, %v, %d bytes of %d", code, err, len(out.String()), len(input))
 		}
 	})
 	t.Run("input that nobody reads", func(t *testing.T) {
-		var out Buffer
+		var out transcript.Transcript
 		code, err := exec(t, sandbox.Streams{Stdin: endless{}, Stdout: &out}, "sh", "-c", "head -c 3; exit 4")
 		if err != nil || code != 4 || out.String() != "xxx" {
 			t.Errorf("head: %d, %v, %q", code, err, out.String())
@@ -132,7 +107,7 @@ func Suite(t *testing.T, g Target) {
 // suiteEnds is about clients that go.
 func suiteEnds(t *testing.T, g Target) {
 	alive := func(t *testing.T, mark string) bool {
-		var out Buffer
+		var out transcript.Transcript
 		// The brackets keep the command from finding itself.
 		_, err := g.Runtime.Exec(t.Context(), g.ContainerID, []string{"sh", "-c", "ps ax 2>/dev/null | grep -c '[s]leep " + mark + "'"}, sandbox.Streams{Stdout: &out})
 		if err != nil {
@@ -143,7 +118,7 @@ func suiteEnds(t *testing.T, g Target) {
 	t.Run("the end of the context kills", func(t *testing.T) {
 		mark := fmt.Sprint(70000 + time.Now().UnixNano()%9999)
 		ctx, cancel := context.WithCancel(t.Context())
-		var out Buffer
+		var out transcript.Transcript
 		done := make(chan error, 1)
 		go func() {
 			_, err := g.Runtime.Exec(ctx, g.ContainerID, []string{"sh", "-c", "sleep " + mark + " & echo up; wait"}, sandbox.Streams{Stdout: &out})
@@ -176,7 +151,7 @@ func suiteTerminal(t *testing.T, g Target) {
 		in, typed := io.Pipe()
 		sizes := make(chan sandbox.TerminalSize, 4)
 		sizes <- sandbox.TerminalSize{Columns: 91, Lines: 33}
-		var out Buffer
+		var out transcript.Transcript
 		done := make(chan error, 1)
 		go func() {
 			code, err := g.Runtime.Exec(ctx, g.ContainerID, []string{"sh", "-c", "stty size; while read x; do test $x = end && exit 5; stty size; echo said $x; done"},
@@ -205,7 +180,7 @@ func suiteTerminal(t *testing.T, g Target) {
 		defer cancel()
 		in, typed := io.Pipe()
 		defer in.Close()
-		var out Buffer
+		var out transcript.Transcript
 		done := make(chan int32, 1)
 		go func() {
 			code, err := g.Runtime.Exec(ctx, g.ContainerID, []string{"sh", "-c", "echo up; sleep 1000"}, sandbox.Streams{Stdin: in, Stdout: &out, Terminal: true})

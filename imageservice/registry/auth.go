@@ -172,8 +172,8 @@ func (e *endpoint) token(ctx context.Context, c challenge) (string, error) {
 		return "", ne
 	}
 	if resp.StatusCode != http.StatusOK {
-		se := statusError(resp)
-		se.Op, se.Detail = "get token", fmt.Sprintf("status %d", resp.StatusCode) // its words may repeat what it was sent
+		se := statusError(resp, func(string) bool { return true }) // its words may repeat what it was sent
+		se.Op = "get token"
 		if resp.StatusCode >= 300 && resp.StatusCode < 400 {
 			se.Detail += ", token servers may not redirect"
 		}

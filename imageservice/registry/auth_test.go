@@ -292,8 +292,12 @@ func TestErrorsCarryNoSecrets(t *testing.T) {
 	body := func(message string) []byte {
 		return []byte(`{"errors":[{"code":"DENIED","message":` + fmt.Sprintf("%q", message) + `}]}`)
 	}
+	user := Credentials{Username: "us", Password: secret} // both in base64 end with =
+	long := Credentials{Username: "us", Password: secret + strings.Repeat("x", 300)}
 	for name, f := range map[string]registrytest.Fault{
 		"message with the password":   {Status: 500, Body: body("you sent " + secret)},
+		"message with both in base64": {Status: 500, Body: body("you sent " + user.pair())},
+		"message with a long one":     {Status: 500, Body: body("you sent " + long.Password)},
 		"message with a signed URL":   {Status: 500, Body: body("see https://x/y?sig=" + secret)},
 		"message with a query":        {Status: 500, Body: body("see /y?sig=" + secret + " token=" + secret)},
 		"redirect to nowhere":         {Redirect: "http://127.0.0.1:1/x?sig=" + secret},
@@ -301,12 +305,16 @@ func TestErrorsCarryNoSecrets(t *testing.T) {
 		"redirect that is no address": {Redirect: "http://[::1/?sig=" + secret},
 		"control characters":          {Status: 500, Body: body("\x1b[31m" + strings.Repeat("é", 10_000))},
 	} {
-		reg := start(t, registrytest.Options{Auth: registrytest.Auth{Scheme: registrytest.Basic, Username: "u", Password: secret}})
+		cred := user
+		if strings.HasSuffix(name, "long one") {
+			cred = long
+		}
+		reg := start(t, registrytest.Options{Auth: registrytest.Auth{Scheme: registrytest.Basic, Username: "us", Password: cred.Password}})
 		p := push(t, reg, registrytest.Image{})
 		f.Path, f.Skip = "/blobs/", 1
 		reg.AddFault(f)
-		err := pullAll(t.Context(), open(t, quick, p.Ref, Credentials{Username: "u", Password: secret}))
-		if err == nil || strings.Contains(err.Error(), secret) || len(err.Error()) > 2000 || strings.ContainsAny(err.Error(), "\x1b\n") {
+		err := pullAll(t.Context(), open(t, quick, p.Ref, cred))
+		if err == nil || strings.Contains(err.Error(), secret) || strings.Contains(err.Error(), user.pair()[:10]) || len(err.Error()) > 2000 || strings.ContainsAny(err.Error(), "\x1b\n") {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

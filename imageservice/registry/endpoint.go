@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -33,6 +34,8 @@ type endpoint struct {
 	auth       *authorizer
 	stall      stallRule
 
+	guess sync.Mutex // held while the scheme is found out; before mu, which nobody holds over the network
+
 	mu       sync.Mutex
 	base     *url.URL // guarded by mu while guessing
 	guessing bool     // guarded by mu: the scheme of a loopback registry is not known yet
@@ -49,9 +52,8 @@ type stallRule struct {
 func (e *endpoint) host() string { return e.url().Host }
 
 func (e *endpoint) url() *url.URL {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return e.base
+	base, _ := e.place()
+	return base
 }
 
 // get is one GET.
@@ -125,11 +127,7 @@ func (e *endpoint) authorized(ctx context.Context, g get) (answer, error) {
 		case a.foreign:
 			return answer{}, foreignError(a.Response)
 		case a.StatusCode != http.StatusUnauthorized || attempt > 0:
-			se := statusError(a.Response)
-			if e.repeatsSecret(se.Detail, header) {
-				se.Detail = fmt.Sprintf("status %d", a.StatusCode)
-			}
-			return answer{}, se
+			return answer{}, statusError(a.Response, func(text string) bool { return e.repeatsSecret(text, header) })
 		}
 		challenges := a.Header.Values("WWW-Authenticate")
 		discard(a.Response)
@@ -141,52 +139,66 @@ func (e *endpoint) authorized(ctx context.Context, g get) (answer, error) {
 
 // repeatsSecret says whether a registry's words hold something that it should keep to itself.
 func (e *endpoint) repeatsSecret(text, header string) bool {
-	secrets := []string{strings.TrimPrefix(strings.TrimPrefix(header, "Bearer "), "Basic ")}
+	secrets := []string{header}
 	if c := e.auth.cred; c != nil {
 		secrets = append(secrets, c.Password, c.IdentityToken, c.RegistryToken, c.pair())
 	}
 	for _, values := range e.spec.header {
 		secrets = append(secrets, values...)
 	}
-	for _, s := range secrets {
-		if s != "" && strings.Contains(text, s) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(secrets, func(s string) bool {
+		s = strings.TrimPrefix(strings.TrimPrefix(s, "Bearer "), "Basic ")
+		return s != "" && strings.Contains(text, s)
+	})
 }
 
 // guessed finds out the scheme of a loopback registry with the first request: plain HTTP, or HTTPS where that does not
 // work. No credentials have been sent by then.
 func (e *endpoint) guessed(ctx context.Context, g get, header string) (answer, error) {
-	e.mu.Lock()
-	if !e.guessing {
-		base := e.base
-		e.mu.Unlock()
+	base, guessing := e.place()
+	if guessing {
+		e.guess.Lock()
+		defer e.guess.Unlock()
+		base, guessing = e.place() // another one may have been quicker
+	}
+	if !guessing {
 		return e.follow(ctx, base, g, header)
 	}
-	defer e.mu.Unlock()
-	a, err := e.follow(ctx, e.base, g, header)
+	a, err := e.follow(ctx, base, g, header)
 	var op *net.OpError
 	if ctx.Err() != nil || errors.As(err, &op) && op.Op == "dial" {
 		return a, err
 	}
-	e.guessing = false
 	if err == nil && a.StatusCode != http.StatusBadRequest {
+		e.settle(base)
 		return a, nil
 	}
-	secure := *e.base
+	secure := *base
 	secure.Scheme = "https"
 	b, errTLS := e.follow(ctx, &secure, g, header)
 	var certificate *tls.CertificateVerificationError
 	if errTLS != nil && !errors.As(errTLS, &certificate) {
+		e.settle(base)
 		return a, err // it does not speak TLS either
 	}
 	if err == nil {
 		discard(a.Response)
 	}
-	e.base = &secure
+	e.settle(&secure)
 	return b, errTLS
+}
+
+func (e *endpoint) place() (base *url.URL, guessing bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.base, e.guessing
+}
+
+// settle ends the guessing.
+func (e *endpoint) settle(base *url.URL) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.base, e.guessing = base, false
 }
 
 // follow sends the request to base and to wherever it is redirected, at most maxRedirects times.

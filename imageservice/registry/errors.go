@@ -57,14 +57,15 @@ func retryable(err error) (bool, time.Duration) {
 	return false, 0
 }
 
-// statusError makes an error of an answer, and reads and closes its body.
-func statusError(resp *http.Response) *Error {
+// statusError makes an error of an answer, and reads and closes its body. What the registry says is left out if secret finds a secret in it.
+func statusError(resp *http.Response, secret func(text string) bool) *Error {
 	defer resp.Body.Close()
 	e := &Error{Host: resp.Request.URL.Host, status: resp.StatusCode, Detail: fmt.Sprintf("status %d", resp.StatusCode), Err: ErrUnavailable}
 	raw, err := io.ReadAll(io.LimitReader(resp.Body, maxErrorBody))
 	if err == nil {
-		if text := specError(raw); text != "" {
-			e.Detail += ", " + text
+		// The whole text is looked at: cut short, it may show the beginning of a secret that is then no longer found.
+		if text := specError(raw); text != "" && !secret(text) {
+			e.Detail += ", " + printable(text)
 		}
 	}
 	switch code := resp.StatusCode; {
@@ -92,7 +93,7 @@ func foreignError(resp *http.Response) *Error {
 	}
 }
 
-// specError reads the distribution-spec's error body: its first code and message, made printable.
+// specError reads the distribution-spec's error body: its first code and message, which are hostile.
 func specError(raw []byte) string {
 	var body struct {
 		Errors []struct{ Code, Message string }
@@ -100,7 +101,7 @@ func specError(raw []byte) string {
 	if json.Unmarshal(raw, &body) != nil || len(body.Errors) == 0 {
 		return ""
 	}
-	return printable(strings.TrimSpace(body.Errors[0].Code + " " + body.Errors[0].Message))
+	return strings.TrimSpace(body.Errors[0].Code + " " + body.Errors[0].Message)
 }
 
 // printable keeps the printable ASCII of a hostile text, without what looks like the query of a URL or a key's value.

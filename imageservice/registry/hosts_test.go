@@ -124,6 +124,7 @@ func TestMirrorsAreTriedInOrder(t *testing.T) {
 		{name: "401", fault: registrytest.Fault{Status: 401, Header: http.Header{"Www-Authenticate": {`Basic realm="x"`}}}},
 		{name: "429", fault: registrytest.Fault{Status: 429, Header: http.Header{"Retry-After": {"60"}}}},
 		{name: "silent", fault: registrytest.Fault{Wait: time.Hour}},
+		{name: "a page for people", fault: registrytest.Fault{Status: 200, Header: http.Header{"Content-Type": {"text/html"}}, Body: []byte("<html>Log in</html>")}},
 		{name: "wrong blobs", fault: registrytest.Fault{Path: "/blobs/", Cut: registrytest.Corrupt, At: 5}},
 		{name: "short blobs", fault: registrytest.Fault{Path: "/blobs/", Cut: registrytest.Truncate, At: 5}},
 		{name: "wrong digest header", fault: registrytest.Fault{Path: "/manifests/", Header: http.Header{"Docker-Content-Digest": {p.ImageID}}}},

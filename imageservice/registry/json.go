@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"unicode"
 )
 
 // manifestKeys are the members of manifests and indexes that mean something.
@@ -21,9 +22,21 @@ type keys map[string]string // folded -> as it must be written
 func keySet(names ...string) keys {
 	set := keys{}
 	for _, name := range names {
-		set[strings.ToLower(name)] = name
+		set[fold(name)] = name
 	}
 	return set
+}
+
+// fold writes a key as encoding/json compares it: two keys that it takes for one have one spelling. To it ſ (U+017F) is an s.
+func fold(key string) string {
+	return strings.Map(func(r rune) rune {
+		for next := unicode.SimpleFold(r); ; next = unicode.SimpleFold(r) {
+			if next <= r {
+				return next // the smallest
+			}
+			r = next
+		}
+	}, key)
 }
 
 // CheckConfigJSON refuses a config that two readers may read in two ways; see checkJSON.
@@ -90,7 +103,7 @@ func (c *checker) object(depth int, names naming) error {
 		key, _ := token.(string)
 		folded := key
 		if names == fixed {
-			folded = strings.ToLower(key)
+			folded = fold(key)
 			if want, ok := c.known[folded]; ok && want != key {
 				return fmt.Errorf("key %q must be written %q", printable(key), want)
 			}
@@ -100,7 +113,7 @@ func (c *checker) object(depth int, names naming) error {
 		}
 		seen[folded] = true
 		inner := fixed
-		if _, ok := freeObjects[strings.ToLower(key)]; ok {
+		if _, ok := freeObjects[fold(key)]; ok {
 			inner = free
 		}
 		if err := c.value(depth+1, inner); err != nil {

@@ -283,6 +283,8 @@ func TestManifestsThatLieAreRefused(t *testing.T) {
 		{"key twice", oci, strings.Replace(good, `"layers"`, `"layers":[],"layers"`, 1)},
 		{"key in two cases", oci, strings.Replace(good, `"layers"`, `"Layers":[],"layers"`, 1)},
 		{"key in another case", oci, strings.Replace(good, `"layers"`, `"Layers"`, 1)},
+		{"key in two spellings", oci, strings.Replace(good, `"layers"`, `"layer\u017f":[],"layers"`, 1)},
+		{"key in another spelling", oci, strings.Replace(good, `"layers"`, `"layerſ"`, 1)},
 		{"digest in another case", oci, strings.Replace(good, `"digest"`, `"Digest"`, 1)},
 		{"trailing bytes", oci, good + "{}"},
 		{"schema 1", "application/vnd.docker.distribution.manifest.v1+prettyjws", `{"schemaVersion":1,"fsLayers":[{"blobSum":"sha256:x"}]}`},
@@ -442,6 +444,33 @@ func TestLoopbackSpeaksHTTPAndFallsBackToTLS(t *testing.T) {
 	if err := pullAll(t.Context(), open(t, Config{HostsDir: dir}, p.Ref, Credentials{})); err != nil {
 		t.Errorf("Docker's files: %v", err)
 	}
+}
+
+// TestEndpointsAreToldAtAnyTime: who asks how a pull is getting on does not wait for a registry that says nothing.
+func TestEndpointsAreToldAtAnyTime(t *testing.T) {
+	reg := start(t, registrytest.Options{})
+	reg.AddFault(registrytest.Fault{Wait: time.Hour})
+	s := open(t, Config{}, reg.Host()+"/a/b:1", Credentials{})
+	ctx, cancel := context.WithCancel(t.Context())
+	asked, told := make(chan struct{}), make(chan []Endpoint, 1)
+	go func() {
+		defer close(asked)
+		_, _ = s.Manifest(ctx)
+	}()
+	for reg.Serving() == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	go func() { told <- s.Endpoints() }()
+	select {
+	case all := <-told:
+		if len(all) != 1 {
+			t.Errorf("endpoints = %+v", all)
+		}
+	case <-time.After(20 * time.Second): // before the registry counts as stalled
+		t.Error("Endpoints waits for the registry")
+	}
+	cancel()
+	<-asked
 }
 
 func TestPlainHTTPOnlyWhereAllowed(t *testing.T) {

@@ -130,21 +130,18 @@ func (s *Source) Close() {
 
 // Manifest gets what the reference names; if that is an index, the manifest in it for this platform.
 func (s *Source) Manifest(ctx context.Context) (Manifest, error) {
-	raw, contentType, err := s.document(ctx, s.ref.Target(), Descriptor{Digest: s.ref.Digest, Size: -1})
+	d, err := s.document(ctx, s.ref.Target(), Descriptor{Digest: s.ref.Digest, Size: -1})
 	if err != nil {
 		return Manifest{}, err
 	}
 	named := s.ref.Digest
 	if named == "" {
-		named = digest.FromBytes(raw)
+		named = digest.FromBytes(d.raw)
 	}
 	for depth := 0; ; depth++ {
-		m, k, err := parse(raw, contentType)
-		if err != nil {
-			return Manifest{}, fmt.Errorf("read manifest of %s: %w", s.ref, err)
-		}
-		if k == kindManifest {
-			image, err := m.image(raw, contentType)
+		m := d.parsed
+		if d.kind == kindManifest {
+			image, err := m.image(d.raw, d.contentType)
 			if err != nil {
 				return Manifest{}, fmt.Errorf("read manifest of %s: %w", s.ref, err)
 			}
@@ -165,14 +162,23 @@ func (s *Source) Manifest(ctx context.Context) (Manifest, error) {
 		if err != nil {
 			return Manifest{}, fmt.Errorf("read index of %s: %w", s.ref, err)
 		}
-		if raw, contentType, err = s.document(ctx, desc.Digest.String(), desc); err != nil {
+		if d, err = s.document(ctx, desc.Digest.String(), desc); err != nil {
 			return Manifest{}, err
 		}
 	}
 }
 
-// document gets a manifest or an index and checks it against want: a digest unless that is "", a size unless it is < 0.
-func (s *Source) document(ctx context.Context, target string, want Descriptor) (raw []byte, contentType string, err error) {
+// document is a manifest or an index as it came.
+type document struct {
+	raw         []byte
+	contentType string
+	parsed      wireManifest
+	kind        kind
+}
+
+// document gets a manifest or an index and checks it against want: a digest unless that is "", a size unless it is < 0. A host that
+// answers with something else, such as a page for people, does not have it.
+func (s *Source) document(ctx context.Context, target string, want Descriptor) (d document, err error) {
 	need := canPull
 	if want.Digest == "" {
 		need = canResolve
@@ -188,15 +194,19 @@ func (s *Source) document(ctx context.Context, target string, want Descriptor) (
 			return err
 		}
 		defer a.Body.Close()
-		contentType = a.Header.Get("Content-Type")
-		raw, err = readDocument(a, want)
+		d.contentType = a.Header.Get("Content-Type")
+		if d.raw, err = readDocument(a, want); err == nil {
+			if d.parsed, d.kind, err = parse(d.raw, d.contentType); err != nil {
+				err = &Error{Err: err}
+			}
+		}
 		var re *Error
 		if errors.As(err, &re) {
 			re.Op, re.Host = g.op, e.host()
 		}
 		return err
 	})
-	return raw, contentType, err
+	return d, err
 }
 
 // readDocument reads and checks the body of an answer; its errors are *Error.

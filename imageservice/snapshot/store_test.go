@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -313,8 +314,27 @@ func TestHostileWritableLayer(t *testing.T) {
 		}
 		f.Close()
 	}
+	const wide = 5_000 // more than a walk remembers
+	for i := range wide {
+		if err := os.MkdirAll(filepath.Join(upper, "wide", strconv.Itoa(i)), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const movers = 20
+	move := func(from, to string) {
+		for i := range movers {
+			_ = os.Rename(filepath.Join(upper, fmt.Sprint(from, i), "d"), filepath.Join(upper, fmt.Sprint(to, i), "d"))
+		}
+	}
+	for i := range movers {
+		for _, name := range []string{fmt.Sprint("here", i, "/d/d/d/d"), fmt.Sprint("there", i)} {
+			if err := os.MkdirAll(filepath.Join(upper, name), 0o700); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
 	bytes, inodes, err := store.Usage(t.Context(), "k")
-	if want := int64(depth + 4); err != nil || inodes != want || bytes < depth*4096+1<<16 {
+	if want := int64(depth + wide + 5 + 6*movers); err != nil || inodes != want || bytes < depth*4096+1<<16 {
 		t.Errorf("usage = %d bytes, %d inodes, %v, want %d inodes", bytes, inodes, err, want)
 	}
 
@@ -328,12 +348,14 @@ func TestHostileWritableLayer(t *testing.T) {
 				return
 			default:
 				_ = os.Rename(filepath.Join(upper, "d/d/d"), filepath.Join(upper, "x"))
+				move("here", "there")
 				_ = os.Rename(filepath.Join(upper, "x"), filepath.Join(upper, "d/d/d"))
+				move("there", "here")
 			}
 		}
 	}()
-	for range 20 { // what moves is met at both its places at most
-		if _, inodes, err := store.Usage(t.Context(), "k"); err == nil && inodes > 2*(depth+4) {
+	for range 10 { // what moves is met at both its places at most, and what does not is met
+		if _, inodes, err := store.Usage(t.Context(), "k"); err != nil || inodes > 2*depth+wide+5+10*movers || inodes < wide+5+2*movers {
 			t.Errorf("usage = %d inodes, %v", inodes, err)
 		}
 	}

@@ -16,7 +16,8 @@ import (
 type Limits struct {
 	Bytes      int64 // of the tar, and of a sparse file's length; default 64 GiB
 	Entries    int64 // with directories that no entry names; default 4,000,000
-	Replaced   int   // things that the layer itself replaces; default 65,536
+	Replaced   int   // things that the layer itself replaces, and 1/64 of the bytes of their names; default 65,536
+	Memory     int64 // bytes of memory for directories and names; default 128 MiB
 	FreeBytes  int64 // to be left free on the file system for those who are not root; default 64 MiB
 	FreeInodes int64 // to be left free on the file system; default 1,024
 }
@@ -29,6 +30,7 @@ func (l Limits) withDefaults() Limits {
 	}
 	set(&l.Bytes, 64<<30)
 	set(&l.Entries, 4_000_000)
+	set(&l.Memory, 128<<20)
 	set(&l.FreeBytes, 64<<20)
 	set(&l.FreeInodes, 1024)
 	if l.Replaced == 0 {
@@ -67,7 +69,7 @@ type Result struct {
 // record names it, lies in the Kept directory as To.
 type Move struct {
 	Position int    `json:"position"`
-	From     string `json:"from"`
+	From     Path   `json:"from"`
 	To       string `json:"to"`
 }
 
@@ -85,6 +87,8 @@ type applier struct {
 	nextBytes int64 // stream position at which to look at the free space again
 
 	sparseBytes int64 // lengths of all sparse files
+	movedBytes  int   // of the names of all that was replaced
+	held        int64 // bytes of memory, about; what is dropped counts on
 }
 
 // Apply reads an uncompressed tar stream into the empty directory dir, whose parent nobody but root may enter, as an
@@ -133,7 +137,11 @@ func (a *applier) run(ctx context.Context) error {
 		if err := a.in.flush(); err != nil {
 			return fmt.Errorf("write split: %w", err)
 		}
-		if err := a.entry(hdr); err != nil {
+		err = a.entry(hdr)
+		if err == nil && a.held > a.opts.Limits.Memory {
+			err = fmt.Errorf("%w: directories and names take more than %d bytes of memory", ErrLimit, a.opts.Limits.Memory)
+		}
+		if err != nil {
 			return entryError(hdr, err)
 		}
 		a.res.Entries++
@@ -215,6 +223,15 @@ func (a *applier) skip(hdr *tar.Header, err error) error {
 	return a.split.file(hdr.Name, 0, nil)
 }
 
+// What is remembered takes, beside its names.
+const (
+	nodeMemory = 256
+	nameMemory = 64
+)
+
+// hold accounts for memory that stays in use until the layer is applied.
+func (a *applier) hold(bytes int) { a.held += int64(bytes) }
+
 // rootEntry takes the root's attributes. The root is a directory, whatever the layer says.
 func (a *applier) rootEntry(hdr *tar.Header) error {
 	if hdr.Typeflag != tar.TypeDir {
@@ -223,6 +240,7 @@ func (a *applier) rootEntry(hdr *tar.Header) error {
 	at, dropped, err := attrsOf(hdr)
 	a.res.DroppedXattrs += dropped
 	a.tree.root.attrs = &at
+	a.hold(at.memory())
 	return a.skip(hdr, err)
 }
 

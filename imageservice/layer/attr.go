@@ -37,6 +37,14 @@ func (a *attrs) equal(b *attrs) bool {
 	return a.mode == b.mode && a.uid == b.uid && a.gid == b.gid && a.mtime == b.mtime && slices.Equal(a.xattrs, b.xattrs)
 }
 
+// memory is what a has beside its fixed part, in bytes.
+func (a *attrs) memory() (n int) {
+	for _, x := range a.xattrs {
+		n += nameMemory + len(x.name) + len(x.value)
+	}
+	return n
+}
+
 // keepXattr tells the extended attributes that a layer may carry into a folder. The rest is the host's business (security
 // labels, trusted.*) or overlayfs's.
 func keepXattr(name string) bool {

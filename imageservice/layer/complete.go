@@ -83,7 +83,8 @@ func (c *completer) compare(ctx context.Context, pending *Pending) (rebase bool,
 			return rebase, err
 		}
 	}
-	for _, dir := range pending.Whiteouts {
+	for _, path := range pending.Whiteouts {
+		dir := string(path)
 		// overlayfs hides whiteouts only in directories that it merges from two folders.
 		if _, ok := c.fixes[dir]; ok {
 			continue
@@ -116,14 +117,15 @@ func (c *completer) compareImplicit(ctx context.Context, implicit []Implicit) (r
 		if err := ctx.Err(); err != nil {
 			return false, err
 		}
-		if parent, _, ok := cutLast(dir.Path); ok && absent[parent] {
-			absent[dir.Path] = true
+		path := string(dir.Path)
+		if parent, _, ok := cutLast(path); ok && absent[parent] {
+			absent[path] = true
 			continue
 		}
-		st, err := statBeneath(c.lower.fd, dir.Path)
+		st, err := statBeneath(c.lower.fd, path)
 		switch {
 		case isNotExist(err):
-			absent[dir.Path] = true
+			absent[path] = true
 			continue
 		case err != nil:
 			return false, err
@@ -132,12 +134,12 @@ func (c *completer) compareImplicit(ctx context.Context, implicit []Implicit) (r
 		case !isType(&st, unix.S_IFDIR) || !dir.Inherit:
 			continue
 		}
-		at, err := c.lower.dirAttrs(dir.Path)
+		at, err := c.lower.dirAttrs(path)
 		if err != nil {
 			return false, err
 		}
 		if !at.equal(&defaultDir) {
-			c.fixes[dir.Path] = *at
+			c.fixes[path] = *at
 		}
 	}
 	return false, nil

@@ -177,6 +177,7 @@ func writeHoles(fd int, p []byte, offset int64) error {
 // dir makes a directory or takes the attributes for one that the layer has. They are set at the end: until then it may
 // have any content put into it, and its setgid bit and default ACL must not be inherited by that.
 func (a *applier) dir(parent *node, name string, at *attrs) error {
+	a.hold(at.memory())
 	if d := parent.children[name]; d != nil {
 		d.attrs, d.shadow = at, false
 		return nil
@@ -190,7 +191,7 @@ func (a *applier) dir(parent *node, name string, at *attrs) error {
 	if err != nil {
 		return err
 	}
-	d := parent.add(name)
+	d := a.remember(parent, name)
 	d.attrs, d.opaque, d.reset = at, replaced, replaced
 	return nil
 }
@@ -281,13 +282,15 @@ func (a *applier) clear(parent *node, name string) error {
 	if a.opts.Kept == nil {
 		return os.RemoveAll(procPath(fd, name))
 	}
-	if len(a.res.Moves) >= a.opts.Limits.Replaced {
+	from := parent.child(name)
+	a.movedBytes += len(from)
+	if len(a.res.Moves) >= a.opts.Limits.Replaced || a.movedBytes/64 > a.opts.Limits.Replaced {
 		return fmt.Errorf("%w: it replaces more than %d of its own entries", ErrLimit, a.opts.Limits.Replaced)
 	}
 	to := strconv.Itoa(len(a.res.Moves))
 	if err := unix.Renameat(fd, name, int(a.opts.Kept.Fd()), to); err != nil {
 		return fmt.Errorf("keep replaced content: %w", err)
 	}
-	a.res.Moves = append(a.res.Moves, Move{Position: a.split.position, From: parent.child(name), To: to})
+	a.res.Moves = append(a.res.Moves, Move{Position: a.split.position, From: Path(from), To: to})
 	return nil
 }

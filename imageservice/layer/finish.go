@@ -14,14 +14,14 @@ type Pending struct {
 	// gone again. Of those that are not, parents stand before what lies in them.
 	Implicit []Implicit `json:"implicit,omitempty"`
 	// Whiteouts are the directories with a whiteout in them.
-	Whiteouts []string `json:"whiteouts,omitempty"`
+	Whiteouts []Path `json:"whiteouts,omitempty"`
 	// Opaque says that the folder has an opaque directory.
 	Opaque bool `json:"opaque,omitempty"`
 }
 
 // Implicit is one directory without an entry.
 type Implicit struct {
-	Path string `json:"path"`
+	Path Path `json:"path"`
 	// Inherit says that its attributes are the lower directory's, if there is one.
 	Inherit bool `json:"inherit,omitempty"`
 }
@@ -33,7 +33,7 @@ func (a *applier) finish() error {
 		visible := d.parent == nil || d.parent.contentVisible()
 		inherit := visible && !d.reset && d.attrs == nil
 		if a.lower == nil && (d.through || inherit) {
-			a.res.Pending.Implicit = append(a.res.Pending.Implicit, Implicit{Path: d.path(), Inherit: inherit})
+			a.res.Pending.Implicit = append(a.res.Pending.Implicit, Implicit{Path: Path(d.path()), Inherit: inherit})
 		}
 	}
 	for i := len(dirs) - 1; i >= 0; i-- {
@@ -115,7 +115,7 @@ func (a *applier) finishWhiteouts(d *node, fd int) error {
 		a.res.Inodes--
 	}
 	if kept > 0 && a.lower == nil {
-		a.res.Pending.Whiteouts = append(a.res.Pending.Whiteouts, d.path())
+		a.res.Pending.Whiteouts = append(a.res.Pending.Whiteouts, Path(d.path()))
 	}
 	return nil
 }

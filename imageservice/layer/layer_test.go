@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -199,6 +200,16 @@ func TestLimits(t *testing.T) {
 	for range 20 {
 		again = append(again, File("a", "x"))
 	}
+	var longAgain, dirs, bigDirs, whiteouts []Entry
+	long := strings.Repeat("n", 200)
+	for i := range 40 {
+		longAgain = append(longAgain, File(strings.Repeat(long+"/", 5)+"f", "x"))
+		bigDirs = append(bigDirs, Dir("d", 0o700).With("user.x", strings.Repeat("x", 60_000)))
+		for j := range 40 {
+			name := fmt.Sprint(i, "-", j)
+			dirs, whiteouts = append(dirs, Dir(name, 0o700)), append(whiteouts, Whiteout(".", long+name))
+		}
+	}
 	huge := gnuHeader("s", 'S', 0, func(b []byte) {
 		copy(b[386:], "77777777777\x0000000000000\x00")
 		copy(b[483:], "\x80\x00\x00\x00\x00\x7f\xff\xff\xff\xff\xff\xff") // 2^55 bytes
@@ -218,6 +229,11 @@ func TestLimits(t *testing.T) {
 		{name: "entries", content: bytes.NewReader(Layer(deep[:3]...)), limits: layer.Limits{Entries: 10}},
 		{name: "directories without an entry", content: bytes.NewReader(Layer(deep...)), limits: layer.Limits{Entries: 1000}},
 		{name: "replaced", content: bytes.NewReader(Layer(again...)), limits: layer.Limits{Replaced: 10}},
+		{name: "names of what is replaced", content: bytes.NewReader(Layer(longAgain...)), limits: layer.Limits{Replaced: 100}},
+		{name: "paths of directories without an entry", content: bytes.NewReader(Layer(File(strings.Repeat("d/", 1500)+"f", ""))), limits: layer.Limits{Memory: 1 << 20}},
+		{name: "directories", content: bytes.NewReader(Layer(dirs...)), limits: layer.Limits{Memory: 1 << 18}},
+		{name: "attributes of directories", content: bytes.NewReader(Layer(bigDirs...)), limits: layer.Limits{Memory: 1 << 20}},
+		{name: "whiteouts", content: bytes.NewReader(Layer(whiteouts...)), limits: layer.Limits{Memory: 1 << 18}},
 		{name: "sparse length", content: bytes.NewReader(append(huge, eof...))},
 		{name: "sparse lengths", content: bytes.NewReader(bytes.Repeat(oldSparse("s"), 20)), limits: layer.Limits{Bytes: 15 * sparseSize}},
 		{name: "extended attributes", content: bytes.NewReader(Layer(xattrs))},

@@ -37,14 +37,14 @@ func (a *applier) copyUp(from *node, name string) error {
 	if err := a.copyObject(file, dirfd, name); err != nil {
 		return fmt.Errorf("copy %q of the layers below: %w", file, err)
 	}
-	from.markCopied(name)
+	a.markCopied(from, name)
 	if err := a.count(); err != nil {
 		return err
 	}
 	if st.Nlink < 2 {
 		return nil
 	}
-	names, err := a.lower.names(st.Ino)
+	names, err := a.lower.names(st.Ino, a.opts.Limits.Memory)
 	if err != nil {
 		return err
 	}
@@ -59,11 +59,12 @@ func (a *applier) copyUp(from *node, name string) error {
 	return nil
 }
 
-func (n *node) markCopied(name string) {
+func (a *applier) markCopied(n *node, name string) {
 	if n.copied == nil {
 		n.copied = make(map[string]struct{})
 	}
-	n.copied[name] = struct{}{}
+	n.copied[strings.Clone(name)] = struct{}{}
+	a.hold(nameMemory + len(name))
 }
 
 // linkCopied gives the file just copied up as name in from its other lower name, unless the layer hides that.
@@ -87,7 +88,7 @@ func (a *applier) linkCopied(from *node, name, other string) error {
 		return nil
 	}
 	if err == nil {
-		dir.markCopied(base)
+		a.markCopied(dir, base)
 	}
 	return err
 }
@@ -123,51 +124,75 @@ func (a *applier) shadowDir(name string) (*node, error) {
 	return cur, nil
 }
 
-// names lists all names of the file with that inode number.
-func (l *lower) names(ino uint64) ([]string, error) {
+// names lists all names of the file with that inode number. To find them takes at most about max bytes of memory.
+func (l *lower) names(ino uint64, max int64) ([]string, error) {
 	if l.groups == nil {
-		groups := make(map[uint64][]string)
-		if err := gather(l.fd, "", groups); err != nil {
+		g := gatherer{root: l.fd, groups: make(map[uint64][]string), left: max}
+		if err := g.gather(""); err != nil {
 			return nil, fmt.Errorf("gather link groups: %w", err)
 		}
-		l.groups = groups
+		l.groups = g.groups
 	}
 	return l.groups[ino], nil
 }
 
-func gather(root int, dir string, groups map[uint64][]string) error {
-	fd, err := openDir(root, dir)
+// gatherer finds the files that have more than one name.
+type gatherer struct {
+	root   int
+	groups map[uint64][]string
+	left   int64 // bytes of memory
+}
+
+func (g *gatherer) gather(dir string) error {
+	dirs, err := g.read(dir)
 	if err != nil {
 		return err
 	}
-	f := os.NewFile(uintptr(fd), dir)
-	entries, err := f.ReadDir(-1)
-	if err != nil {
-		f.Close()
-		return err
-	}
-	var dirs []string
-	for _, e := range entries {
-		if e.IsDir() {
-			dirs = append(dirs, e.Name())
-			continue
-		}
-		st, err := lstatAt(fd, e.Name())
-		if err != nil {
-			f.Close()
-			return err
-		}
-		if st.Nlink > 1 {
-			groups[st.Ino] = append(groups[st.Ino], path.Join(dir, e.Name()))
-		}
-	}
-	f.Close()
 	for _, name := range dirs {
-		if err := gather(root, path.Join(dir, name), groups); err != nil {
+		if err := g.gather(path.Join(dir, name)); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// read takes in one directory, and gives the names of those in it.
+func (g *gatherer) read(dir string) (dirs []string, err error) {
+	fd, err := openDir(g.root, dir)
+	if err != nil {
+		return nil, err
+	}
+	f := os.NewFile(uintptr(fd), dir)
+	defer f.Close()
+	for {
+		entries, err := f.ReadDir(1024)
+		if err == io.EOF {
+			return dirs, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		for _, e := range entries {
+			if e.IsDir() {
+				dirs = append(dirs, e.Name())
+				g.left -= int64(nameMemory + len(e.Name()))
+				continue
+			}
+			st, err := lstatAt(fd, e.Name())
+			if err != nil {
+				return nil, err
+			}
+			if st.Nlink > 1 {
+				name := path.Join(dir, e.Name())
+				groups := append(g.groups[st.Ino], name)
+				g.groups[st.Ino] = groups
+				g.left -= int64(nameMemory + len(name))
+			}
+		}
+		if g.left < 0 {
+			return nil, fmt.Errorf("%w: the names of hard links in the layers below take too much memory", ErrLimit)
+		}
+	}
 }
 
 // copyObject copies the lower tree's object file, no directory, to name in dirfd, with its attributes.

@@ -49,7 +49,7 @@ func Rebuild(ctx context.Context, w io.Writer, src Source) error {
 func indexMoves(moves []Move) map[string][]Move {
 	index := make(map[string][]Move, len(moves))
 	for _, m := range moves {
-		index[m.From] = append(index[m.From], m)
+		index[string(m.From)] = append(index[string(m.From)], m)
 	}
 	return index
 }

@@ -17,6 +17,7 @@ const (
 type node struct {
 	parent     *node
 	name       string
+	size       int // bytes of its path
 	children   map[string]*node
 	whiteouts  map[string]struct{} // names whited out in it
 	copied     map[string]struct{} // stacked only: names copied up from the lower tree for a hard link
@@ -31,14 +32,7 @@ type node struct {
 
 // path is relative to the folder's root, which is "".
 func (n *node) path() string {
-	if n.parent == nil {
-		return ""
-	}
-	size := -1
-	for d := n; d.parent != nil; d = d.parent {
-		size += len(d.name) + 1
-	}
-	buf := make([]byte, size)
+	buf, size := make([]byte, n.size), n.size
 	for d := n; d.parent != nil; d = d.parent {
 		size -= len(d.name)
 		copy(buf[size:], d.name)
@@ -68,12 +62,23 @@ func (n *node) contentVisible() bool {
 	return true
 }
 
+// add makes the member name. It does not keep the longer string that name is part of.
 func (n *node) add(name string) *node {
-	c := &node{parent: n, name: name}
+	c := &node{parent: n, name: strings.Clone(name), size: len(name)}
+	if n.parent != nil {
+		c.size += n.size + 1
+	}
 	if n.children == nil {
 		n.children = make(map[string]*node)
 	}
-	n.children[name] = c
+	n.children[c.name] = c
+	return c
+}
+
+// remember is add, accounted for: with the path, which may become part of the result.
+func (a *applier) remember(n *node, name string) *node {
+	c := n.add(name)
+	a.hold(nodeMemory + len(name) + c.size)
 	return c
 }
 
@@ -89,7 +94,7 @@ func (a *applier) markGone(n *node) {
 	n.gone = true
 	if n.through && a.lower == nil {
 		// The entries that went this way are gone from here, but perhaps they should have gone elsewhere.
-		a.res.Pending.Implicit = append(a.res.Pending.Implicit, Implicit{Path: n.path()})
+		a.res.Pending.Implicit = append(a.res.Pending.Implicit, Implicit{Path: Path(n.path())})
 	}
 	for _, c := range n.children {
 		a.markGone(c)
@@ -263,7 +268,7 @@ func (a *applier) makeImplicit(cur *node, fd int, name string) (*node, error) {
 	if err := a.count(); err != nil {
 		return nil, err
 	}
-	next := cur.add(name)
+	next := a.remember(cur, name)
 	next.through = cur.contentVisible()
 	return next, nil
 }

@@ -79,7 +79,8 @@ func (a *applier) whiteout(parent *node, name string) error {
 		if parent.whiteouts == nil {
 			parent.whiteouts = make(map[string]struct{})
 		}
-		parent.whiteouts[name] = struct{}{}
+		parent.whiteouts[strings.Clone(name)] = struct{}{}
+		a.hold(nameMemory + len(name))
 		return a.count()
 	case unix.EEXIST:
 		return nil

@@ -44,6 +44,10 @@ func Cases() []Case {
 			Layer(Dir("usr", 0o755), Dir("usr/lib", 0o711).As(1, 1, 0o711), Symlink("lib", "usr/lib"), File("usr/lib/a", "a"), Symlink("abs", "/lib"), Symlink("usr/up", "../lib")),
 			Layer(File("lib/b", "b"), File("abs/c", "c"), File("usr/up/d", "d"), Dir("lib/sub", 0o700)),
 			Layer(File("lib/sub/e", "e"), Whiteout("abs", "a"))}},
+		{"names that are not UTF-8", [][]byte{
+			Layer(Dir("a\xff", 0o700), File("a\xff/x", "x"), Dir("d\xfe", 0o711), Symlink("s\xff", "d\xfe"), File("gone\xff", "")),
+			Layer(File("a\xff/y", "y"), File("s\xff/z", "z"), Dir("w\xff", 0o755), Whiteout("w\xff", "x"), File("f\xff", "1"), File("f\xff", "2"), Whiteout(".", "gone\xff")),
+			Layer(File("w\xff/v", "v"), Whiteout("a\xff", "x"))}},
 		{"path through a dangling lower symlink", [][]byte{
 			Layer(Symlink("run", "/var/run"), Symlink("rel", "no/where")), Layer(File("run/x", "x"), File("rel/y", "y"))}},
 		{"path through a lower file", [][]byte{Layer(File("a", "file"), File("b/c", "")), Layer(File("a/x", "x"), File("b/c/d/e", "e"))}},

@@ -24,8 +24,8 @@ type files struct {
 }
 
 // artifact makes the record of an artifact, and the source of its layer. The layer's diffID is the digest of a list of the files, because
-// that of the tar is not known before everything is fetched. No tar has it, too: the list is none.
-func (s *Service) artifact(src source, m registry.Manifest) (*record, source, error) {
+// that of the tar is not known before everything is fetched. It is a SHA-512: an image, whose diffIDs are SHA-256, cannot name it.
+func artifact(src source, m registry.Manifest) (*record, source, error) {
 	if len(m.Layers) == 0 {
 		return nil, nil, fmt.Errorf("read artifact: %w: it has no layers", ErrInvalidImage)
 	}
@@ -44,11 +44,9 @@ func (s *Service) artifact(src source, m registry.Manifest) (*record, source, er
 		fmt.Fprintf(list, "%s %d %q\n", f.Digest, f.Size, name)
 		size += f.Size
 	}
-	diffID := digest.FromBytes(list.Bytes())
-	tarBytes, _ := s.catalog.size(diffID)
 	r := &record{
 		ImageID: m.Digest.String(), MediaType: m.MediaType, Digest: m.Digest, Manifest: m.Raw, Tags: map[string]int64{},
-		ArtifactType: m.ArtifactType, Layers: []recordLayer{{Digest: m.Digest, DiffID: diffID, Size: size, Bytes: tarBytes}},
+		ArtifactType: m.ArtifactType, Layers: []recordLayer{{Digest: m.Digest, DiffID: digest.SHA512.FromBytes(list.Bytes()), Size: size}},
 	}
 	return r, &files{source: src, all: m.Layers}, nil
 }

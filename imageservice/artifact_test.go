@@ -135,6 +135,19 @@ func TestArtifactsAreToldApart(t *testing.T) {
 	}
 }
 
+// TestImageCannotHaveAnArtifactsLayer: an image that names the layer of an artifact that is here would get it unseen.
+func TestImageCannotHaveAnArtifactsLayer(t *testing.T) {
+	w := newWorld(t, registrytest.Options{})
+	one := w.push("a/one", "1", registrytest.Artifact{Files: []registrytest.File{{Name: "x", Body: []byte("1")}}}.Image())
+	w.pull(one.Ref)
+	thief := layerOf("a", "1")
+	thief.DiffID = mustImage(t, w.Service, one.Ref).DiffIDs[0]
+	p := w.push("a/thief", "1", registrytest.Image{Layers: []registrytest.Layer{thief}})
+	if id, err := w.Pull(t.Context(), p.Ref, Auth{}, nil); !errors.Is(err, ErrInvalidImage) {
+		t.Errorf("Pull = %s, %v, want ErrInvalidImage", id, err)
+	}
+}
+
 func mustImage(t *testing.T, s *Service, ref string) Image {
 	t.Helper()
 	img, err := s.Image(ref)

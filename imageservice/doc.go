@@ -7,7 +7,7 @@
 // root filesystem has a key, which the caller chooses: an opaque string to this package.
 //
 // An OCI artifact is an image without a config, known by the digest of its manifest: its files are one layer, whose diffID is the
-// digest of a list of them. It can be a volume and nothing else.
+// SHA-512 of a list of them. It can be a volume and nothing else.
 //
 // # A pull
 //
@@ -15,7 +15,8 @@
 // applied at once, straight from the network, with the compressed digest and the diffID checked on the same bytes: no
 // compressed blob touches the disk. One Publish makes the layers durable, then the image's record is written, then the
 // image is listed. Concurrent pulls share what they have in common; a shared step ends early only when nobody waits for it
-// any more. A pull that fails gives back at once what it alone had brought.
+// any more. Layers under way are shared by pulls from one registry: nobody waits for what another registry takes its time with.
+// A pull that fails gives back at once what it alone had brought.
 //
 // # Files
 //

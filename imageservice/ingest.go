@@ -18,14 +18,10 @@ import (
 )
 
 // ingest fetches, unpacks and applies one layer. If a mirror served wrong bytes the next one is asked.
-func (s *Service) ingest(ctx context.Context, src source, l recordLayer) (bytes int64, err error) {
-	if s.has(l.DiffID) { // another pull brought it a moment ago
-		bytes, _ := s.catalog.size(l.DiffID)
+func (s *Service) ingest(ctx context.Context, src source, l recordLayer, count *atomic.Int64) (bytes int64, err error) {
+	if bytes, ok := s.has(l.DiffID); ok { // another pull brought it a moment ago
 		return bytes, nil
 	}
-	count := &atomic.Int64{}
-	s.pulls.fetching.Store(l.DiffID, count)
-	defer s.pulls.fetching.Delete(l.DiffID)
 	for {
 		bytes, err := s.stream(ctx, src, l, count)
 		if err == nil {
@@ -42,11 +38,14 @@ func (s *Service) ingest(ctx context.Context, src source, l recordLayer) (bytes 
 	}
 }
 
-// has says whether a layer is in the store, published or not.
+// has says whether a layer is in the store, published or not, and how many bytes its tar has. No image need have it: a root filesystem
+// keeps layers, too.
 // Preconditions: the layer is leased, so that it stays if it is.
-func (s *Service) has(diffID digest.Digest) bool {
-	_, known := s.catalog.size(diffID)
-	return known || s.snap.Has(diffID)
+func (s *Service) has(diffID digest.Digest) (bytes int64, ok bool) {
+	if bytes, ok := s.snap.Size(diffID); ok {
+		return bytes, true
+	}
+	return s.catalog.size(diffID)
 }
 
 // stream is one try of ingest: network, decompression and disk at the same time, a few pieces apart.
@@ -75,7 +74,7 @@ func (s *Service) stream(ctx context.Context, src source, l recordLayer, count *
 		return 0, stream.verdict(err)
 	}
 	if stream.err != io.EOF {
-		bytes, _ := s.catalog.size(l.DiffID) // the store had the layer, and read nothing
+		bytes, _ := s.has(l.DiffID) // the store had the layer, and read nothing
 		return bytes, nil
 	}
 	return stream.size, nil

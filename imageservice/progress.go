@@ -53,7 +53,8 @@ type LayerProgress struct {
 
 // tracker is the progress of one pull. Its methods can be called by many goroutines.
 type tracker struct {
-	fetching *sync.Map // of the service: diffID to *atomic.Int64, the bytes read so far
+	fetching *sync.Map // of the service: layerKey to *atomic.Int64, the bytes read so far
+	host     string    // of the reference
 
 	mu      sync.Mutex
 	p       Progress        // guarded by mu
@@ -119,7 +120,7 @@ func (t *tracker) progress() Progress {
 			l.Bytes = l.Size
 			continue
 		}
-		if n, ok := t.fetching.Load(t.diffIDs[i]); ok { // by this pull or by another one
+		if n, ok := t.fetching.Load(layerKey{t.host, t.diffIDs[i]}); ok { // by this pull or by another one
 			l.State, l.Bytes = StateDownloading, min(uint64(n.(*atomic.Int64).Load()), l.Size)
 		}
 	}

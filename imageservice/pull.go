@@ -8,6 +8,7 @@ import (
 	"io"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -27,11 +28,18 @@ type pullKey struct {
 	cred registry.Credentials
 }
 
+// layerKey is what makes two fetches of a layer one. From another registry it is another: that one may be as slow as it likes, and has only
+// to know which layers others want.
+type layerKey struct {
+	host   string
+	diffID digest.Digest
+}
+
 // pulls are those under way.
 type pulls struct {
 	images   group[pullKey, string]
-	layers   group[digest.Digest, int64]
-	fetching sync.Map // diffID to *atomic.Int64: the bytes read of the layers that are being fetched
+	layers   group[layerKey, int64]
+	fetching sync.Map // layerKey to *atomic.Int64: the bytes read of the layers that are being fetched
 
 	mu       sync.Mutex
 	trackers map[pullKey]*tracker // guarded by mu
@@ -87,7 +95,7 @@ func (s *Service) Pull(ctx context.Context, ref string, auth Auth, progress func
 	stop := s.report(key, progress)
 	defer stop()
 	imageID, _, err = s.pulls.images.do(ctx, key, func(ctx context.Context) (imageID string, err error) {
-		t := &tracker{fetching: &s.pulls.fetching, p: Progress{Ref: ref, State: StateResolving, Started: time.Now()}}
+		t := &tracker{fetching: &s.pulls.fetching, host: parsed.Host, p: Progress{Ref: ref, State: StateResolving, Started: time.Now()}}
 		stop := s.pulls.track(key, t)
 		defer func() { stop(err) }()
 		src, err := s.settings.Load().registry.Open(parsed, cred)
@@ -114,7 +122,7 @@ func (s *Service) pull(ctx context.Context, ref reference.Reference, src source,
 	if m.ArtifactType == "" {
 		r, err = s.describe(ctx, src, m)
 	} else {
-		r, src, err = s.artifact(src, m)
+		r, src, err = artifact(src, m)
 	}
 	if err != nil {
 		return "", err
@@ -155,7 +163,7 @@ func (s *Service) giveBack(ctx context.Context) error {
 	return s.prune(ctx)
 }
 
-// describe makes the record of an image, without its references and with the sizes of layers as far as they are known.
+// describe makes the record of an image, without its references and without the sizes of its unpacked layers.
 func (s *Service) describe(ctx context.Context, src source, m registry.Manifest) (r *record, err error) {
 	var raw []byte
 	if e := s.catalog.get(m.Config.Digest.String()); e != nil && e.image.ArtifactType == "" {
@@ -180,8 +188,7 @@ func (s *Service) describe(ctx context.Context, src source, m registry.Manifest)
 		ImageID: m.Config.Digest.String(), MediaType: m.MediaType, Digest: m.Digest, Manifest: m.Raw, Config: raw, Tags: map[string]int64{},
 	}
 	for i, l := range m.Layers {
-		bytes, _ := s.catalog.size(diffIDs[i])
-		r.Layers = append(r.Layers, recordLayer{Digest: l.Digest, DiffID: diffIDs[i], Size: l.Size, Bytes: bytes})
+		r.Layers = append(r.Layers, recordLayer{Digest: l.Digest, DiffID: diffIDs[i], Size: l.Size})
 	}
 	return r, nil
 }
@@ -189,18 +196,23 @@ func (s *Service) describe(ctx context.Context, src source, m registry.Manifest)
 // fetch brings the layers that are not here, the largest first, and fills in their sizes.
 // Preconditions: the layers are leased.
 func (s *Service) fetch(ctx context.Context, src source, r *record, t *tracker) error {
-	byDiffID := map[digest.Digest][]int{}
-	var missing []recordLayer
+	places := map[digest.Digest][]int{} // one layer may stand in several
 	for i, l := range r.Layers {
-		byDiffID[l.DiffID] = append(byDiffID[l.DiffID], i)
-		if len(byDiffID[l.DiffID]) > 1 {
-			continue
+		places[l.DiffID] = append(places[l.DiffID], i)
+	}
+	came := func(diffID digest.Digest, bytes int64, state string) {
+		for _, i := range places[diffID] {
+			r.Layers[i].Bytes = bytes // nobody else writes these
 		}
-		if s.has(l.DiffID) {
-			t.layer(l.DiffID, StateExists)
-			continue
+		t.layer(diffID, state)
+	}
+	var missing []recordLayer
+	for diffID, at := range places {
+		if bytes, ok := s.has(diffID); ok {
+			came(diffID, bytes, StateExists)
+		} else {
+			missing = append(missing, r.Layers[at[0]])
 		}
-		missing = append(missing, l)
 	}
 	if err := s.fits(missing); err != nil {
 		return err
@@ -210,15 +222,11 @@ func (s *Service) fetch(ctx context.Context, src source, r *record, t *tracker) 
 	g.SetLimit(s.settings.Load().Parallel)
 	for _, l := range missing {
 		g.Go(func() error {
-			bytes, err := s.layer(ctx, src, l)
-			if err != nil {
-				return err
+			bytes, err := s.layer(ctx, src, layerKey{t.host, l.DiffID}, l)
+			if err == nil {
+				came(l.DiffID, bytes, StateDone)
 			}
-			for _, i := range byDiffID[l.DiffID] {
-				r.Layers[i].Bytes = bytes // nobody else writes these
-			}
-			t.layer(l.DiffID, StateDone)
-			return nil
+			return err
 		})
 	}
 	return g.Wait()
@@ -242,10 +250,13 @@ func (s *Service) fits(missing []recordLayer) error {
 
 // layer brings one layer, or waits for another pull that does. If that one fails, with its own registry or credentials, this
 // one tries itself.
-func (s *Service) layer(ctx context.Context, src source, l recordLayer) (bytes int64, err error) {
+func (s *Service) layer(ctx context.Context, src source, key layerKey, l recordLayer) (bytes int64, err error) {
 	for {
-		bytes, led, err := s.pulls.layers.do(ctx, l.DiffID, func(ctx context.Context) (int64, error) {
-			return s.ingest(ctx, src, l)
+		bytes, led, err := s.pulls.layers.do(ctx, key, func(ctx context.Context) (int64, error) {
+			count := &atomic.Int64{}
+			s.pulls.fetching.Store(key, count)
+			defer s.pulls.fetching.Delete(key)
+			return s.ingest(ctx, src, l, count)
 		})
 		if err == nil || led || ctx.Err() != nil || errors.Is(err, ErrClosed) {
 			return bytes, err

@@ -138,7 +138,10 @@ func (r *record) image() (Image, error) {
 // content is the config, and what the layers are to be.
 func (r *record) content() (ImageConfig, []digest.Digest, error) {
 	if r.ArtifactType != "" {
-		d, err := reference.ParseDiffID(r.Layers[0].DiffID.String())
+		d, err := reference.ParseDigest(r.Layers[0].DiffID.String())
+		if err == nil && d.Algorithm() != digest.SHA512 {
+			err = fmt.Errorf("its layer %s is not one of an artifact", d)
+		}
 		return ImageConfig{}, []digest.Digest{d}, err
 	}
 	_, config, diffIDs, err := parseConfig(r.Config)

@@ -174,7 +174,7 @@ func (s *Service) load(ctx context.Context) error {
 // complete checks that the layers of a recorded image are there, and stacks them again should that have been lost.
 func (s *Service) complete(ctx context.Context, image Image) error {
 	for _, d := range image.DiffIDs {
-		if !s.snap.Has(d) {
+		if _, ok := s.snap.Size(d); !ok {
 			return fmt.Errorf("layer %s is not there", d)
 		}
 	}

@@ -289,7 +289,7 @@ func TestRemoveTakesAllReferencesAndLeavesSharedLayers(t *testing.T) {
 			t.Errorf("Image(%s) after Remove: %v", ref, err)
 		}
 	}
-	if pub, _ := w.snap.layers(); pub != 2 || !w.snap.Has(q.Layers[0].DiffID) {
+	if pub, _ := w.snap.layers(); pub != 2 || !w.snap.has(q.Layers[0].DiffID) {
 		t.Errorf("%d layers left, want the 2 of the other image", pub)
 	}
 	if err := w.Remove(t.Context(), p.Ref); !errors.Is(err, ErrNotFound) {
@@ -311,6 +311,7 @@ func TestWritableLayerKeepsTheLayersOfARemovedImage(t *testing.T) {
 	w := newWorld(t, registrytest.Options{})
 	p := w.push("a/b", "1", registrytest.Image{})
 	w.pull(p.Ref)
+	size := mustImage(t, w.Service, p.Ref).Size
 	if _, err := w.Prepare(t.Context(), "k1", p.ImageID); err != nil {
 		t.Fatal(err)
 	}
@@ -332,6 +333,13 @@ func TestWritableLayerKeepsTheLayersOfARemovedImage(t *testing.T) {
 	}
 	if keys, err := w.Keys(); err != nil || len(keys) != 1 {
 		t.Errorf("Keys = %v, %v", keys, err)
+	}
+	w.reg.ClearRequests()
+	if w.pull(p.Ref); mustImage(t, w.Service, p.Ref).Size != size || w.reg.Count("", "/blobs/"+p.Layers[0].Digest.String()) != 0 {
+		t.Errorf("pulled again: size %d, want %d from the layers that are here", mustImage(t, w.Service, p.Ref).Size, size)
+	}
+	if err := w.Remove(t.Context(), p.ImageID); err != nil {
+		t.Fatal(err)
 	}
 	if err := w.Release(t.Context(), "k1"); err != nil {
 		t.Fatal(err)
@@ -855,7 +863,7 @@ func TestPullAndRemoveRace(t *testing.T) {
 	wg.Wait()
 	for _, img := range w.Images() {
 		for _, d := range img.DiffIDs {
-			if !w.snap.Has(d) {
+			if !w.snap.has(d) {
 				t.Errorf("image %s lacks layer %s", img.ID, d)
 			}
 		}

@@ -85,6 +85,42 @@ func TestASlowPullLeavesTheProcessorsToOthers(t *testing.T) {
 	w.reopen()
 }
 
+// TestASlowRegistryDoesNotHoldUpOthers: a registry that never gets on with a layer keeps nobody waiting who has it from another one.
+func TestASlowRegistryDoesNotHoldUpOthers(t *testing.T) {
+	w := newWorld(t, registrytest.Options{})
+	w.Configure(Config{Registry: registry.Config{StallTimeout: time.Hour}})
+	slow, err := registrytest.Start(registrytest.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer slow.Close()
+	img := registrytest.Image{Layers: []registrytest.Layer{noise(1, 1<<20)}}
+	p, err := slow.Push("a/evil", "1", img)
+	if err != nil {
+		t.Fatal(err)
+	}
+	slow.AddFault(registrytest.Fault{Path: p.Layers[0].Digest.String(), Cut: registrytest.Stall, At: 400_000})
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() {
+		_, err := w.Pull(ctx, p.Ref, Auth{}, nil)
+		done <- err
+	}()
+	w.eventually("the slow registry to be asked", func() bool { return slow.Count("GET", p.Layers[0].Digest.String()) > 0 })
+	patient, stop := context.WithTimeout(t.Context(), time.Minute)
+	defer stop()
+	if _, err := w.Pull(patient, w.push("a/good", "1", img).Ref, Auth{}, nil); err != nil {
+		t.Errorf("the pull from another registry: %v", err)
+	}
+	cancel()
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Errorf("the slow pull: %v", err)
+	}
+	if published, ingested := w.snap.layers(); published != 1 || ingested != 0 {
+		t.Errorf("%d layers published, %d ingested", published, ingested)
+	}
+}
+
 // TestCancelOfAPullByChunksLeavesNothing ends such a pull at many moments.
 func TestCancelOfAPullByChunksLeavesNothing(t *testing.T) {
 	w := newWorld(t, registrytest.Options{})

@@ -11,10 +11,10 @@ import (
 
 // LayerStore keeps unpacked layers by their diffIDs. snapshot.Store is one.
 type LayerStore interface {
-	// Has says whether a layer is published.
-	Has(diffID digest.Digest) bool
+	// Size says whether a layer is published, and how many bytes its tar has.
+	Size(diffID digest.Digest) (bytes int64, published bool)
 	// Ingest unpacks a tar as diffID, which it checks, and reads it to its end. A layer that is there already is nil at once. The
-	// layer is neither durable nor seen before Publish. One call a diffID at a time.
+	// layer is neither durable nor seen before Publish. Of two calls for one diffID at a time the first to end counts.
 	Ingest(ctx context.Context, diffID digest.Digest, tar io.Reader) error
 	// IngestAs is Ingest without the check: the caller vouches that name stands for these bytes, and for none else.
 	IngestAs(ctx context.Context, name digest.Digest, tar io.Reader) error

@@ -10,7 +10,7 @@
 //
 // Below the root, which is ROOT/images, this package owns:
 //
-//	layers/HEX/fs             the folder of the layer sha256:HEX
+//	layers/HEX/fs             the folder of the layer sha256:HEX; an artifact's is sha512:HEX
 //	layers/HEX/kept           content that a later entry of the same layer replaced, if there is any
 //	layers/HEX/split.zst      tar-split records: with the folder they give the exact tar
 //	layers/HEX/layer          record: digest, usage, moves

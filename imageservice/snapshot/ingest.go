@@ -17,11 +17,15 @@ import (
 	"github.com/berthd/berth/imageservice/layer"
 )
 
-// Has tells whether the layer is published.
-func (s *Store) Has(diffID digest.Digest) bool {
+// Size tells whether the layer is published, and how many bytes its tar has.
+func (s *Store) Size(diffID digest.Digest) (bytes int64, published bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.layers[diffID] != nil
+	l := s.layers[diffID]
+	if l == nil {
+		return 0, false
+	}
+	return l.record.Size, true
 }
 
 // find gives the layer wherever it is. Preconditions: s.mu held.
@@ -39,8 +43,12 @@ func (s *Store) Ingest(ctx context.Context, diffID digest.Digest, r io.Reader) e
 	return s.ingest(ctx, diffID, diffID, r)
 }
 
-// IngestAs is Ingest of a layer whose name is not the digest of its tar. The caller vouches that the name stands for these bytes.
+// IngestAs is Ingest of a layer whose name is not the digest of its tar, and must not look like one: it is a SHA-512 digest. The caller
+// vouches that the name stands for these bytes.
 func (s *Store) IngestAs(ctx context.Context, name digest.Digest, r io.Reader) error {
+	if err := name.Validate(); err != nil || name.Algorithm() != digest.SHA512 {
+		return fmt.Errorf("ingest layer: name %q: not a SHA-512 digest", string(name))
+	}
 	return s.ingest(ctx, name, "", r)
 }
 

@@ -170,8 +170,8 @@ func (s *Store) unlock() { <-s.publishing }
 // checkDiffIDs lets only what can name a folder through.
 func checkDiffIDs(diffIDs ...digest.Digest) error {
 	for _, d := range diffIDs {
-		if err := d.Validate(); err != nil || d.Algorithm() != digest.SHA256 {
-			return fmt.Errorf("diffID %q: not a SHA-256 digest", string(d))
+		if err := d.Validate(); err != nil || d.Algorithm() != digest.SHA256 && d.Algorithm() != digest.SHA512 {
+			return fmt.Errorf("diffID %q: not a SHA-256 or SHA-512 digest", string(d))
 		}
 	}
 	return nil

@@ -18,7 +18,7 @@ import (
 // Layers is the half of a snapshotter that images need.
 type Layers interface {
 	Ingest(ctx context.Context, diffID digest.Digest, r io.Reader) error
-	Has(diffID digest.Digest) bool
+	Size(diffID digest.Digest) (bytes int64, published bool)
 	Publish(ctx context.Context, diffIDs []digest.Digest) error
 	View(diffIDs []digest.Digest) ([]snapshot.Mount, error)
 	ReadFile(ctx context.Context, diffIDs []digest.Digest, path string, max int64) ([]byte, error)
@@ -64,6 +64,12 @@ func Run(t *testing.T, open func(root string) (Snapshotter, error)) {
 
 type suite struct {
 	open func(root string) (Snapshotter, error)
+}
+
+// has tells whether a layer is published.
+func has(st Layers, diffID digest.Digest) bool {
+	_, published := st.Size(diffID)
+	return published
 }
 
 func (s *suite) store(t *testing.T, root string) Snapshotter {

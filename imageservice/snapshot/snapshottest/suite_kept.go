@@ -100,7 +100,7 @@ func (s *suite) kept(t *testing.T) {
 	if err := st.Prune(ctx, nil); err != nil {
 		t.Fatal(err)
 	}
-	if st.Has(DiffIDs(one)[0]) {
+	if has(st, DiffIDs(one)[0]) {
 		t.Error("a layer stays that nobody keeps")
 	}
 }

@@ -38,7 +38,7 @@ func (s *suite) unpublished(t *testing.T) {
 	if err := st.Ingest(t.Context(), ids[0], bytes.NewReader(l)); err != nil {
 		t.Fatal(err)
 	}
-	if st.Has(ids[0]) {
+	if has(st, ids[0]) {
 		t.Error("Has before Publish")
 	}
 	if _, err := st.View(ids); !errors.Is(err, snapshot.ErrNotFound) {
@@ -50,7 +50,7 @@ func (s *suite) unpublished(t *testing.T) {
 	if err := st.Publish(t.Context(), ids); err != nil {
 		t.Fatal(err)
 	}
-	if !st.Has(ids[0]) {
+	if !has(st, ids[0]) {
 		t.Error("no Has after Publish")
 	}
 	// Again: nothing is read, nothing fails.
@@ -140,7 +140,7 @@ func (s *suite) prune(t *testing.T) {
 			t.Fatal(err)
 		}
 		for name, layer := range map[string][]byte{"a": a, "b": b, "c": c, "d": d} {
-			if got := st.Has(DiffIDs(layer)[0]); got != want[name] {
+			if got := has(st, DiffIDs(layer)[0]); got != want[name] {
 				t.Errorf("Has(%s) = %v", name, got)
 			}
 		}

@@ -107,7 +107,7 @@ func (s *suite) reopen(t *testing.T) {
 
 	st = s.store(t, root)
 	defer st.Close()
-	if !st.Has(DiffIDs(a)[0]) || !st.Has(DiffIDs(b)[0]) || st.Has(DiffIDs(Layer())[0]) {
+	if !has(st, DiffIDs(a)[0]) || !has(st, DiffIDs(b)[0]) || has(st, DiffIDs(Layer())[0]) {
 		t.Error("published layers are not those that were")
 	}
 	again, err := st.Mounts("k")

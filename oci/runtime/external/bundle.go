@@ -34,6 +34,9 @@ const bundleVersion = "1.0.2"
 // maxReason bounds what is quoted of a runtime's words, in bytes.
 const maxReason = 2 << 10
 
+// maxLogLine bounds one line of a runtime's log, in bytes: it may quote a whole command.
+const maxLogLine = 4 << 20
+
 // PIDFile is where a runtime writes the process that it made.
 func PIDFile(folder string) string { return filepath.Join(folder, "pid") }
 
@@ -173,8 +176,8 @@ func writeJSON(path string, v any) error {
 	return nil
 }
 
-// Remove unmounts what is mounted and removes a bundle's folder, or that of an exec. It is idempotent. Nothing is walked into but the
-// folders that are made here, and what cannot be unmounted is not either.
+// Remove unmounts what is mounted and removes a bundle's folder, or that of an exec, with what hooks have left in it. It is idempotent. A root file
+// system is not walked into, and what cannot be unmounted is not either.
 func Remove(folder string) error {
 	entries, err := os.ReadDir(folder)
 	if errors.Is(err, os.ErrNotExist) {
@@ -188,10 +191,15 @@ func Remove(folder string) error {
 				return err
 			}
 		}
-		if e.IsDir() && strings.HasPrefix(e.Name(), execPrefix) {
+		switch {
+		case !e.IsDir() || e.Name() == rootfsName || strings.HasPrefix(e.Name(), volumePrefix):
+			if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+				errs = append(errs, err)
+			}
+		case strings.HasPrefix(e.Name(), execPrefix):
 			errs = append(errs, Remove(path))
-		} else if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-			errs = append(errs, err)
+		default: // a hook's, which works in the bundle's folder
+			errs = append(errs, RemoveState(path))
 		}
 	}
 	if err := os.Remove(folder); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -233,6 +241,7 @@ func Reason(folder string) string {
 	defer f.Close() //nolint:errcheck // it was only read
 	reason := ""
 	lines := bufio.NewScanner(f)
+	lines.Buffer(nil, maxLogLine)
 	for lines.Scan() {
 		var entry struct{ Level, Msg string }
 		if json.Unmarshal(lines.Bytes(), &entry) == nil && (entry.Level == "error" || entry.Level == "fatal") {

@@ -3,6 +3,7 @@ package external
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -69,6 +70,14 @@ func TestReasonIsTheLastError(t *testing.T) {
 	}
 	if got := Reason(dir); got != `last "word"` {
 		t.Errorf("Reason = %q", got)
+	}
+	// A command may be as long as execve takes it, and programs quote it.
+	long := log + `{"level":"error","msg":"exec: ` + strings.Repeat("x", 128<<10) + `: not found"}` + "\n"
+	if err := os.WriteFile(filepath.Join(dir, logName), []byte(long), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := Reason(dir); !strings.HasPrefix(got, "exec: xxx") || len(got) != maxReason {
+		t.Errorf("Reason of %d bytes, %.20q", len(got), got)
 	}
 }
 
@@ -360,6 +369,14 @@ func TestBundle(t *testing.T) {
 	if err := WriteExec(ExecFolder(b.Folder, "exec-1"), &specs.Process{Args: []string{"true"}}); err != nil {
 		t.Fatal(err)
 	}
+	// Hooks are executed in the bundle's folder.
+	if err := os.MkdirAll(filepath.Join(b.Folder, "of a hook", "below"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(os.WriteFile(filepath.Join(b.Folder, "of a hook", "file"), nil, 0o600), os.Symlink(victim, filepath.Join(b.Folder, "of a hook", "link")),
+		os.WriteFile(filepath.Join(victim, "file"), nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
 	for range 2 {
 		if err := Remove(b.Folder); err != nil {
 			t.Error(err)
@@ -367,6 +384,9 @@ func TestBundle(t *testing.T) {
 	}
 	if _, err := os.Lstat(b.Folder); !os.IsNotExist(err) {
 		t.Errorf("the bundle is still there: %v", err)
+	}
+	if _, err := os.Stat(filepath.Join(victim, "file")); err != nil {
+		t.Errorf("what a hook's link named was removed: %v", err)
 	}
 	b.Directories = []string{"/loop/x"}
 	if err := b.Write(); err == nil {

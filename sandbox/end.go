@@ -16,6 +16,9 @@ import (
 // exitGrace is how long the monitor may take to tell an exit after the container was killed.
 const exitGrace = 2 * time.Second
 
+// exitUsual is how long that usually takes at most.
+const exitUsual = 100 * time.Millisecond
+
 // StopContainer ends a container: by its stop signal, and by force when it has not exited after timeout (0: at once). It is idempotent; one that
 // does not run is stopped. A shorter timeout given in a second call counts from that call.
 // Errors: ErrNotFound, ErrInvalid (the prefix is not unique), ctx's.
@@ -91,21 +94,31 @@ func (m *Manager) forceEnd(ctx context.Context, c *container) error {
 	return nil
 }
 
-// awaitExit waits a while for the monitor to tell that a container that was killed has exited. False: it did not.
+// awaitExit waits a while for the monitor to tell that a container that was killed has exited. False: it did not. A first process that somebody has moved
+// out of its cgroup was not killed: the monitor does that.
 func (m *Manager) awaitExit(ctx context.Context, c *container) (bool, error) {
-	grace := exitGrace
-	if m.linkOf(c.pod) == nil {
-		grace = 0
+	client, err := m.monitorOf(c.pod)
+	if err != nil { // nobody is there to tell
+		return m.containerRecord(c).State == store.Exited, nil
 	}
-	timer := time.NewTimer(grace)
-	defer timer.Stop()
+	grace, cancel := context.WithTimeout(ctx, exitGrace)
+	defer cancel()
+	usual := time.NewTimer(exitUsual)
+	defer usual.Stop()
 	select {
 	case <-c.exited:
 		return true, nil
-	case <-ctx.Done():
+	case <-usual.C:
+		if err := client.Signal(grace, c.id, unix.SIGKILL); err != nil {
+			m.logger(ctx).V(4).Info("Could not kill a container by its monitor", "containerID", c.id, "err", err)
+		}
+	case <-grace.Done():
+	}
+	select {
+	case <-c.exited:
+		return true, nil
+	case <-grace.Done():
 		return false, ctx.Err()
-	case <-timer.C:
-		return false, nil
 	}
 }
 

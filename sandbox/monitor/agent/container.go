@@ -213,25 +213,23 @@ func (a *Agent) await(c *container, ended <-chan unix.WaitStatus) {
 	c.close()
 }
 
-// kill ends all processes of the container, also those that took another session or pid namespace.
+// kill ends all processes of the container, also those that took another session or pid namespace, and the first one wherever somebody moved it.
 func (c *container) kill() {
-	if !killGroup(c.unified) {
-		unix.PidfdSendSignal(c.pidfd, unix.SIGKILL, nil, 0)
-	}
+	killGroup(c.unified)
+	unix.PidfdSendSignal(c.pidfd, unix.SIGKILL, nil, 0)
 }
 
-// killGroup ends all processes of a cgroup, a folder in the unified hierarchy. False: there is none, or the kernel cannot.
-func killGroup(dir int) bool {
+// killGroup ends all processes of a cgroup, a folder in the unified hierarchy, if there is one and the kernel can.
+func killGroup(dir int) {
 	if dir < 0 {
-		return false
+		return
 	}
 	fd, err := unix.Openat(dir, "cgroup.kill", unix.O_WRONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return false
+		return
 	}
 	defer unix.Close(fd)
-	_, err = unix.Write(fd, []byte("1"))
-	return err == nil
+	unix.Write(fd, []byte("1"))
 }
 
 // oomKills counts processes that the memory limit killed (memory.events on cgroup v2, memory.oom_control on v1).

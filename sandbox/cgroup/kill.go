@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path"
 	"slices"
 	"strconv"
@@ -62,12 +63,16 @@ func (d *Driver) killEach(rel string) error {
 	return errors.Join(errs...)
 }
 
-// thaw undoes a freeze, whoever did it: a process frozen by the version 1 freezer does not end when it is killed.
+// thaw undoes every freeze of rel and below, whoever did it: a process frozen by the version 1 freezer does not end when it is killed.
 func (d *Driver) thaw(rel string) error {
 	h, err := d.controller("freezer")
 	if err != nil || h.v2 {
 		return nil
 	}
+	return h.thaw(rel)
+}
+
+func (h *hierarchy) thaw(rel string) error {
 	state, err := h.read(rel, "freezer.state")
 	if err == nil && strings.TrimSpace(state) != "THAWED" {
 		err = h.write(rel, "freezer.state", "THAWED")
@@ -75,7 +80,12 @@ func (d *Driver) thaw(rel string) error {
 	if gone(err) {
 		return nil
 	}
-	return err
+	children, cerr := h.children(rel)
+	errs := []error{err, cerr}
+	for _, child := range children { // a container may have frozen one of its own
+		errs = append(errs, h.thaw(path.Join(rel, child)))
+	}
+	return errors.Join(errs...)
 }
 
 func gone(err error) bool { return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENODEV) }
@@ -180,14 +190,18 @@ func (d *Driver) wait(ctx context.Context, rel string) error {
 
 // waitEach polls cgroup.procs where there is no cgroup.events.
 func (d *Driver) waitEach(ctx context.Context, rel string) error {
+	buf := make([]byte, 4096)
 	for pause := time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
-		left := 0
+		left := uint64(0)
 		for _, h := range d.hierarchies {
-			pids, err := h.pids(rel)
-			if err != nil {
+			most := maxWalked
+			if err := h.walk(rel, &most, func(dir *os.File) error {
+				n, err := countLines(int(dir.Fd()), "cgroup.procs", buf)
+				left += n
+				return err
+			}); err != nil {
 				return err
 			}
-			left += len(pids)
 		}
 		if left == 0 {
 			return nil

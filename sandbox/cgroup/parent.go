@@ -22,12 +22,13 @@ func (d *Driver) PodPath(parent, sandboxID string) (string, error) {
 	}
 	base := path.Base(parent)
 	slice := strings.HasSuffix(base, sliceSuffix) || strings.Contains(base, ":")
+	scope := strings.HasSuffix(base, scopeSuffix) // it ends with its pod: it must not be another's
 	if d.systemd == nil {
 		if parent == "" {
 			return d.tree + "/" + sandboxID, nil
 		}
-		if slice {
-			return bad("must not be a systemd slice")
+		if slice || scope {
+			return bad("must not be a systemd slice or scope")
 		}
 		return parent, d.Check(parent)
 	}

@@ -29,6 +29,7 @@ func classify(err error) error {
 	for _, c := range []struct{ below, ours error }{
 		{cgroup.ErrInvalid, ErrInvalid},
 		{cgroup.ErrNotSupported, ErrInvalid},
+		{cgroup.ErrFull, ErrExhausted},
 		{cni.ErrInvalid, ErrInvalid},
 		{cni.ErrNotReady, ErrState},
 		{cni.ErrPortInUse, ErrState},

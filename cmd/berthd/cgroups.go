@@ -45,7 +45,7 @@ func openCgroups(ctx context.Context, driver, instance string) (*cgroup.Driver, 
 	if err != nil {
 		return nil, err
 	}
-	why := cgroup.CheckSystemd(starting, cgroup.SystemBus)
+	why := cgroup.CheckSystemd()
 	if why == nil && !files.V2() {
 		why = errors.New("systemd is the init, and cgroup version 1 is mounted: cgroup.driver would have to say systemd")
 	}
@@ -57,7 +57,12 @@ func openCgroups(ctx context.Context, driver, instance string) (*cgroup.Driver, 
 	if err := files.Close(); err != nil {
 		return nil, err
 	}
-	return cgroup.OpenSystemd(starting, instance, cgroup.SystemBus)
+	// One that does not answer for the moment is no reason to choose the other: the kubelet goes on to name slices.
+	d, err := cgroup.OpenSystemd(starting, instance, cgroup.SystemBus)
+	if err != nil {
+		return nil, fmt.Errorf("systemd is the init of this host, and cgroup.driver does not say %q: %w", driverCgroupfs, err)
+	}
+	return d, nil
 }
 
 // toldDriver is a driver's name for the kubelet.

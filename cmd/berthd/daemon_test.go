@@ -116,6 +116,26 @@ func (p *process) wait(t *testing.T) int {
 	return p.cmd.ProcessState.ExitCode()
 }
 
+// TestSystemdCannotBeReached: where systemd is the init, one that does not answer is not taken for none: the kubelet goes on to name slices.
+func TestSystemdCannotBeReached(t *testing.T) {
+	f := newFolders(t)
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	// A host of its own: sd_booted(3), version 2 alone, and neither a bus nor systemd's own socket.
+	const host = `set -e; mount -t tmpfs none /run; mkdir -p /run/systemd/system; umount -l -R /sys/fs/cgroup; mount -t cgroup2 none /sys/fs/cgroup; exec "$0" "$@"`
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "unshare", "--mount", "sh", "-c", host, self, "--root", f.root, "--state", f.state, "--config", f.config)
+	cmd.Env = append(os.Environ(), "BERTHD_TEST_RUN=1", "DBUS_SYSTEM_BUS_ADDRESS=unix:path=/run/none")
+	out, err := cmd.CombinedOutput()
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) || exit.ExitCode() != exitFailed || !strings.Contains(string(out), "systemd is the init of this host, and cgroup.driver does not say") {
+		t.Errorf("it ended with %v:\n%s", err, out)
+	}
+}
+
 func TestLifeOfADaemon(t *testing.T) {
 	f := newFolders(t)
 	notifications, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(filepath.Dir(f.root), "notify"), Net: "unixgram"})

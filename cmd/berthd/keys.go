@@ -93,7 +93,7 @@ Options of that program that stand before its command; each begins with -.`},
 
 		{Name: "cgroup.driver", Default: driverAuto, Set: text(func(c *config) *string { return &c.cgroupDriver }, cgroupDriver), Doc: `
 Who makes the cgroups of pods: "cgroupfs", berth alone, or "systemd", which is asked over D-Bus for one delegated scope a pod, in the slice that the kubelet names.
-With "auto" it is systemd where that is the init, answers, and cgroup version 2 alone is mounted, and cgroupfs everywhere else.
+With "auto" it is systemd where that is the init and cgroup version 2 alone is mounted, and cgroupfs everywhere else.
 The kubelet learns it from berth (RuntimeConfig).
 Pods that are there keep what they have when it changes.`},
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -303,6 +304,73 @@ func TestKillThawsFrozenProcesses(t *testing.T) {
 	cmd.Wait()
 }
 
+// A container that runs containers may have frozen one of those.
+func TestKillThawsWhatIsFrozenBelow(t *testing.T) {
+	d := open(t)
+	h, err := d.controller("freezer")
+	if err != nil {
+		t.Skip("the kernel has no version 1 freezer mounted: what version 2 freezes ends when it is killed")
+	}
+	p := d.Tree() + "/pod/leaf"
+	g := create(t, d, p, nil)
+	below := relative(p) + "/a/b"
+	for _, rel := range []string{path.Dir(below), below} {
+		if _, err := h.mkdir(rel); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cmd := run(t, g, "echo 0 >"+h.mount+"/"+below+"/cgroup.procs; echo there; sleep 100")
+	waitUntil(t, "the process is below", func() bool { pids, err := h.pids(below); return err == nil && len(pids) > 0 })
+	if err := h.write(below, "freezer.state", "FROZEN"); err != nil {
+		t.Fatal(err)
+	}
+	waitUntil(t, "the process is frozen", func() bool { state, _ := h.read(below, "freezer.state"); return strings.TrimSpace(state) == "FROZEN" })
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	err = errors.Join(d.Kill(p), d.Wait(ctx, p), d.Remove(ctx, p))
+	if err != nil {
+		t.Error(err, h.write(below, "freezer.state", "THAWED"))
+	}
+	cmd.Wait()
+}
+
+func waitUntil(t *testing.T, what string, is func() bool) {
+	t.Helper()
+	for end := time.Now().Add(20 * time.Second); !is(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("not in time: " + what)
+		}
+	}
+}
+
+// The number of cgroups has a limit on version 2, which kubelets and operators set.
+func TestLimitOfCgroups(t *testing.T) {
+	d := open(t)
+	if d.unified == nil {
+		t.Skip("the kernel has no unified hierarchy mounted")
+	}
+	p := d.Tree() + "/pod/leaf"
+	create(t, d, p, nil)
+	if err := d.unified.write(relative(path.Dir(p)), "cgroup.max.descendants", "1"); err != nil {
+		t.Fatal(err)
+	}
+	for what, err := range map[string]error{
+		"Create": func() error { _, err := d.Create(path.Dir(p)+"/second", nil); return err }(),
+		"Child":  func() error { _, err := d.Child(p, "exec-1"); return err }(),
+		"Branch": func() error { _, err := d.Branch(p, "exec-2"); return err }(),
+	} {
+		if !errors.Is(err, ErrFull) || !strings.Contains(err.Error(), "cgroup.max.descendants") {
+			t.Errorf("%s = %v, want ErrFull", what, err)
+		}
+	}
+	if left, err := d.List(path.Dir(p)); err != nil || len(left) != 1 {
+		t.Errorf("left are %q, %v", left, err)
+	}
+	if left, err := d.List(p); err != nil || len(left) != 0 {
+		t.Errorf("left of execs are %q, %v", left, err)
+	}
+}
+
 func TestKillEachWithoutTheKernelsHelp(t *testing.T) {
 	d := open(t)
 	p := d.Tree() + "/pod/leaf"
@@ -316,6 +384,25 @@ func TestKillEachWithoutTheKernelsHelp(t *testing.T) {
 	if err := d.waitEach(ctx, relative(p)); err != nil {
 		t.Error(err)
 	}
+	// Below counts as well.
+	h := d.processHierarchy()
+	if _, err := h.mkdir(relative(p) + "/below"); err != nil {
+		t.Fatal(err)
+	}
+	cmd = exec.Command("sh", "-c", "echo 0 >"+h.mount+p+"/below/cgroup.procs; sleep 100")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	waitUntil(t, "the process is below", func() bool { pids, err := h.pids(relative(p) + "/below"); return err == nil && len(pids) > 0 })
+	short, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if err := d.waitEach(short, relative(p)); err == nil {
+		t.Error("nobody waited for a process below")
+	}
+	if err := d.killEach(relative(p)); err != nil {
+		t.Error(err)
+	}
+	cmd.Wait()
 }
 
 func TestRemoveKillsWhatLeftTheUnifiedLeaf(t *testing.T) {

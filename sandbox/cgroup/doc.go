@@ -40,7 +40,8 @@
 //
 // A cgroup that berth did not make is never removed or limited. Two things in a foreign ancestor are written because nothing can
 // run below it otherwise, both as runc does: a version 1 cpuset without cpus or mems takes its parent's, and a version 2 ancestor
-// has the missing controllers enabled in cgroup.subtree_control. Ancestors that are missing are listed by Missing, recorded by the
+// has the missing controllers enabled in cgroup.subtree_control, the root too (hugetlb on a hybrid host). That stays: nobody can tell who else has come
+// to use them. Ancestors that are missing are listed by Missing, recorded by the
 // caller, made by Create, and given back with RemoveEmpty, which ends scopes, and slices that are empty, too.
 //
 // # Concurrency
@@ -50,6 +51,6 @@
 //
 // # Errors
 //
-// ErrInvalid: the path cannot name a cgroup. ErrNotSupported: the kernel or the mounted hierarchies lack what was asked for. Removing,
+// ErrInvalid: the path cannot name a cgroup. ErrFull: no more cgroups may be made there. ErrNotSupported: the kernel or the mounted hierarchies lack what was asked for. Removing,
 // killing and waiting for what is not there is nil.
 package cgroup

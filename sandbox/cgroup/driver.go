@@ -18,6 +18,9 @@ var ErrInvalid = errors.New("invalid cgroup path")
 // ErrNotSupported means that the kernel, or the hierarchies that are mounted, lack what was asked for.
 var ErrNotSupported = errors.New("not supported by the mounted cgroup hierarchies")
 
+// ErrFull means that a cgroup above has as many below it as it may have; the error text names the limit.
+var ErrFull = errors.New("limit of cgroups is reached")
+
 // monitorShares is the cpu weight of all monitors together, where a container without a request has 1024.
 const monitorShares = 128
 

@@ -27,8 +27,11 @@ func (h *hierarchy) exists(rel string) bool {
 // mkdir makes rel; made tells whether this call did it.
 func (h *hierarchy) mkdir(rel string) (made bool, err error) {
 	err = retryEINTR(func() error { return unix.Mkdirat(h.fd(), rel, 0o755) })
-	if errors.Is(err, unix.EEXIST) {
+	switch {
+	case errors.Is(err, unix.EEXIST):
 		return false, nil
+	case errors.Is(err, unix.EAGAIN) && h.v2:
+		return false, fmt.Errorf("%w: cgroup.max.descendants or cgroup.max.depth of a cgroup above: %w", ErrFull, err)
 	}
 	return err == nil, err
 }

@@ -202,6 +202,24 @@ func TestSystemdExecutesItselfAnew(t *testing.T) {
 	}
 }
 
+// A call that finds the connection broken lets it go, under others that still wait for their answers.
+func TestConnectionIsLetGoByAnother(t *testing.T) {
+	d, m := openSystemd(t)
+	at, _ := podPath(t, d)
+	m.Hang()
+	held := make(chan error, 1)
+	go func() { held <- d.Hold(at) }()
+	waitUntil(t, "the call is made", func() bool { return m.Held() == 1 })
+	d.systemd.manager.mu.Lock()
+	d.systemd.manager.drop()
+	d.systemd.manager.mu.Unlock()
+	waitUntil(t, "the call is made again, or given up", func() bool { return m.Held() == 2 || len(held) == 1 })
+	m.Resume()
+	if err := <-held; err != nil {
+		t.Error(err)
+	}
+}
+
 // An init that hangs keeps no pod from being removed. One that was killed before its holder was in its leaf can be, too.
 func TestSystemdHangs(t *testing.T) {
 	d, m := openSystemd(t)
@@ -212,7 +230,22 @@ func TestSystemdHangs(t *testing.T) {
 	if err := errors.Join(d.unified.write(relative(at), "cgroup.procs", fmt.Sprint(holderOf(t, d, at))), d.unified.removeOne(relative(at+"/hold"))); err != nil {
 		t.Fatal(err)
 	}
+	monitors, err := d.Monitors()
+	if err != nil {
+		t.Fatal(err)
+	}
+	monitors.Close()
 	m.Hang()
+	// The next daemon can be started, and run what needs no new scope.
+	next, err := OpenSystemd(t.Context(), strings.TrimPrefix(strings.TrimSuffix(d.systemd.prefix, "-"), "berth-"), SystemBus)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if monitors, err = next.Monitors(); err != nil {
+		t.Error(err)
+	} else {
+		monitors.Close()
+	}
 	start := time.Now()
 	if err := d.RemoveEmpty(at); err != nil || d.Exists(at) {
 		t.Errorf("remove: %v", err)
@@ -221,6 +254,9 @@ func TestSystemdHangs(t *testing.T) {
 		t.Errorf("it took %s", took)
 	}
 	m.Resume()
+	if err := next.Close(); err != nil {
+		t.Error(err)
+	}
 }
 
 // A call whose answer is lost, or the daemon before, may have started the scope.
@@ -381,6 +417,8 @@ func TestParents(t *testing.T) {
 		{files, "", files.tree + "/ID", ""},
 		{files, "/kubepods/pod1", "/kubepods/pod1", ""},
 		{files, "kubepods-pod1.slice", "", "must not be a systemd slice"},
+		{files, "/user.slice/session-1.scope", "", "must not be a systemd slice or scope"},
+		{files, "/user.slice/session-1.scope/pods", "/user.slice/session-1.scope/pods", ""},
 		{files, "/kubepods.slice/kubepods-pod1.slice", "", "must not be a systemd slice"},
 	} {
 		got, err := tc.d.PodPath(tc.parent, "ID")
@@ -397,7 +435,7 @@ func TestNoSystemd(t *testing.T) {
 	if _, err := os.Stat("/run/systemd/system"); err == nil {
 		t.Skip("systemd is the init of this host")
 	}
-	if err := CheckSystemd(ctx, SystemBus); err == nil {
+	if err := CheckSystemd(); err == nil {
 		t.Error("systemd is there")
 	}
 	if d, err := OpenSystemd(ctx, mark("none"), SystemBus); err == nil {

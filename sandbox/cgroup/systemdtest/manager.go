@@ -38,6 +38,7 @@ type Manager struct {
 	jobs  uint32
 	mute  bool          // no job's end is told
 	hung  chan struct{} // no call is answered before it is closed; nil: all are
+	held  int           // calls that are not answered
 }
 
 // Start starts one, which ends with the test.
@@ -166,10 +167,20 @@ func (m *Manager) Resume() {
 	m.hung = nil
 }
 
+// Held is how many calls have not been answered for Hang.
+func (m *Manager) Held() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.held
+}
+
 // wait waits until calls are answered.
 func (m *Manager) wait() {
 	m.mu.Lock()
 	hung := m.hung
+	if hung != nil {
+		m.held++
+	}
 	m.mu.Unlock()
 	if hung != nil {
 		select {

@@ -100,7 +100,7 @@ func (m *Manager) execStreams(ctx context.Context, c *container, cmd []string, s
 	by := m.handlerOf(c.pod)
 	x, err := by.exec(c, process, &request)
 	if err != nil {
-		return 0, by.execFault(c, nil, err)
+		return 0, classify(by.execFault(c, nil, err))
 	}
 	defer func() { err = errors.Join(err, m.closeExec(c, x)) }()
 	status, err := client.Exec(call, request)

@@ -224,7 +224,13 @@ func (m *Manager) makeCgroup(c *container, resources *specs.LinuxResources) (*cg
 	if err := m.effect("create cgroup"); err != nil {
 		return nil, err
 	}
-	return m.cfg.Cgroups.Create(m.containerRecord(c).Cgroup, resources)
+	group, err := m.cfg.Cgroups.Create(m.containerRecord(c).Cgroup, resources)
+	for _, refused := range []error{unix.EINVAL, unix.ERANGE, unix.EACCES} { // by the kernel, a value of the request's
+		if errors.Is(err, refused) {
+			return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
+		}
+	}
+	return group, err
 }
 
 // undoStart leaves no process behind. Removing the cgroup also keeps a monitor that is late from starting one: it could not join.

@@ -176,7 +176,7 @@ func (d *Driver) limitHugepages(rel string, limits []specs.LinuxHugepageLimit) e
 			continue
 		}
 		if err != nil {
-			return err
+			return h.unknown(rel, err)
 		}
 	}
 	return nil
@@ -189,10 +189,18 @@ func (d *Driver) limitUnified(rel string, files map[string]string) error {
 			return fmt.Errorf("unified resource %q is not a controller's file: %w", file, ErrInvalid)
 		}
 		if err := d.unified.write(rel, file, files[file]); err != nil {
-			return err
+			return d.unified.unknown(rel, err)
 		}
 	}
 	return nil
+}
+
+// unknown says of a file that is missing in a cgroup which is there that this kernel has no such limit.
+func (h *hierarchy) unknown(rel string, err error) error {
+	if errors.Is(err, unix.ENOENT) && h.exists(rel) {
+		return fmt.Errorf("%w: %w", ErrNotSupported, err)
+	}
+	return err
 }
 
 func cpuShares(shares uint64) *specs.LinuxResources {

@@ -3,6 +3,7 @@ package cgroup
 import (
 	"errors"
 	"fmt"
+	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -37,6 +38,11 @@ func (d *Driver) update(rel string, res *specs.LinuxResources) error {
 	lower, err := d.lowersMemory(rel, res.Memory)
 	if err != nil {
 		return err
+	}
+	if d.unified != nil && len(res.HugepageLimits) > 0 { // a hybrid host hands the controller down to those alone that were made with such a limit
+		if err := d.unified.enable(path.Dir(rel), d.wanted(d.unified, res)); err != nil {
+			return err
+		}
 	}
 	steps := []*specs.LinuxResources{&others, memory}
 	if lower {

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -169,6 +170,51 @@ func TestOutOfMemory(t *testing.T) {
 	}
 }
 
+// A process that somebody moves to another cgroup is the container's all the same, and ends with it.
+func TestProcessMovedByOthers(t *testing.T) {
+	d := harness.Start(t)
+	for name, end := range map[string]func(*harness.Container){
+		"stopped": func(c *harness.Container) { c.Stop(0) }, "removed": (*harness.Container).Remove, "pod-stopped": func(c *harness.Container) { c.Pod.Stop() },
+	} {
+		pod := d.RunPod(d.Pod(name))
+		c := pod.Run(d.Container("c", []string{"sleep", "1000"}))
+		pid := c.PID()
+		if err := os.WriteFile(unifiedMount()+"/cgroup.procs", []byte(strconv.Itoa(pid)), 0); err != nil {
+			t.Fatal(err)
+		}
+		end(c)
+		if err := unix.Kill(pid, 0); err == nil {
+			t.Errorf("%s: the process lives on", name)
+		}
+		if name != "removed" {
+			if s := c.Status(); s.State != exited || s.ExitCode != 137 || s.Reason != "Error" {
+				t.Errorf("%s: %s with %d, %s", name, s.State, s.ExitCode, s.Reason)
+			}
+		}
+		pod.Remove()
+	}
+	d.AsBefore()
+}
+
+// TestFullCgroup: a limit of cgroups that is reached is told, and nothing of the attempt is left.
+func TestFullCgroup(t *testing.T) {
+	parent := newParent()
+	d := harness.Start(t, harness.WithCgroupParent(parent))
+	pod := d.RunPod(d.Pod("full", harness.CgroupParent(parent)))
+	c := pod.Run(d.Sleeper("c"))
+	if err := os.WriteFile(unifiedMount()+parent+"/cgroup.max.descendants", []byte("1"), 0); err != nil {
+		t.Fatal(err)
+	}
+	second := pod.Create(d.Sleeper("second"))
+	refused(t, "StartContainer", second.TryStart(), codes.ResourceExhausted, "cgroup.max.descendants")
+	_, err := c.TryExec(time.Second, "true")
+	refused(t, "ExecSync", err, codes.ResourceExhausted, "cgroup.max.descendants")
+	d.Check()
+	second.Remove()
+	pod.Remove()
+	d.AsBefore()
+}
+
 func TestHugepages(t *testing.T) {
 	limits := func(size string) string { return "hugetlb." + size + "." }
 	dirs, err := filepath.Glob("/sys/kernel/mm/hugepages/hugepages-2048kB")
@@ -197,6 +243,13 @@ func TestHugepages(t *testing.T) {
 		if got := linuxOf(c).GetHugepageLimits(); len(got) != 1 || got[0].PageSize != "2MB" || got[0].Limit != 8<<20 {
 			t.Errorf("status: %v", got)
 		}
+		// One that was made without a limit gets one.
+		free := d.RunPod(d.Pod("free")).Run(d.Sleeper("free"))
+		update(free, &resources{HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB", Limit: 2 << 20}}})
+		if got := readFile(t, strings.NewReplacer(c.Pod.ID, free.Pod.ID, c.ID, free.ID).Replace(path)); got != "2097152" {
+			t.Errorf("updated from none: %s = %s", path, got)
+		}
+		wantCode(t, "a size that this kernel lacks", tryUpdate(c, &resources{HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "3KB", Limit: 1}}}), codes.InvalidArgument)
 		wantCode(t, "a size that no kernel has", tryUpdate(c, &resources{HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "3", Limit: 1}}}), codes.InvalidArgument)
 		return
 	}
@@ -295,9 +348,7 @@ func TestBadResources(t *testing.T) {
 			err = c.TryStart()
 			c.Remove()
 		}
-		if err == nil {
-			t.Errorf("%s is accepted", name)
-		}
+		wantCode(t, name, err, codes.InvalidArgument)
 	}
 	file := d.Write(filepath.Join(d.Dir, "file"), "")
 	for name, parent := range map[string]string{"parent folder": "/a/../../b", "a file": "/cgroup.procs", "newline": "/a\nb", "a host's file": file + "/x/../../../.."} {

@@ -1,11 +1,13 @@
 package integration_test
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -206,6 +208,53 @@ func TestSystemdRestarts(t *testing.T) {
 	d.AsBefore()
 }
 
+// TestSystemdRestartsAllTheTime: pods that come and go meanwhile do not notice.
+func TestSystemdRestartsAllTheTime(t *testing.T) {
+	d, s := startWithSystemd(t)
+	end, ended := make(chan struct{}), make(chan error, 1)
+	go func() {
+		for {
+			select {
+			case <-end:
+				ended <- nil
+				return
+			case <-time.After(20 * time.Millisecond):
+			}
+			if s.fake != nil {
+				s.fake.Reexecute()
+			} else if out, err := exec.Command("systemctl", "daemon-reexec").CombinedOutput(); err != nil {
+				ended <- fmt.Errorf("%w: %s", err, out)
+				return
+			}
+		}
+	}()
+	var all sync.WaitGroup
+	for i := range 3 {
+		all.Go(func() {
+			for range 4 {
+				pod, err := d.TryRunPod(d.Pod(fmt.Sprintf("pod-%d", i), harness.CgroupParent(s.slice)))
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				c, err := pod.TryCreate(d.Sleeper("c"))
+				if err == nil {
+					err = c.TryStart()
+				}
+				if err := errors.Join(err, removed(pod)); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	all.Wait()
+	close(end)
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	d.AsBefore()
+}
+
 // TestKilledWithSystemd: neither a scope nor a slice is left by a daemon that was killed while it had systemd make or end one.
 func TestKilledWithSystemd(t *testing.T) {
 	for _, k := range killings() {
@@ -337,6 +386,9 @@ func TestCgroupParentsOfTheDrivers(t *testing.T) {
 	files := harness.Start(t, harness.WithCgroupDriver("cgroupfs"))
 	_, err := files.TryRunPod(files.Pod("refused", harness.CgroupParent("kubepods-pod7.slice")))
 	refused(t, "slice", err, codes.InvalidArgument, "must not be a systemd slice", "cgroupfs")
+	// A scope ends with its pod, and would with all that runs in another's.
+	_, err = files.TryRunPod(files.Pod("refused", harness.CgroupParent("/user.slice/session-1.scope")))
+	refused(t, "scope", err, codes.InvalidArgument, "must not be a systemd slice or scope", "cgroupfs")
 	r, err := files.Runtime.RuntimeConfig(files.Context(), &runtimeapi.RuntimeConfigRequest{})
 	if err != nil || r.GetLinux().GetCgroupDriver() != runtimeapi.CgroupDriver_CGROUPFS {
 		t.Errorf("RuntimeConfig = %v, %v", r, err)

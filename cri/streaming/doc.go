@@ -31,8 +31,8 @@
 // once a second. Then the session's context ends: a command is killed, an attached client is detached, connections are closed. A client that
 // stalls holds up its own session, no container; after the idle timeout (no byte in either direction) it is let go.
 //
-// A session that ends tells its client, and closes after the client has, or five seconds later: closing with input unread would
-// reset the connection, and the end of the output with it.
+// A session that ends tells its client, and closes after the client has, or when it is idle: a client that takes the output late goes on to
+// say something meanwhile, which would reset a connection that is closed, and the end of the output with it.
 //
 // # Concurrency
 //

@@ -158,7 +158,9 @@ func (s *Server) serveProcess(sess *session, w http.ResponseWriter, r *http.Requ
 	select {
 	case <-streams.ready:
 	case <-timer.C:
-		return fmt.Errorf("wait for the client's streams: %w", context.DeadlineExceeded)
+		err := fmt.Errorf("wait for the client's streams: %w", context.DeadlineExceeded)
+		sess.end(err) // nothing is on its way to such a client
+		return err
 	case <-sess.ctx.Done():
 		return context.Cause(sess.ctx)
 	}

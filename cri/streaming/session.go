@@ -24,9 +24,6 @@ var (
 const (
 	// watchInterval is how often sessions are looked at whose reader may be held up.
 	watchInterval = time.Second
-	// lingerTime is how long a client that was told the end may take to close. Closing first could reset the connection
-	// while the end of the output is on its way.
-	lingerTime = 5 * time.Second
 	// endingTime is how long sessions may take to tell their clients when the daemon ends.
 	endingTime = time.Second
 )
@@ -58,18 +55,19 @@ func (s *session) serve(c client) {
 	}()
 }
 
-// part tells the client that nothing follows, waits a little for it to close, and returns when nothing of the session is left.
+// part tells the client that nothing follows, waits for it to close, and returns when nothing of the session is left. The client may take what is on
+// its way as late as it wants to, within the idle timeout: a connection that is closed here would be reset by the next thing that it says.
 func (s *session) part(c client) {
 	if c.leave() == nil {
-		linger := lingerTime
-		if s.ctx.Err() != nil {
-			linger = endingTime
-		}
-		timer := time.NewTimer(linger)
-		defer timer.Stop()
 		select {
 		case <-s.served:
-		case <-timer.C:
+		case <-s.ctx.Done(): // the daemon ends
+			timer := time.NewTimer(endingTime)
+			defer timer.Stop()
+			select {
+			case <-s.served:
+			case <-timer.C:
+			}
 		}
 	}
 	s.end(errDone)

@@ -41,6 +41,7 @@ type pair struct {
 	data, errors *stream
 	dataTaken    bool
 	errorsTaken  bool
+	untold       bool        // the client cannot be told that the pod sends no more
 	timer        *time.Timer // until both are there
 }
 
@@ -173,7 +174,7 @@ func (f *forwards) channels(ws *websocket.Conn, protocol string, ports []uint16)
 	var sinks []sink
 	pairs := make([]*pair, len(ports))
 	for i, port := range ports {
-		pairs[i] = &pair{port: port, inbox: newInbox()}
+		pairs[i] = &pair{port: port, inbox: newInbox(), untold: true}
 		sinks = append(sinks, pairs[i].inbox, nowhere{})
 	}
 	c := newWebSocket(ws, protocol, sinks)
@@ -227,6 +228,9 @@ func (f *forwards) move(p *pair) error {
 		p.inbox.close()
 	} else {
 		err = p.data.finish()
+		if p.untold { // it would wait for ever: the end of one direction is that of the connection
+			p.inbox.close()
+		}
 	}
 	sendErr := <-sent
 	if err == nil || errors.Is(err, net.ErrClosed) { // the other direction knows why

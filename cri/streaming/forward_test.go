@@ -289,6 +289,33 @@ func TestForwardChannels(t *testing.T) {
 	}
 }
 
+// TestForwardChannelsEnd: their protocol cannot tell that the pod sends no more, so the session ends when no port has anything to send.
+func TestForwardChannelsEnd(t *testing.T) {
+	s := serve(t, streaming.Config{})
+	port := listen(t, func(c *net.TCPConn) { io.WriteString(c, "bye") })
+	u, err := s.PortForward("s", []uint16{port, port})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ws, err := streamclient.ForwardChannels(t.Context(), u)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ws.Close()
+	ws.SetReadDeadline(time.Now().Add(streamingtest.Limit))
+	for got := ""; ; {
+		_, message, err := ws.ReadMessage()
+		if err == nil {
+			got += string(message[1:])
+			continue
+		}
+		if !websocket.IsCloseError(err, websocket.CloseNormalClosure) || strings.Count(got, "bye") != 2 {
+			t.Errorf("after %q: %v, want the end", got, err)
+		}
+		break
+	}
+}
+
 // TestForwardStalledConnection: a server in the pod that reads nothing keeps nothing of a client that has gone.
 func TestForwardStalledConnection(t *testing.T) {
 	s := serve(t, streaming.Config{})

@@ -577,3 +577,25 @@ func TestPodWithUserNamespace(t *testing.T) {
 		t.Errorf("a container with a user namespace in a pod without: %v", err)
 	}
 }
+
+// A crowd of callers waits for a monitor that is slow, and is not sent away.
+func TestManyCallersWait(t *testing.T) {
+	p := newPod(t, nil)
+	if _, err := p.Hello(p.context()); err != nil {
+		t.Fatal(err)
+	}
+	signal := func(sig unix.Signal) {
+		if err := unix.PidfdSendSignal(int(p.process.PIDFD.Fd()), sig, nil, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	signal(unix.SIGSTOP)
+	defer signal(unix.SIGCONT)
+	for i := range 600 {
+		conn, err := wire.Connect(filepath.Join(p.dir, "monitor.sock"))
+		if err != nil {
+			t.Fatalf("caller %d: %v", i, err)
+		}
+		defer conn.Close()
+	}
+}

@@ -239,6 +239,9 @@ func (c *Conn) fill(b []byte) (int, error) {
 	return read, nil
 }
 
+// backlog is how many callers may wait for a monitor that is slow: one more is sent away. The kernel takes less where its own limit is less.
+const backlog = 4096
+
 // Listen makes the socket at path, mode 0600, and returns it listening. A path longer than a socket address may be is
 // reached through a descriptor of its folder.
 func Listen(path string) (int, error) {
@@ -254,7 +257,7 @@ func Listen(path string) (int, error) {
 		if err := unix.Chmod(address.Name, 0o600); err != nil {
 			return err
 		}
-		return unix.Listen(fd, 128)
+		return unix.Listen(fd, backlog)
 	})
 	if err != nil {
 		unix.Close(fd)

@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/berthd/berth/sandbox/monitor/wire"
 )
 
@@ -30,13 +32,17 @@ func TestCopyTakesTheRestAtTheDeadline(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.close()
-	r, w, err := os.Pipe()
-	if err != nil {
+	var p [2]int
+	if err := unix.Pipe2(p[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
 		t.Fatal(err)
 	}
+	if _, err := unix.FcntlInt(uintptr(p[1]), unix.F_SETPIPE_SZ, 1<<20); err != nil { // as any container may
+		t.Fatal(err)
+	}
+	r, w := os.NewFile(uintptr(p[0]), "r"), os.NewFile(uintptr(p[1]), "w")
 	defer r.Close()
 	defer w.Close()
-	const lines = 4000
+	const lines = 60000
 	if _, err := w.WriteString(strings.Repeat("fifteen letters\n", lines)); err != nil {
 		t.Fatal(err)
 	}

@@ -15,8 +15,8 @@ import (
 // of its pid namespace may hold them open.
 const drainTimeout = 2 * time.Second
 
-// pipeSize is how much a pipe holds (pipe(7)).
-const pipeSize = 64 << 10
+// pipeSize is how much a pipe may hold (pipe(7), pipe-max-size): a container may enlarge its own.
+const pipeSize = 1 << 20
 
 // stdio is the agent's side of a container's streams.
 type stdio struct {

@@ -219,3 +219,36 @@ func TestADaemonThatCannotStartSaysWhy(t *testing.T) {
 		})
 	}
 }
+
+// Who reads the log may go: a service manager's logger that is started anew, a pipe to a program that ends.
+func TestLogThatNobodyReadsEndsNothing(t *testing.T) {
+	f := newFolders(t)
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("/proc/self/exe", "--root", f.root, "--state", f.state, "--config", f.config, "--v=5")
+	cmd.Env = append(os.Environ(), "BERTHD_TEST_RUN=1")
+	cmd.Stderr = w
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	defer cmd.Process.Kill()
+	f.version(t)
+	r.Close()
+	for range 3 {
+		if err := cmd.Process.Signal(syscall.SIGHUP); err != nil { // each is logged
+			t.Fatalf("the daemon is gone: %v, %v", err, <-ended)
+		}
+		f.version(t)
+	}
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-ended; err != nil {
+		t.Errorf("the daemon ended with %v", err)
+	}
+}

@@ -132,6 +132,8 @@ func (f *flags) check(rest []string) error {
 func run(ctx context.Context, f flags) error {
 	ctx, stop := signal.NotifyContext(ctx, unix.SIGTERM, unix.SIGINT)
 	defer stop()
+	// Nobody may read the log any more. Caught and not ignored: what is ignored stays ignored in other programs.
+	signal.Notify(make(chan os.Signal, 1), unix.SIGPIPE)
 	c, err := f.readConfig()
 	if err != nil {
 		return err

@@ -62,7 +62,11 @@ func main() {
 		fmt.Println(describeVersion())
 		return
 	}
-	if err := run(context.Background(), f); err != nil {
+	err = letGo()
+	if err == nil {
+		err = run(context.Background(), f)
+	}
+	if err != nil {
 		fmt.Fprintf(os.Stderr, "berthd: %v\n", err)
 		os.Exit(exitFailed)
 	}
@@ -190,16 +194,11 @@ func setUpLog(verbosity int) error {
 	return nil
 }
 
-// setUpProcess sets what the whole process has and its children inherit.
+// setUpProcess sets what the whole process has.
 func setUpProcess() error {
 	unix.Umask(0o022)
-	// A core file of this process could hold registry credentials. The hard limit stays, so a container may raise its own.
-	var core unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_CORE, &core); err != nil {
-		return fmt.Errorf("read core file limit: %w", err)
-	}
-	core.Cur = 0
-	if err := unix.Setrlimit(unix.RLIMIT_CORE, &core); err != nil {
+	// A core file of this process could hold registry credentials. A limit on core files would be the containers' too.
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return fmt.Errorf("forbid core files: %w", err)
 	}
 	return nil

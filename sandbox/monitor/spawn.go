@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -82,6 +83,7 @@ func NewSpawner(binary string, cgroups []*os.File) (*Spawner, error) {
 // grace period. The thread is not unlocked: it ends with the goroutine.
 func (s *Spawner) serve(tasks []string, ready chan<- error) {
 	runtime.LockOSThread()
+	beOrdinary()
 	var err error
 	for _, path := range tasks {
 		if e := os.WriteFile(path, []byte(strconv.Itoa(unix.Gettid())), 0); e != nil {
@@ -92,6 +94,19 @@ func (s *Spawner) serve(tasks []string, ready chan<- error) {
 	for f := range s.work {
 		f()
 	}
+}
+
+// beOrdinary gives the calling thread, and so the monitors that it starts and all that they start, the scheduling of a process of which nobody has
+// said anything: that of the daemon is not the pods'. What the host does not allow stays.
+func beOrdinary() {
+	unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_NORMAL}, 0) //nolint:errcheck // with the nice value 0
+	var all [1 << 10]byte                                                                           // processors, a bit each
+	for i := range all {
+		all[i] = 0xff
+	}
+	unix.RawSyscall(unix.SYS_SCHED_SETAFFINITY, 0, uintptr(len(all)), uintptr(unsafe.Pointer(&all)))
+	const whoProcess, noClass = 1, 0 // linux/ioprio.h
+	unix.RawSyscall(unix.SYS_IOPRIO_SET, whoProcess, 0, noClass)
 }
 
 // Close ends the Spawner, not the monitors.

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -199,6 +200,54 @@ func TestLogInASubfolder(t *testing.T) {
 		t.Fatal(err)
 	}
 	pod.Run(config).WaitOutput("here")
+}
+
+// TestLogOnAFullDisk: the container writes on, lines that found no place are counted in the log once there is some again, and none is torn.
+func TestLogOnAFullDisk(t *testing.T) {
+	d := harness.Start(t)
+	folder := t.TempDir()
+	if err := unix.Mount("tmpfs", folder, "tmpfs", 0, "size=1m"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Unmount(folder, unix.MNT_DETACH) })
+	config := d.Pod("full")
+	config.LogDirectory = folder
+	c := d.RunPod(config).Run(d.Container("c", []string{"probe", "lines", "1000", "line"}))
+	c.WaitOutput("line 50\n")
+	written := func() (n int) {
+		_, rest, _ := strings.Cut(c.Host("io"), "wchar: ")
+		fmt.Sscan(rest, &n)
+		return n
+	}
+	for range 3 {
+		ballast := filepath.Join(folder, "ballast")
+		if err := os.WriteFile(ballast, make([]byte, 2<<20), 0o600); err == nil {
+			t.Fatal("the disk has place for more")
+		}
+		before := written()
+		d.Eventually(harness.Timeout, "the container writes on", func() bool { return written() > before+10000 })
+		size := len(readRaw(t, c.LogFile()))
+		if err := os.Remove(ballast); err != nil {
+			t.Fatal(err)
+		}
+		d.Eventually(harness.Timeout, "the log goes on", func() bool { return len(readRaw(t, c.LogFile())) > size+1000 })
+	}
+	c.Stop(time.Second)
+	next, notes := 0, 0
+	for _, l := range c.Lines() {
+		var n int
+		if _, err := fmt.Sscanf(l.Text, "berth: %d log entries were lost", &n); err == nil {
+			next, notes = next+n, notes+1
+			continue
+		}
+		if want := fmt.Sprintf("line %d", next); l.Text != want || !l.Full {
+			t.Fatalf("after %d notes: line %q, want %q", notes, l.Text, want)
+		}
+		next++
+	}
+	if notes < 3 {
+		t.Errorf("%d notes of lost lines", notes)
+	}
 }
 
 // TestOutputAtTheEnd: the last bytes are kept, and a child that holds the pipe does not hold the container.

@@ -99,6 +99,9 @@ func TestSharedPIDNamespace(t *testing.T) {
 	if got := a.Sh("echo $$"); got == "1" {
 		t.Error("a container of a pod with one PID namespace is PID 1")
 	}
+	if got := a.Sh("grep -E '^(CapPrm|CapBnd|NoNewPrivs):' /proc/1/status | cut -f2"); got != "0000000000000000\n0000000000000000\n1" {
+		t.Errorf("the first process, which containers may be able to trace, has %q", got)
+	}
 	if got := a.Sh("ls /proc | grep -c '^[0-9]'"); got < "4" && len(got) == 1 {
 		t.Errorf("%s processes are seen, want those of both containers", got)
 	}

@@ -52,8 +52,6 @@ func (p *program) console(t *console, pr *Process, root arg, mode int) {
 		}
 		p.sys(unix.SYS_FCHOWN, slave.arg(), num(pr.UID), arg{value: uintptr(0xffffffff)}).any()
 		p.send(master, t.child)
-		p.at("set", "the controlling terminal")
-		p.sys(unix.SYS_IOCTL, slave.arg(), num(unix.TIOCSCTTY), num(0))
 		for i := range 3 {
 			p.sys(unix.SYS_DUP3, slave.arg(), num(i), num(0))
 		}

@@ -45,18 +45,11 @@ func devFolder(m *Mount, devices []Device, u *UserNamespace) (fd int, err error)
 		return -1, err
 	}
 	defer unix.Close(fs)
-	for _, o := range append([]string{"uid=" + strconv.Itoa(int(uid)), "gid=" + strconv.Itoa(int(gid))}, m.Options...) {
-		key, value, found := strings.Cut(o, "=")
-		if found {
-			err = unix.FsconfigSetString(fs, key, value)
-		} else {
-			err = unix.FsconfigSetFlag(fs, key)
-		}
-		if err != nil {
-			return -1, err
-		}
+	err = setOptions(fs, append([]string{"uid=" + strconv.Itoa(int(uid)), "gid=" + strconv.Itoa(int(gid))}, m.Options...))
+	if err == nil {
+		err = unix.FsconfigCreate(fs)
 	}
-	if err = unix.FsconfigCreate(fs); err != nil {
+	if err != nil {
 		return -1, err
 	}
 	if fd, err = unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, int(m.Set)); err != nil {
@@ -69,6 +62,21 @@ func devFolder(m *Mount, devices []Device, u *UserNamespace) (fd int, err error)
 		}
 	}
 	return fd, nil
+}
+
+// setOptions configures a file system that is yet to be made.
+func setOptions(fs int, options []string) (err error) {
+	for _, o := range options {
+		if key, value, found := strings.Cut(o, "="); found {
+			err = unix.FsconfigSetString(fs, key, value)
+		} else {
+			err = unix.FsconfigSetFlag(fs, key)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // makeDevice makes a node, and the folders above it, in the tmpfs of a container's /dev.

@@ -104,16 +104,8 @@ func (u *UserNamespace) overlay(m *Mount, layers []layer, d *descriptors) (int, 
 			return -1, err
 		}
 	}
-	for _, o := range otherOptions(m.Options) {
-		key, value, found := strings.Cut(o, "=")
-		if found {
-			err = unix.FsconfigSetString(fs, key, value)
-		} else {
-			err = unix.FsconfigSetFlag(fs, key)
-		}
-		if err != nil {
-			return -1, err
-		}
+	if err := setOptions(fs, otherOptions(m.Options)); err != nil {
+		return -1, err
 	}
 	if err := u.create(fs); err != nil {
 		return -1, err

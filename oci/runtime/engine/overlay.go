@@ -85,6 +85,9 @@ func fromChild(work func(p *program, out int)) (int, error) {
 	d.add(pair[0])
 	d.add(pair[1])
 	p := &program{}
+	if err := p.makePipe(); err != nil {
+		return -1, err
+	}
 	p.sys(unix.SYS_MOUNT, num(0), p.text("/"), num(0), num(unix.MS_REC|unix.MS_PRIVATE), num(0))
 	p.scope(func() { work(p, pair[1]) })
 	p.sys(unix.SYS_EXIT_GROUP, num(0))

@@ -112,6 +112,10 @@ func (p *program) stdio(pr *Process, io Stdio, null int) {
 // runtime-spec config.md#process and runc: a filter that the process may not add by itself (no_new_privs unset) goes in
 // while the child still has its capabilities, and everything after it is what any filter must allow to let a program start.
 func (p *program) become(pr *Process, root arg) {
+	if pr.Terminal {
+		p.at("set", "the controlling terminal")
+		p.sys(unix.SYS_IOCTL, num(0), num(unix.TIOCSCTTY), num(0))
+	}
 	p.at("change to directory", pr.Cwd)
 	p.scope(func() {
 		cwd := p.register()
@@ -143,16 +147,7 @@ func (p *program) become(pr *Process, root arg) {
 	}
 	p.at("drop", "capabilities")
 	caps := &pr.Capabilities
-	for c := 0; c <= lastCapability; c++ {
-		first := c
-		for c <= lastCapability && caps.Bounding&(1<<c) == 0 {
-			c++
-		}
-		if first < c {
-			// EINVAL: this kernel ends its list before.
-			p.sys(unix.SYS_PRCTL, num(unix.PR_CAPBSET_DROP), num(first)).upTo(1, uint8(c-1)).onErrorNext(p, unix.EINVAL)
-		}
-	}
+	p.bound(caps.Bounding)
 	p.sys(unix.SYS_PRCTL, num(unix.PR_SET_KEEPCAPS), num(1))
 	p.at("set", "groups")
 	p.sys(unix.SYS_SETGROUPS, num(len(pr.Groups)), slice(p, pr.Groups))
@@ -184,6 +179,20 @@ func (p *program) become(pr *Process, root arg) {
 	p.exec(pr)
 }
 
+// bound drops from the bounding set what is not in keep.
+func (p *program) bound(keep uint64) {
+	for c := 0; c <= lastCapability; c++ {
+		first := c
+		for c <= lastCapability && keep&(1<<c) == 0 {
+			c++
+		}
+		if first < c {
+			// EINVAL: this kernel ends its list before.
+			p.sys(unix.SYS_PRCTL, num(unix.PR_CAPBSET_DROP), num(first)).upTo(1, uint8(c-1)).onErrorNext(p, unix.EINVAL)
+		}
+	}
+}
+
 // onErrorNext lets the program go on after errno, and after no other error.
 func (o *op) onErrorNext(p *program, errno unix.Errno) {
 	l := &label{}
@@ -204,12 +213,16 @@ func (p *program) seccomp(pr *Process) {
 	if len(pr.Seccomp) == 0 {
 		return
 	}
-	const seccompSetModeFilter = 1
 	p.at("install", "the seccomp filter")
-	filter := slice(p, pr.Seccomp)
+	p.filter(pr.Seccomp, pr.SeccompFlags)
+}
+
+func (p *program) filter(program []byte, flags uint64) *op {
+	const seccompSetModeFilter = 1
+	filter := slice(p, program)
 	// Too long is the kernel's EINVAL, and never the length's low bits.
-	prog := &sockFprog{length: uint16(min(len(pr.Seccomp)/8, 1<<16-1)), filter: filter.value}
-	p.sys(unix.SYS_SECCOMP, num(seccompSetModeFilter), num(pr.SeccompFlags), memory(p, prog))
+	prog := &sockFprog{length: uint16(min(len(program)/8, 1<<16-1)), filter: filter.value}
+	return p.sys(unix.SYS_SECCOMP, num(seccompSetModeFilter), num(flags), memory(p, prog))
 }
 
 // exec tries every place that execvp(3) would.

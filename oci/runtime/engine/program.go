@@ -69,11 +69,18 @@ type program struct {
 	next  reg
 	users *UserNamespace // the process's, or nil when it is the host's
 	// help is what the parent does for the child that it has cloned, before it waits for it; nil is nothing.
-	help  func(pid int) error
-	proc  int    // the folder of confinement
-	place reg    // where the root file system is attached, if not at the top
-	pipe  [2]int // what the child reports by; start makes it, unless it is there
-	gate  gate
+	help func(pid int) error
+	proc int // the folder of confinement
+	// shared is the descriptor of a pid namespace with others in it, where the process appears at the end; 0 is none.
+	shared int
+	places
+	pipe [2]int // what the child reports by; start makes it, unless it is there
+	gate gate
+}
+
+// places are folders of the child; 0 is none.
+type places struct {
+	place reg // where the root file system is attached, if not at the top
 }
 
 type step struct{ verb, object string }
@@ -100,6 +107,10 @@ func newProgram(users *UserNamespace) *program {
 
 // release makes p the spare one. Nothing of it may be used from then on.
 func (p *program) release() {
+	if p.pipe[1] > 0 { // it was never started
+		unix.Close(p.pipe[0])
+		unix.Close(p.pipe[1])
+	}
 	for _, c := range p.ops {
 		*c = chunk{}
 	}
@@ -243,6 +254,7 @@ func (p *program) start(flags uint64, cgroup, pidns int) (Child, error) {
 		return Child{}, err
 	}
 	pipe := p.pipe
+	p.pipe = [2]int{} // closed here
 	defer unix.Close(pipe[0])
 	pidfd := new(int32)
 	// By memory: the kernel gets the address as a number, so it must be one that no growing stack takes along.

@@ -88,6 +88,12 @@ func StartAsking(plan *Plan, cgroups Cgroups, io Stdio, ask func(Point, Child) e
 	}
 	p := newProgram(plan.Users)
 	defer p.release()
+	if pidns >= 0 && plan.Users == nil {
+		p.shared, pidns = pidns, -1
+		if err := p.makePipe(); err != nil {
+			return Child{}, err
+		}
+	}
 	if err := p.openGate(plan, ask, &d); err != nil {
 		return Child{}, err
 	}
@@ -119,6 +125,7 @@ func StartAsking(plan *Plan, cgroups Cgroups, io Stdio, ask func(Point, Child) e
 		p.sys(unix.SYS_WRITE, num(fd), p.text("0"), num(1))
 	}
 	p.confine(&plan.Process)
+	p.appear(root)
 	p.become(&plan.Process, num(root))
 	return p.startWith(terminal, flags, unified, pidns)
 }
@@ -134,6 +141,7 @@ func (p *program) begin(plan *Plan, unified int, tasks []int) (flags uint64, cgr
 		p.settle(tasks)
 		p.keyring()
 		p.openPlace(plan)
+		p.shareNamespace()
 		return flags, unified
 	}
 	p.joinUsers(p.users, &plan.Process)
@@ -209,6 +217,16 @@ func (p *program) tree(plan *Plan, cgroups Cgroups, root int, d *descriptors) er
 			if err := p.cgroupMount(plan, m, cgroups, rootArg, d); err != nil {
 				return err
 			}
+		case "proc":
+			if p.shared == 0 {
+				p.fresh(rootArg, m)
+				continue
+			}
+			fd, err := openProc(m, p.shared)
+			if err != nil {
+				return stepError(err, "make file system proc for", quote(m.Target))
+			}
+			p.attach(num(d.add(fd)), rootArg, m, makeDirectory)
 		default:
 			p.fresh(rootArg, m)
 		}

@@ -11,7 +11,9 @@ import (
 
 // find notes which namespaces the process has that an exec joins. The process is a child of the agent that nobody has reaped, so the number is its
 // own. The caller holds Agent.mu.
-func (c *container) find(plan *engine.Plan, pid int) {
+//
+// A child that waits may have the container's pid namespace only for its own children as yet.
+func (c *container) find(plan *engine.Plan, pid int, namespace string) {
 	if plan.Users != nil {
 		c.namespaces |= unix.CLONE_NEWUSER
 	}
@@ -22,7 +24,7 @@ func (c *container) find(plan *engine.Plan, pid int) {
 		return
 	}
 	var err error
-	if c.pidns, err = unix.Open("/proc/"+strconv.Itoa(pid)+"/ns/pid", unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
+	if c.pidns, err = unix.Open("/proc/"+strconv.Itoa(pid)+"/ns/"+namespace, unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
 		c.pidns = unknownNamespace
 	}
 }
@@ -31,11 +33,10 @@ func (c *container) find(plan *engine.Plan, pid int) {
 func (a *Agent) pause(c *container, plan *engine.Plan, conn *wire.Conn, at wire.Paused, gone <-chan struct{}) error {
 	resumed := make(chan struct{})
 	a.mu.Lock()
+	closeIf(c.pidfd) // of a child that stood back for its own
 	var err error
-	if c.pidfd < 0 {
-		c.pidfd, err = unix.PidfdOpen(at.PID, 0)
-		c.find(plan, at.PID)
-	}
+	c.pidfd, err = unix.PidfdOpen(at.PID, 0)
+	c.find(plan, at.PID, "pid_for_children")
 	c.waits = resumed
 	a.mu.Unlock()
 	if err != nil {

@@ -130,6 +130,55 @@ func TestTerminalInSharedNamespace(t *testing.T) {
 	end(c)
 }
 
+// Another container swaps a folder of a shared volume while one with a volume below that folder starts: the volume is where the path leads at that
+// moment, read-only as it was asked for.
+func TestSwappedFolderTakesNoAttributeAway(t *testing.T) {
+	volume, source := t.TempDir(), t.TempDir()
+	if err := os.MkdirAll(volume+"/dir/shm", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("/dev", volume+"/link"); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("tmpfs", source, "tmpfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Unmount(source, unix.MNT_DETACH)
+	if err := unix.Mount("", source, "", unix.MS_SHARED, ""); err != nil {
+		t.Fatal(err)
+	}
+	marker := filepath.Base(source)
+	if err := os.Mkdir(source+"/"+marker, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	plan := testPlan(t, "grep", "/"+marker+" ", "/proc/self/mountinfo")
+	plan.Mounts = append(plan.Mounts,
+		Mount{Type: "tmpfs", Source: "tmpfs", Target: "/dev/shm"},
+		Mount{Type: "bind", Source: volume, Target: "/vol"},
+		Mount{Type: "bind", Source: source + "/" + marker, Target: "/vol/dir/shm", Recursive: true, Propagation: unix.MS_SLAVE, Set: unix.MOUNT_ATTR_RDONLY})
+	swap(t, volume, "dir", "link")
+	started := 0
+	for until := time.Now().Add(3 * time.Second); time.Now().Before(until) && !t.Failed(); {
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := Start(plan, Cgroups{Unified: -1}, Stdio{-1, int(w.Fd()), int(w.Fd())})
+		w.Close()
+		if err == nil {
+			out, _ := finish(t, c, r)
+			if f := strings.Fields(out); strings.Count(out, "\n") != 1 || len(f) < 7 || !strings.HasPrefix(f[5], "ro,") || strings.Contains(out, " shared:") {
+				t.Errorf("the volume is mounted as %q", out)
+			}
+			started++
+		}
+		r.Close()
+	}
+	if started == 0 {
+		t.Error("no container started")
+	}
+}
+
 // A start that fails before anything is cloned keeps nothing.
 func TestFailedStartLeavesNoDescriptors(t *testing.T) {
 	count := func() int {

@@ -1,9 +1,11 @@
 package engine
 
 import (
+	"io"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -113,4 +115,56 @@ func mountsAt(t *testing.T, dir string) string {
 		}
 	}
 	return b.String()
+}
+
+// TestTheHostAsAVolume mounts all of the host, as programs do that watch it: its root is there, and is nowhere else in the container.
+func TestTheHostAsAVolume(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "file"), []byte("host"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for name, propagation := range map[string]uint64{"host to container": unix.MS_SLAVE, "bidirectional": unix.MS_SHARED} {
+		t.Run(name, func(t *testing.T) {
+			plan := testPlan(t, "sh", "-c", "cat /host"+dir+"/file; ls /bin | grep -c sleep; cut -d' ' -f5 /proc/self/mountinfo | grep -v ^/host; sleep 1000")
+			plan.Masked, plan.Readonly = nil, nil
+			plan.Mounts = append(plan.Mounts, Mount{Type: "bind", Source: "/", Target: "/host", Recursive: true, Propagation: propagation, Set: unix.MOUNT_ATTR_RDONLY})
+			r, w, err := os.Pipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer r.Close()
+			c, err := Start(plan, Cgroups{Unified: -1}, Stdio{-1, int(w.Fd()), int(w.Fd())})
+			w.Close()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer end(c)
+			defer unix.PidfdSendSignal(c.PIDFD, unix.SIGKILL, nil, 0)
+			const want = "host1\n/\n/proc\n/dev\n/dev/pts\n/sys\n/dev/mqueue\n"
+			out := make([]byte, len(want))
+			n, err := io.ReadFull(r, out)
+			if string(out) != want {
+				t.Errorf("the container says %q, %v; want %q", out[:n], err, want)
+			}
+			er, ew, err := os.Pipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer er.Close()
+			pidns, err := os.Open("/proc/" + strconv.Itoa(c.PID) + "/ns/pid")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer pidns.Close()
+			e, err := Exec(&Process{Args: []string{"/bin/ls", "/"}, Cwd: "/"}, Target{PIDFD: c.PIDFD, PIDNamespace: int(pidns.Fd())}, Cgroups{Unified: -1},
+				Stdio{-1, int(ew.Fd()), int(ew.Fd())})
+			ew.Close()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if out, _ := finish(t, e, er); !strings.Contains(out, "data\n") || strings.Contains(out, "usr\n") {
+				t.Errorf("an exec has the root %q", out)
+			}
+		})
+	}
 }

@@ -109,21 +109,52 @@ func (m *Mount) follows(u *UserNamespace) bool {
 		unix.Stat(m.Source, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR
 }
 
+// openStage attaches an empty file system of the child's own at the top, where no path leads, if there is anything to bind. The root is attached upon it,
+// so that a volume which is all of the host shows neither.
+func (p *program) openStage(plan *Plan) {
+	if !slices.ContainsFunc(plan.Mounts, func(m Mount) bool { return m.Type == "bind" && m.follows(plan.Users) }) {
+		return
+	}
+	p.stage = p.register()
+	p.newFilesystem(&Mount{Type: "tmpfs", Source: "tmpfs", Target: "/", Options: []string{"mode=700"}}, p.stage)
+	p.at("attach", "a folder for volumes")
+	p.setattr(p.stage.arg(), unix.AT_EMPTY_PATH, &unix.MountAttr{Propagation: unix.MS_UNBINDABLE})
+	p.sys(unix.SYS_MOVE_MOUNT, p.stage.arg(), p.text(""), atFDCWD, p.text("/"), num(unix.MOVE_MOUNT_F_EMPTY_PATH))
+	p.sys(unix.SYS_MKDIRAT, p.stage.arg(), p.text(staged), num(0o700))
+}
+
+// closeStage takes the stage away where the root is not upon it, so that who joins the child's mount namespace finds the host's root.
+func (p *program) closeStage(plan *Plan) {
+	if p.stage == 0 || plan.HostRoot == "" {
+		return
+	}
+	p.at("detach", "a folder for volumes")
+	p.sys(unix.SYS_FCHDIR, p.stage.arg())
+	p.sys(unix.SYS_UMOUNT2, p.text("."), num(unix.MNT_DETACH))
+	p.close(p.stage)
+	p.stage = 0
+}
+
+// staged is the folder of the stage that volumes are bound on, one after the other.
+const staged = "volume"
+
 // bind mounts a folder of the host on the target in root. The child's copy of the host's mounts hears of every mount, and
-// mount(2) lets none pass between cloning and attaching.
+// mount(2) lets none pass between cloning and attaching. What is bound gets its attributes in the stage: in the container's root somebody else may
+// make the target's path lead to another mount meanwhile.
 func (p *program) bind(root arg, m *Mount) {
 	p.at("bind "+quote(m.Source)+" at", quote(m.Target))
 	p.scope(func() {
-		target := p.register()
-		p.ensure(root, m.Target, makeDirectory, inRoot, target)
-		p.sys(unix.SYS_FCHDIR, target.arg())
-		p.close(target)
-		p.sys(unix.SYS_MOUNT, p.text(m.Source), p.text("."), num(0), num(unix.MS_BIND|unix.MS_REC), num(0))
-		p.open(root, m.Target, unix.O_PATH).to(target) // what it was before is below the mount now
+		volume, target, name := p.register(), p.register(), p.text(staged)
+		p.sys(unix.SYS_FCHDIR, p.stage.arg())
+		p.sys(unix.SYS_MOUNT, p.text(m.Source), name, num(0), num(unix.MS_BIND|unix.MS_REC), num(0))
+		p.sys(unix.SYS_OPENAT, p.stage.arg(), name, num(unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC)).to(volume)
 		for _, a := range m.attributes() {
-			p.setattr(target.arg(), a.flags, &a.attr)
+			p.setattr(volume.arg(), a.flags, &a.attr)
 		}
+		p.ensure(root, m.Target, makeDirectory, inRoot, target)
+		p.moveMount(volume.arg(), target)
 		p.close(target)
+		p.close(volume)
 	})
 }
 

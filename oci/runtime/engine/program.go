@@ -81,6 +81,7 @@ type program struct {
 // places are folders of the child; 0 is none.
 type places struct {
 	place reg // where the root file system is attached, if not at the top
+	stage reg // the child's own, where volumes are bound before they are attached
 }
 
 type step struct{ verb, object string }

@@ -173,6 +173,7 @@ func (p *program) openPlace(plan *Plan) {
 // tree attaches the root and all mounts, and fills /dev.
 func (p *program) tree(plan *Plan, cgroups Cgroups, root int, d *descriptors) error {
 	p.detach(plan)
+	p.openStage(plan)
 	p.at("attach", "the root file system")
 	if p.place != 0 {
 		p.moveMount(num(root), p.place)
@@ -196,7 +197,7 @@ func (p *program) tree(plan *Plan, cgroups Cgroups, root int, d *descriptors) er
 		}
 		switch m.Type {
 		case "bind", TypeImage:
-			if m.Type == "bind" && m.follows(plan.Users) {
+			if m.Type == "bind" && p.stage != 0 && m.follows(plan.Users) {
 				p.bind(rootArg, m)
 				continue
 			}
@@ -231,6 +232,7 @@ func (p *program) tree(plan *Plan, cgroups Cgroups, root int, d *descriptors) er
 			p.fresh(rootArg, m)
 		}
 	}
+	p.closeStage(plan)
 	if !hasDev {
 		p.devices(plan, rootArg)
 	}
@@ -379,6 +381,9 @@ func (p *program) pivot(plan *Plan, root int) {
 			p.sys(unix.SYS_MOUNT, num(0), dot, num(0), num(unix.MS_REC|unix.MS_SLAVE), num(0))
 		}
 	})
+	if p.stage != 0 { // it is upon the host's root, and goes first
+		p.sys(unix.SYS_UMOUNT2, dot, num(unix.MNT_DETACH))
+	}
 	p.sys(unix.SYS_UMOUNT2, dot, num(unix.MNT_DETACH))
 	p.sys(unix.SYS_CHDIR, p.text("/"))
 	if plan.RootPropagation != 0 {

@@ -38,7 +38,7 @@ type Config struct {
 // Live are the fields of Config that may change while a Dispatcher is used.
 type Live struct {
 	ConfDir  string   // CNI configuration; DefaultConfDir
-	BinDirs  []string // CNI plugins; DefaultBinDirs
+	BinDirs  []string // CNI plugins; nil: DefaultBinDirs
 	Template string   // what SetPodRanges makes a configuration of; "" = nothing
 }
 
@@ -66,7 +66,7 @@ func (l Live) withDefaults() Live {
 	if l.ConfDir == "" {
 		l.ConfDir = DefaultConfDir
 	}
-	if len(l.BinDirs) == 0 {
+	if l.BinDirs == nil {
 		l.BinDirs = DefaultBinDirs
 	}
 	return l
@@ -78,8 +78,8 @@ func (b BridgeConfig) withDefaults(instance string) (BridgeConfig, error) {
 			b.Name = "berth-" + instance
 		}
 	}
-	if err := utils.ValidateInterfaceName(b.Name); err != nil || b.Name == resultsFolder || strings.ContainsAny(b.Name, "\"\\") {
-		return b, fmt.Errorf("bridge name %q is not the name of an interface", b.Name)
+	if err := CheckBridgeName(b.Name); err != nil {
+		return b, fmt.Errorf("bridge name %w", err)
 	}
 	if len(b.Subnets) == 0 {
 		if b.Subnets = defaultSubnets; instance != "" {
@@ -89,23 +89,39 @@ func (b BridgeConfig) withDefaults(instance string) (BridgeConfig, error) {
 	if b.MTU != 0 && (b.MTU < 1280 || b.MTU > 65535) {
 		return b, fmt.Errorf("bridge MTU %d is not from 1280 to 65535", b.MTU)
 	}
-	for i, p := range b.Subnets {
-		room := p.Addr().BitLen() - p.Bits()
-		if !p.IsValid() || room < 2 || p.Addr().Is4In6() {
-			return b, fmt.Errorf("bridge subnet %s has no room for pods", p)
-		}
-		if p.Addr().IsMulticast() || p.Addr().IsLoopback() || p.Addr().IsLinkLocalUnicast() {
-			return b, fmt.Errorf("bridge subnet %s is not of unicast addresses", p)
-		}
-		if slices.ContainsFunc(b.Subnets[:i], func(q netip.Prefix) bool { return q.Addr().Is4() == p.Addr().Is4() }) {
-			return b, fmt.Errorf("bridge subnet %s is the second of its family", p)
-		}
+	if err := CheckSubnets(b.Subnets); err != nil {
+		return b, fmt.Errorf("bridge subnet %w", err)
 	}
 	b.Subnets = slices.Clone(b.Subnets)
 	for i := range b.Subnets {
 		b.Subnets[i] = b.Subnets[i].Masked()
 	}
 	return b, nil
+}
+
+// CheckBridgeName says why the built-in bridge cannot have a name.
+func CheckBridgeName(name string) error {
+	if err := utils.ValidateInterfaceName(name); err != nil || name == resultsFolder || strings.ContainsAny(name, "\"\\") {
+		return fmt.Errorf("%q is not a name for the link of a bridge", name)
+	}
+	return nil
+}
+
+// CheckSubnets says why the built-in bridge cannot have ranges.
+func CheckSubnets(subnets []netip.Prefix) error {
+	for i, p := range subnets {
+		room := p.Addr().BitLen() - p.Bits()
+		if !p.IsValid() || room < 2 || p.Addr().Is4In6() {
+			return fmt.Errorf("%s has no room for pods", p)
+		}
+		if p.Addr().IsMulticast() || p.Addr().IsLoopback() || p.Addr().IsLinkLocalUnicast() {
+			return fmt.Errorf("%s is not of unicast addresses", p)
+		}
+		if slices.ContainsFunc(subnets[:i], func(q netip.Prefix) bool { return q.Addr().Is4() == p.Addr().Is4() }) {
+			return fmt.Errorf("%s is the second of its family", p)
+		}
+	}
+	return nil
 }
 
 // instanceSubnets gives daemons that run side by side different subnets without being told: one of the 1,792 /20 networks in

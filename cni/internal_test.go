@@ -268,6 +268,15 @@ func TestInstancesHaveTheirOwnSubnets(t *testing.T) {
 	}
 }
 
+func TestNoFoldersOfPluginsAreNone(t *testing.T) {
+	if got := (Live{BinDirs: []string{}}).withDefaults().BinDirs; len(got) > 0 {
+		t.Errorf("an empty list means %q", got)
+	}
+	if got := (Live{}).withDefaults().BinDirs; len(got) == 0 {
+		t.Error("no list means none")
+	}
+}
+
 func TestReaperRetriesAndDoesNotLetOneLinkHoldUpOthers(t *testing.T) {
 	var mu sync.Mutex
 	stuck, batches := true, 0

@@ -9,7 +9,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
@@ -219,7 +218,7 @@ func linkName(name string) error {
 	if name == "" || name == "." || name == ".." || len(name) > maxLinkName || strings.Trim(name, letters) != "" {
 		return fmt.Errorf("%q is not a link's name (1 to %d of a-z A-Z 0-9 . _ -)", name, maxLinkName)
 	}
-	return nil
+	return cni.CheckBridgeName(name)
 }
 
 // setSubnets parses the bridge's ranges. With none package cni chooses.
@@ -232,12 +231,9 @@ func setSubnets(c *config, texts []string) error {
 		if p != p.Masked() {
 			return fmt.Errorf("%s has host bits; the range is %s", text, p.Masked())
 		}
-		if i := slices.IndexFunc(c.subnets, p.Overlaps); i >= 0 {
-			return fmt.Errorf("%s and %s overlap", c.subnets[i], p)
-		}
 		c.subnets = append(c.subnets, p)
 	}
-	return nil
+	return cni.CheckSubnets(c.subnets)
 }
 
 // findMonitor looks beside this program when no key names the monitor.

@@ -80,7 +80,10 @@ func TestConfigErrorsNameLineAndKey(t *testing.T) {
 		{"mtu", "[network]\nmtu = 100\n", "key network.mtu: 100"},
 		{"subnet", "[network]\nsubnets = [\"10.0.0.0\"]\n", "key network.subnets"},
 		{"host bits", "[network]\nsubnets = [\"10.0.0.1/24\"]\n", "the range is 10.0.0.0/24"},
-		{"overlap", "[network]\nsubnets = [\"10.0.0.0/8\", \"10.1.0.0/16\"]\n", "overlap"},
+		{"two of a family", "[network]\nsubnets = [\"10.0.0.0/16\", \"10.1.0.0/16\"]\n", ":2: key network.subnets: 10.1.0.0/16 is the second of its family"},
+		{"no room", "[network]\nsubnets = [\"10.0.0.0/31\"]\n", ":2: key network.subnets: 10.0.0.0/31 has no room for pods"},
+		{"multicast", "[network]\nsubnets = [\"224.0.0.0/16\"]\n", ":2: key network.subnets: 224.0.0.0/16 is not of unicast addresses"},
+		{"name of a folder of the network's", "[network]\nbridge = \"results\"\n", ":2: key network.bridge: \"results\" is not"},
 		{"verbosity", "[log]\nverbosity = 11\n", "key log.verbosity"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -119,6 +122,19 @@ func TestDropInsOfTheConfiguration(t *testing.T) {
 	}
 	if _, err := readConfig(path); err == nil {
 		t.Error("a file that was asked for may be missing when drop-ins are there")
+	}
+	// What is replaced would come to light when the drop-in goes, so it has to be in order as well.
+	for key, value := range map[string]string{"type": `"vm"`, "path": `"runc"`, "options": `["debug"]`} {
+		bad := write(t, "[runtimes.runc]\n"+key+" = "+value+"\n")
+		if err := os.Mkdir(bad+".d", 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(bad+".d/10.toml", []byte("[runtimes.runc]\ntype = \"oci\"\npath = \"/a/runc\"\noptions = []\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := readConfig(bad); err == nil || !strings.HasPrefix(err.Error(), bad+":2: key runtimes.runc."+key+": ") {
+			t.Errorf("a wrong %s that is replaced: %v", key, err)
+		}
 	}
 	dropIn("30.toml", "\n[network]\nmtu = 1\n")
 	if _, err := readDefaultConfig(path); err == nil || !strings.HasPrefix(err.Error(), path+".d/30.toml:3: key network.mtu: 1") {
@@ -182,7 +198,7 @@ func TestFlags(t *testing.T) {
 	if f, err = parseFlags([]string{"--config", "/c", "--socket", "/k", "--v", "4"}, &out); err != nil || !f.mustConfig || f.socket != "/k" || f.verbosity != 4 {
 		t.Errorf("flags = %+v, %v", f, err)
 	}
-	for _, args := range [][]string{{"x"}, {"--nothing"}, {"--root", "/"}, {"--root", ""}, {"--v", "much"}} {
+	for _, args := range [][]string{{"x"}, {"--nothing"}, {"--root", "/"}, {"--root", ""}, {"--v", "much"}, {"--v", "-3"}, {"--v", "11"}, {"--root", "/a/b", "--state", "/a/./b"}} {
 		out.Reset()
 		if _, err := parseFlags(args, &out); err == nil || out.Len() == 0 {
 			t.Errorf("%q: %v, %q", args, err, out.String())

@@ -78,17 +78,17 @@ Empty: the one beside berthd.`},
 The handler of pods that name none.
 The handler berth is the built-in engine.`},
 
-		{Name: "runtimes.NAME.type", Default: "", Live: true, Set: runtimeKey(func(f *runtimeFile, v string) { f.Type = v }), Doc: `
+		{Name: "runtimes.NAME.type", Default: "", Live: true, Set: runtimeKey(runtimeType, func(f *runtimeFile, v string) { f.Type = v }), Doc: `
 What the runtime handler NAME is, which pods ask for by their RuntimeClass: "native", the built-in engine, or "oci", another OCI runtime, such as runc(8).
 NAME is 1 to 63 of a-z 0-9 and -.
 The handler berth is always there.
 A pod keeps what its handler meant when the pod was made.`},
-		{Name: "runtimes.NAME.path", Default: "", Live: true, Set: runtimeKey(func(f *runtimeFile, v string) { f.Path = v }), Doc: `
+		{Name: "runtimes.NAME.path", Default: "", Live: true, Set: runtimeKey(runtimePath, func(f *runtimeFile, v string) { f.Path = v }), Doc: `
 The program of an OCI runtime.
 It needs the commands create, start, exec and delete of runc 1.1 or later, with exec's option --cgroup, as crun has them.
 A program that is missing, or does not answer to --version, keeps nothing else from running: its handler is not among those of Status, its pods are refused, and it is taken as soon as it works.
 Without that of the default handler berth is not ready.`},
-		{Name: "runtimes.NAME.options", Default: []string{}, Live: true, Set: runtimeKey(func(f *runtimeFile, v []string) { f.Options = v }), Doc: `
+		{Name: "runtimes.NAME.options", Default: []string{}, Live: true, Set: runtimeKey(runtimeOptions, func(f *runtimeFile, v []string) { f.Options = v }), Doc: `
 Options of that program that stand before its command; each begins with -.`},
 
 		{Name: "cgroup.driver", Default: driverAuto, Set: text(func(c *config) *string { return &c.cgroupDriver }, cgroupDriver), Doc: `
@@ -154,7 +154,7 @@ Whoever reaches the address may read it.
 The metrics of containers are not there, but in the CRI (ListPodSandboxMetrics), which the kubelet shows.
 Empty: nothing is served.`},
 
-		{Name: "log.verbosity", Default: int64(2), Live: true, Set: number(func(c *config) *int { return &c.verbosity }, 0, 10), Doc: `
+		{Name: "log.verbosity", Default: int64(2), Live: true, Set: number(func(c *config) *int { return &c.verbosity }, 0, maxVerbosity), Doc: `
 How much is logged, 0 to 10.
 The option --v stands above it.`},
 	}),

@@ -35,6 +35,9 @@ const (
 	shutdownManager = 5 * time.Second
 )
 
+// maxVerbosity is the highest level of the log.
+const maxVerbosity = 10
+
 // flags are the command line.
 type flags struct {
 	root, state, socket, config string
@@ -128,6 +131,12 @@ func (f *flags) check(rest []string) error {
 	}
 	if f.root == "/" || f.state == "/" {
 		return errors.New("--root and --state must be folders of berthd's own")
+	}
+	if f.root == f.state {
+		return fmt.Errorf("--root and --state are both %s: they must be two folders", f.root)
+	}
+	if f.verbosity < -1 || f.verbosity > maxVerbosity {
+		return fmt.Errorf("--v %d is not 0 to %d", f.verbosity, maxVerbosity)
 	}
 	return nil
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"path/filepath"
 	"regexp"
@@ -40,8 +41,8 @@ type runtimeFile struct {
 	Options    []string
 }
 
-// runtimeKey makes the setter of a key of a runtime.
-func runtimeKey[T any](put func(*runtimeFile, T)) setter {
+// runtimeKey makes the setter of a key of a runtime, whose values keep a rule. Whether there must be a value is program's to say.
+func runtimeKey[T any](rule func(T) error, put func(*runtimeFile, T)) setter {
 	return func(c *config, name string, value any) error {
 		if c.runtimeFiles == nil {
 			c.runtimeFiles = map[string]runtimeFile{}
@@ -49,8 +50,36 @@ func runtimeKey[T any](put func(*runtimeFile, T)) setter {
 		f := c.runtimeFiles[name]
 		put(&f, value.(T))
 		c.runtimeFiles[name] = f
+		return rule(value.(T))
+	}
+}
+
+func runtimeType(name string) error {
+	switch name {
+	case "", typeNative, typeOCI:
 		return nil
 	}
+	return fmt.Errorf("%q is neither %q nor %q", name, typeNative, typeOCI)
+}
+
+func runtimePath(path string) error {
+	if path == "" {
+		return nil
+	}
+	return absolute(path)
+}
+
+func runtimeOptions(options []string) error {
+	for _, o := range options {
+		option, _, _ := strings.Cut(o, "=")
+		switch {
+		case !strings.HasPrefix(o, "-") || strings.ContainsRune(o, 0):
+			return fmt.Errorf("%q: each must begin with - and hold its value after =", o)
+		case slices.Contains(ownOptions, strings.TrimLeft(option, "-")):
+			return fmt.Errorf("%q is berthd's to say", option)
+		}
+	}
+	return nil
 }
 
 // makeRuntimes makes the handlers of a configuration; nil is the native engine. The programs' roots are left for the caller, who knows the
@@ -84,19 +113,10 @@ func (f runtimeFile) program(name string) (*external.Program, error) {
 		return nil, bad("", "a runtime of type %q has no path and no options", typeNative)
 	case f.Type == typeNative:
 		return nil, nil
-	case f.Type != typeOCI:
-		return nil, bad(".type", "%q is neither %q nor %q", f.Type, typeNative, typeOCI)
-	case !filepath.IsAbs(f.Path):
-		return nil, bad(".path", "%q is not an absolute path", f.Path)
-	}
-	for _, o := range f.Options {
-		option, _, _ := strings.Cut(o, "=")
-		switch {
-		case !strings.HasPrefix(o, "-") || strings.ContainsRune(o, 0):
-			return nil, bad(".options", "%q: each must begin with - and hold its value after =", o)
-		case slices.Contains(ownOptions, strings.TrimLeft(option, "-")):
-			return nil, bad(".options", "%q is berthd's to say", option)
-		}
+	case f.Type == "":
+		return nil, bad(".type", "must be %q or %q", typeNative, typeOCI)
+	case f.Path == "":
+		return nil, bad(".path", "must be set for a runtime of type %q", typeOCI)
 	}
 	return &external.Program{Path: filepath.Clean(f.Path), Options: f.Options}, nil
 }

@@ -252,3 +252,37 @@ func TestLogThatNobodyReadsEndsNothing(t *testing.T) {
 		t.Errorf("the daemon ended with %v", err)
 	}
 }
+
+// A service manager that changes its mind ends what it has just started, which is no failure.
+func TestASignalToEndWhileItStarts(t *testing.T) {
+	f := newFolders(t)
+	slow := filepath.Join(filepath.Dir(f.root), "slow")
+	if err := os.WriteFile(slow, []byte("#!/bin/sh\nexec sleep 60\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(f.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(f.config, fmt.Appendf(text, "[runtimes.slow]\ntype = \"oci\"\npath = %q\n", slow), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p := f.start(t)
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) { // the program is looked at behind this
+		if _, err := os.Stat(filepath.Join(f.state, socketName)); err == nil {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatal("there is no socket after 20 s")
+		}
+	}
+	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if code := p.wait(t); code != 0 {
+		t.Errorf("exit status %d", code)
+	}
+	if _, err := os.Stat(filepath.Join(f.state, socketName)); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the socket is left: %v", err)
+	}
+}

@@ -180,6 +180,10 @@ func run(ctx context.Context, f flags) error {
 	}
 	defer listener.Close()
 	parts, err := openParts(ctx, f, c, instanceOf(f.root))
+	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
+		logger.Info("Took a signal to end while it started", "err", err)
+		return nil
+	}
 	if err != nil {
 		return err
 	}

@@ -76,13 +76,14 @@ var rules = []rule{
 // errNotBuilt is what a request gets that asks for something that is not built.
 var errNotBuilt = errors.New("not built yet")
 
-// statusOf turns an error into a status. One that is a status already stays as it is. When the call itself has ended, that is
-// the reason, whatever else its end made fail.
+// statusOf turns an error into a status. One that is a status already, which this package or gRPC has made, stays as it is; one that only wraps
+// a status, as the errors of plugins do, is an error like others. When the call itself has ended, that is the reason, whatever else its end
+// made fail.
 func statusOf(ctx context.Context, err error) error {
 	if err == nil {
 		return nil
 	}
-	if _, ok := status.FromError(err); ok {
+	if _, ok := err.(interface{ GRPCStatus() *status.Status }); ok {
 		return err
 	}
 	code, prefix := codeOf(err)

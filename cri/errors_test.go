@@ -56,6 +56,8 @@ func TestEachErrorHasItsCode(t *testing.T) {
 		{"not built", notBuilt("f", "s"), codes.Unimplemented, ""},
 		{"anything else", errors.New("x"), codes.Internal, ""},
 		{"a status", status.Error(codes.Aborted, "x"), codes.Aborted, ""},
+		{"a plugin's status", fmt.Errorf("plugins: %w", status.Error(codes.NotFound, "x")), codes.Internal, "plugins: "},
+		{"a plugin's status about what has a code", fmt.Errorf("%w: %w", sandbox.ErrState, status.Error(codes.NotFound, "x")), codes.FailedPrecondition, ""},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			wrapped := tc.err
@@ -102,9 +104,11 @@ func TestErrorsKeepSecretsOfURLs(t *testing.T) {
 }
 
 func TestMessagesAreBoundedAndValid(t *testing.T) {
-	err := statusOf(t.Context(), errors.New("\xff"+strings.Repeat("ü", maxErrorBytes)))
-	message := status.Convert(err).Message()
-	if len(message) > maxErrorBytes+8 || !strings.HasSuffix(message, " (cut)") || strings.ToValidUTF8(message, "") != message {
-		t.Errorf("message has %d bytes and ends in %q", len(message), message[len(message)-8:])
+	long := "\xff" + strings.Repeat("ü", maxErrorBytes)
+	for _, err := range []error{errors.New(long), fmt.Errorf("plugins: %w", status.Error(codes.Unknown, long))} {
+		message := status.Convert(statusOf(t.Context(), err)).Message()
+		if len(message) > maxErrorBytes+8 || !strings.HasSuffix(message, " (cut)") || strings.ToValidUTF8(message, "") != message {
+			t.Errorf("message has %d bytes and ends in %q", len(message), message[len(message)-8:])
+		}
 	}
 }

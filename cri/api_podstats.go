@@ -3,7 +3,6 @@ package cri
 import (
 	"cmp"
 	"context"
-	"errors"
 	"slices"
 	"strings"
 	"time"
@@ -49,11 +48,8 @@ func (s *runtimeService) listPodStats(ctx context.Context, f *runtimeapi.PodSand
 			continue
 		}
 		stats, err := s.measurePod(ctx, p, running[p.ID])
-		if errors.Is(err, sandbox.ErrNotFound) {
-			continue
-		}
 		if err != nil {
-			logger.Info("Could not measure a sandbox", "podSandboxID", p.ID, "err", err)
+			leftOut(logger, err, "podSandboxID", p.ID)
 			continue
 		}
 		all = append(all, stats)
@@ -96,11 +92,9 @@ func (s *runtimeService) measurePod(ctx context.Context, p sandbox.Pod, running 
 	linux.Process = &runtimeapi.ProcessUsage{Timestamp: u.At.UnixNano(), ProcessCount: number(u.Processes)}
 	for _, c := range running {
 		one, err := s.measure(ctx, c)
-		if errors.Is(err, sandbox.ErrNotFound) {
-			continue
-		}
 		if err != nil {
-			return nil, err
+			leftOut(klog.FromContext(ctx), err, "containerID", c.ID)
+			continue
 		}
 		linux.Containers = append(linux.Containers, one)
 	}

@@ -2,11 +2,11 @@ package cri
 
 import (
 	"context"
-	"errors"
 	"strings"
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/klog/v2"
 
 	"github.com/berthd/berth/imageservice"
 	"github.com/berthd/berth/sandbox"
@@ -49,10 +49,11 @@ func (s *runtimeService) ContainerStats(ctx context.Context, r *runtimeapi.Conta
 	return &runtimeapi.ContainerStatsResponse{Stats: stats}, nil
 }
 
-// ListContainerStats measures the running containers (api.proto) that pass the filter. One that goes away meanwhile is left out.
+// ListContainerStats measures the running containers (api.proto) that pass the filter. One that goes away meanwhile, or that cannot be measured, is
+// left out: the kubelet is to hear of the others.
 func (s *runtimeService) ListContainerStats(ctx context.Context, r *runtimeapi.ListContainerStatsRequest) (*runtimeapi.ListContainerStatsResponse, error) {
 	answer := &runtimeapi.ListContainerStatsResponse{}
-	f := r.GetFilter()
+	f, logger := r.GetFilter(), klog.FromContext(ctx)
 	ctx, cancel := context.WithTimeout(ctx, layerPatience)
 	defer cancel()
 	for _, c := range s.sortedContainers() {
@@ -61,11 +62,9 @@ func (s *runtimeService) ListContainerStats(ctx context.Context, r *runtimeapi.L
 			continue
 		}
 		stats, err := s.measure(ctx, c)
-		if errors.Is(err, sandbox.ErrNotFound) {
-			continue
-		}
 		if err != nil {
-			return nil, err
+			leftOut(logger, err, "containerID", c.ID)
+			continue
 		}
 		answer.Stats = append(answer.Stats, stats)
 	}

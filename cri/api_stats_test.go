@@ -71,13 +71,15 @@ func TestStatsLeaveOutWhatIsNotKnownOrGone(t *testing.T) {
 	if err != nil || len(list.GetStats()) != 1 || list.Stats[0].GetWritableLayer() != nil {
 		t.Errorf("a layer that is not known: %v, %v", list, err)
 	}
-	w.sandboxes.fail["ContainerStats"] = fmt.Errorf("it went: %w", sandbox.ErrNotFound)
-	if list, err := w.runtime.ListContainerStats(t.Context(), &runtimeapi.ListContainerStatsRequest{}); err != nil || len(list.GetStats()) != 0 {
-		t.Errorf("a container that goes meanwhile: %v, %v", list, err)
-	}
-	pods, err := w.runtime.ListPodSandboxStats(t.Context(), &runtimeapi.ListPodSandboxStatsRequest{})
-	if err != nil || len(pods.GetStats()) != 1 || len(pods.Stats[0].GetLinux().GetContainers()) != 0 {
-		t.Errorf("its pod: %v, %v", pods, err)
+	for name, fail := range map[string]error{"goes meanwhile": fmt.Errorf("it went: %w", sandbox.ErrNotFound), "cannot be measured": errors.New("trouble")} {
+		w.sandboxes.fail["ContainerStats"] = fail
+		if list, err := w.runtime.ListContainerStats(t.Context(), &runtimeapi.ListContainerStatsRequest{}); err != nil || len(list.GetStats()) != 0 {
+			t.Errorf("a container that %s: %v, %v", name, list, err)
+		}
+		pods, err := w.runtime.ListPodSandboxStats(t.Context(), &runtimeapi.ListPodSandboxStatsRequest{})
+		if err != nil || len(pods.GetStats()) != 1 || len(pods.Stats[0].GetLinux().GetContainers()) != 0 {
+			t.Errorf("the pod of a container that %s: %v, %v", name, pods, err)
+		}
 	}
 	for name, fail := range map[string]error{"goes meanwhile": sandbox.ErrNotFound, "cannot be measured": errors.New("trouble")} {
 		w.sandboxes.fail["PodStats"] = fail

@@ -66,6 +66,8 @@ func TestMetrics(t *testing.T) {
 		{containers["c1"], "container_threads_max", []string{"c,/kubepods/c1,r/x:1,c1,ns,n=0"}},
 		{containers["c1"], "container_start_time_seconds", []string{"c,/kubepods/c1,r/x:1,c1,ns,n=5"}},
 		{containers["c1"], "container_spec_cpu_quota", []string{"c,/kubepods/c1,r/x:1,c1,ns,n=20000"}},
+		{containers["c1"], "container_spec_cpu_period", []string{"c,/kubepods/c1,r/x:1,c1,ns,n=100000"}},
+		{containers["c1"], "container_spec_cpu_shares", []string{"c,/kubepods/c1,r/x:1,c1,ns,n=1024"}}, // the kernel's, when nobody asks for any
 		{containers["c1"], "container_spec_memory_swap_limit_bytes", []string{"c,/kubepods/c1,r/x:1,c1,ns,n=0"}},
 		{containers["c1"], "container_fs_usage_bytes", []string{"c,/kubepods/c1,r/x:1,c1,ns,n,/dev/vda=4096"}},
 		{containers["c1"], "container_fs_writes_total", []string{"c,/kubepods/c1,r/x:1,c1,ns,n,/dev/vda=7"}},
@@ -83,6 +85,15 @@ func TestMetrics(t *testing.T) {
 	for _, m := range containers["c1"] {
 		if cached := m.Name == "container_fs_usage_bytes"; cached && m.Timestamp != 8e9 || !cached && m.Timestamp != 0 {
 			t.Errorf("%s is of %d", m.Name, m.Timestamp)
+		}
+	}
+	w.sandboxes.resources = nil // nothing was asked for
+	if answer, err = w.runtime.ListPodSandboxMetrics(t.Context(), &runtimeapi.ListPodSandboxMetricsRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]string{"container_spec_cpu_period": "=100000", "container_spec_cpu_shares": "=1024", "container_spec_memory_limit_bytes": "=0"} {
+		if got := samples(answer.PodMetrics[0].ContainerMetrics[0].Metrics, name); len(got) != 1 || !strings.HasSuffix(got[0], want) {
+			t.Errorf("%s without limits: %q, want %q", name, got, want)
 		}
 	}
 	w.sandboxes.fail["ContainerDetails"] = sandbox.ErrNotFound

@@ -1,6 +1,7 @@
 package cri
 
 import (
+	"cmp"
 	"strconv"
 	"time"
 
@@ -67,6 +68,12 @@ func zeroUnlimited(n uint64) []value {
 func limit(n int64) []value {
 	return one(uint64(max(0, n)))
 }
+
+// What the kernel gives a cgroup that nobody has set anything of: such limits are not among a container's resources.
+const (
+	defaultPeriod = 100_000 // microseconds
+	defaultShares = 1024
+)
 
 // containerMetrics are those of running containers.
 var containerMetrics = []metric{
@@ -144,7 +151,7 @@ var containerMetrics = []metric{
 			return []value{{n: f.details.OpenFiles, labels: []string{"max_open_files"}}}
 		}},
 
-	{name: "container_spec_cpu_period", help: "Period of the processor quota in microseconds.", gauge: func(f *facts) []value { return limit(f.resources.GetCpuPeriod()) }},
+	{name: "container_spec_cpu_period", help: "Period of the processor quota in microseconds.", gauge: func(f *facts) []value { return limit(cmp.Or(f.resources.GetCpuPeriod(), defaultPeriod)) }},
 	{name: "container_spec_cpu_quota", help: "Processor quota in microseconds a period.",
 		gauge: func(f *facts) []value {
 			if f.resources.GetCpuQuota() <= 0 {
@@ -152,7 +159,8 @@ var containerMetrics = []metric{
 			}
 			return limit(f.resources.GetCpuQuota())
 		}},
-	{name: "container_spec_cpu_shares", help: "Share of the processors, relative to other containers.", gauge: func(f *facts) []value { return limit(f.resources.GetCpuShares()) }},
+	{name: "container_spec_cpu_shares", help: "Share of the processors, relative to other containers.",
+		gauge: func(f *facts) []value { return limit(cmp.Or(f.resources.GetCpuShares(), defaultShares)) }},
 	{name: "container_spec_memory_limit_bytes", help: "Memory limit in bytes; 0 is none.", gauge: func(f *facts) []value { return limit(f.resources.GetMemoryLimitInBytes()) }},
 	{name: "container_spec_memory_swap_limit_bytes", help: "Limit of memory and swap together, in bytes; 0 is none.",
 		gauge: func(f *facts) []value { return limit(f.resources.GetMemorySwapLimitInBytes()) }},

@@ -125,7 +125,7 @@ func (d *Driver) memoryDetails(r *reader, out *Details) {
 	}
 	if h.v2 {
 		out.MemoryPeak = r.number(h, "memory.peak") // since Linux 5.19
-		out.MemoryReserved = r.number(h, "memory.low")
+		out.MemoryReserved = r.number(h, "memory.min")
 		r.fields(h, "memory.events", map[string]func(uint64){"max": into(&out.MemoryHits, 1), "oom_kill": into(&out.OOMKills, 1)})
 		r.fields(h, "memory.stat", map[string]func(uint64){"kernel": into(&out.MemoryKernel, 1)}) // since Linux 5.18
 		return

@@ -33,7 +33,7 @@ func TestDetailsOfEveryKindOfHost(t *testing.T) {
 		}, v1},
 		{"version 2", map[string][]string{"unified": {"cpu", "memory", "pids", "io", "hugetlb"}}, map[string]string{
 			"unified/leaf/cpu.stat":    "usage_usec 5\nuser_usec 3\nsystem_usec 2\nnr_periods 10\nnr_throttled 4\nthrottled_usec 5\n",
-			"unified/leaf/memory.peak": "700\n", "unified/leaf/memory.low": "9\n", "unified/leaf/memory.events": "low 0\nhigh 0\nmax 8\noom 2\noom_kill 1\n", "unified/leaf/memory.stat": "anon 1\nkernel 60\n",
+			"unified/leaf/memory.peak": "700\n", "unified/leaf/memory.min": "9\n", "unified/leaf/memory.low": "11\n", "unified/leaf/memory.events": "low 0\nhigh 0\nmax 8\noom 2\noom_kill 1\n", "unified/leaf/memory.stat": "anon 1\nkernel 60\n",
 			"unified/leaf/pids.current": "3\n", "unified/leaf/pids.max": "100\n", "unified/leaf/cgroup.procs": "17\n18\n",
 			"unified/leaf/io.stat":             "254:0 rbytes=11 wbytes=12 rios=13 wios=14 dbytes=0 dios=0\n7:1 rbytes=21\n8:0 \n",
 			"unified/leaf/hugetlb.2MB.current": "4\n",

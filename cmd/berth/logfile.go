@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -27,6 +28,7 @@ type logPrinter struct {
 	stdout, stderr io.Writer
 	tail           int
 	timestamps     bool
+	poll           time.Duration // how often a log that is followed is looked at; 0 is pollInterval
 	// partial says whether the line that is being printed has its time already, for each stream.
 	partial map[string]bool
 }
@@ -45,6 +47,8 @@ func (p *logPrinter) print(ctx context.Context, path string, ended func(context.
 	}
 	r := bufio.NewReaderSize(f, tailBlock)
 	var line []byte
+	var next *os.File // has taken the log's name
+	defer func() { next.Close() }()
 	last := false
 	for {
 		part, err := r.ReadBytes('\n')
@@ -61,14 +65,16 @@ func (p *logPrinter) print(ctx context.Context, path string, ended func(context.
 		case !errors.Is(err, io.EOF):
 			return fmt.Errorf("read log: %w", err)
 		default:
-			next, rotated, err := reopen(f, path)
-			if err != nil {
+			if next != nil { // and what was written before it came is printed
+				f.Close()
+				f, next, line, last = next, nil, line[:0], false
+				r.Reset(f)
+				continue
+			}
+			if next, err = reopen(f, path); err != nil {
 				return err
 			}
-			if rotated {
-				f.Close()
-				f, line, last = next, line[:0], false
-				r.Reset(f)
+			if next != nil {
 				continue
 			}
 			if last {
@@ -78,7 +84,7 @@ func (p *logPrinter) print(ctx context.Context, path string, ended func(context.
 				return err
 			}
 			if !last {
-				if err := pause(ctx); err != nil {
+				if err := pause(ctx, cmp.Or(p.poll, pollInterval)); err != nil {
 					return err
 				}
 			}
@@ -87,39 +93,39 @@ func (p *logPrinter) print(ctx context.Context, path string, ended func(context.
 }
 
 // pause waits until it is time to look again.
-func pause(ctx context.Context) error {
+func pause(ctx context.Context, poll time.Duration) error {
 	select {
 	case <-ctx.Done():
 		return ctx.Err()
-	case <-time.After(pollInterval):
+	case <-time.After(poll):
 		return nil
 	}
 }
 
-// reopen opens the file that has taken a log's name, if another one has.
-func reopen(f *os.File, path string) (next *os.File, rotated bool, err error) {
+// reopen opens the file that has taken a log's name; nil: none has.
+func reopen(f *os.File, path string) (*os.File, error) {
 	now, err := os.Stat(path)
 	if errors.Is(err, os.ErrNotExist) {
-		return nil, false, nil // between the rename and the new file
+		return nil, nil // between the rename and the new file
 	}
 	if err != nil {
-		return nil, false, fmt.Errorf("read log: %w", err)
+		return nil, fmt.Errorf("read log: %w", err)
 	}
 	mine, err := f.Stat()
 	if err != nil {
-		return nil, false, fmt.Errorf("read log: %w", err)
+		return nil, fmt.Errorf("read log: %w", err)
 	}
 	if os.SameFile(now, mine) {
-		return nil, false, nil
+		return nil, nil
 	}
-	next, err = os.Open(path)
+	next, err := os.Open(path)
 	if errors.Is(err, os.ErrNotExist) {
-		return nil, false, nil
+		return nil, nil
 	}
 	if err != nil {
-		return nil, false, fmt.Errorf("read log: %w", err)
+		return nil, fmt.Errorf("read log: %w", err)
 	}
-	return next, true, nil
+	return next, nil
 }
 
 // printLine prints one line of the file. What is not in the format is printed as it is.

@@ -68,19 +68,22 @@ func TestTailOfALongLog(t *testing.T) {
 	}
 }
 
+// appendTo writes to the end of a file, which it makes.
+func appendTo(t *testing.T, path, text string) {
+	t.Helper()
+	f, err := os.OpenFile(path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteString(text); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestFollowALogThroughItsRotation(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "log")
-	write := func(text string) {
-		t.Helper()
-		f, err := os.OpenFile(path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer f.Close()
-		if _, err := f.WriteString(text); err != nil {
-			t.Fatal(err)
-		}
-	}
+	write := func(text string) { t.Helper(); appendTo(t, path, text) }
 	write("t stdout F 1\n")
 	var out transcript.Transcript
 	var mu sync.Mutex
@@ -114,6 +117,31 @@ func TestFollowALogThroughItsRotation(t *testing.T) {
 	if out.String() != "1\n2 and a half\n3\n4\n5\n" {
 		t.Errorf("it printed %q", &out)
 	}
+}
+
+// A line that is written just before the log is rotated is printed, whenever that is seen.
+func TestFollowLosesNoLineToARotation(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "log")
+	write := func(text string) { t.Helper(); appendTo(t, path, text) }
+	var out transcript.Transcript
+	write("t stdout F start\n")
+	p := logPrinter{stdout: &out, stderr: &out, tail: -1, poll: 1}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- p.print(ctx, path, func(context.Context) (bool, error) { return false, nil }) }()
+	want := "start\n"
+	out.Wait(t, want)
+	for i := range 100 {
+		write(fmt.Sprintf("t stdout F %d\n", i))
+		if err := os.Rename(path, path+".1"); err != nil {
+			t.Fatal(err)
+		}
+		write(fmt.Sprintf("t stdout F new %d\n", i))
+		want += fmt.Sprintf("%d\nnew %d\n", i, i)
+		out.Wait(t, want)
+	}
+	cancel()
+	<-done
 }
 
 func TestFollowEndsWithItsContext(t *testing.T) {

@@ -2,6 +2,8 @@ package main
 
 import (
 	"bytes"
+	"context"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -39,6 +41,28 @@ func TestPullFailsWithTheDaemonsWords(t *testing.T) {
 	code, out, stderr := berth(t, start(t, d), "pull", "r/x:1")
 	if code != 1 || out != "" || stderr != "berth: pull r/x:1: no access\nhint: give credentials: berth pull --username NAME --password-stdin IMAGE\n" {
 		t.Errorf("exit status %d, %q, %q", code, out, stderr)
+	}
+}
+
+func TestCtrlCNeedsNoWords(t *testing.T) {
+	d := &daemon{pullWait: make(chan struct{}), progress: slices.Repeat([]string{"no JSON"}, 1000)}
+	socket := start(t, d)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	go func() {
+		for ctx.Err() == nil {
+			d.mu.Lock()
+			asked := len(d.progress) < 1000
+			d.mu.Unlock()
+			if asked {
+				cancel()
+			}
+			time.Sleep(time.Millisecond)
+		}
+	}()
+	var out, errs bytes.Buffer
+	if code := run(ctx, []string{"--socket", socket, "pull", "r/x:1"}, &out, &errs); code != exitFailed || out.Len() > 0 || errs.Len() > 0 {
+		t.Errorf("exit status %d, %q, %q", code, &out, &errs)
 	}
 }
 

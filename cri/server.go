@@ -2,6 +2,7 @@ package cri
 
 import (
 	"context"
+	"errors"
 	"net"
 	"net/netip"
 	"time"
@@ -164,8 +165,13 @@ func NewServer(c Config) *Server {
 // SetHandlers changes what pods may name and Status lists.
 func (s *Server) SetHandlers(handlers []Handler) { s.handlers.set(handlers) }
 
-// Serve answers calls that come in through l until Shutdown. It closes l.
-func (s *Server) Serve(l net.Listener) error { return s.grpc.Serve(l) }
+// Serve answers calls that come in through l until Shutdown, which may have come before. It closes l.
+func (s *Server) Serve(l net.Listener) error {
+	if err := s.grpc.Serve(l); !errors.Is(err, grpc.ErrServerStopped) {
+		return err
+	}
+	return nil
+}
 
 // Shutdown takes no more calls and waits for those under way until ctx ends, then cancels them. A cancelled call is undone by
 // who carries it out, and its client asks the next daemon.

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -31,6 +32,21 @@ func TestAPanicIsOneCallsTrouble(t *testing.T) {
 	}
 	if _, err := w.runtime.Version(t.Context(), &runtimeapi.VersionRequest{}); err != nil {
 		t.Errorf("Version after a panic = %v", err)
+	}
+}
+
+func TestShutdownBeforeServe(t *testing.T) {
+	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := NewServer(Config{})
+	s.Shutdown(t.Context())
+	if err := s.Serve(l); err != nil {
+		t.Errorf("Serve = %v", err)
+	}
+	if _, err := l.Accept(); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("the socket still takes connections: %v", err)
 	}
 }
 

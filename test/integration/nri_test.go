@@ -327,6 +327,28 @@ func TestPluginJoinsWhileContainersAreCreated(t *testing.T) {
 	t.Logf("%d of %d when it was synchronized", len(p.containers), many)
 }
 
+// TestPluginJoinsAboveBigContainers: what there is takes several messages, and the daemon lives on.
+func TestPluginJoinsAboveBigContainers(t *testing.T) {
+	d := harness.Start(t)
+	pod := d.RunPod(d.Pod("a"))
+	const many = 11
+	for i := range many {
+		config := d.Sleeper("c" + strconv.Itoa(i))
+		for j := range 9 {
+			config.Envs = append(config.Envs, &runtimeapi.KeyValue{Key: "BIG" + strconv.Itoa(j), Value: []byte(strings.Repeat("x", 100<<10))})
+		}
+		pod.Create(config)
+	}
+	p := join(d, "10-joins", nil)
+	p.mu.Lock()
+	if len(p.pods) != 1 || len(p.containers) != many {
+		t.Errorf("told of %d pods and %d containers, want 1 and %d", len(p.pods), len(p.containers), many)
+	}
+	p.mu.Unlock()
+	pod.Create(d.Sleeper("after"))
+	p.saw(t, d, "CreateContainer after")
+}
+
 // TestPluginsAndADaemonThatIsKilled: containers run on, and the plugin that comes again is told of all of them.
 func TestPluginsAndADaemonThatIsKilled(t *testing.T) {
 	d := harness.Start(t)

@@ -11,7 +11,8 @@ import (
 	"github.com/berthd/berth/oci/adjust"
 )
 
-// What the library does not do is done between it and the connection: evictions are passed on, and being synchronized has a time of its own.
+// What the library does not do is done between it and the connection: evictions are passed on, and being synchronized has a time of its own, and
+// messages that the connection takes.
 
 // evictions are those that plugins ask for in their answers to one request.
 type evictions struct {
@@ -43,15 +44,19 @@ func (e *evictions) taken() []*api.ContainerEviction {
 func (p *Plugins) intercept(ctx context.Context, req *ttrpc.Request, resp *ttrpc.Response, _ *ttrpc.UnaryClientInfo, invoke ttrpc.Invoker) error {
 	method := req.GetMethod()
 	timeout := p.cfg.RequestTimeout
+	send := invoke
 	switch method {
 	case "Synchronize":
 		timeout = p.cfg.SyncTimeout
+		send = func(ctx context.Context, req *ttrpc.Request, resp *ttrpc.Response) error {
+			return sendInParts(ctx, req, resp, invoke)
+		}
 	case "Configure":
 		p.tellTimeout(req)
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	if err := invoke(ctx, req, resp); err != nil {
+	if err := send(ctx, req, resp); err != nil {
 		return err
 	}
 	seeEvictions(ctx, method, resp)

@@ -289,3 +289,52 @@ func BenchmarkNobody(b *testing.B) {
 		pass(b, p, c)
 	}
 }
+
+// TestParts: a plugin that joins is told of everything once, in messages that fit, and what fits into none is named.
+func TestParts(t *testing.T) {
+	big := func(id string, n int) *api.Container {
+		return &api.Container{Id: id, Env: []string{strings.Repeat("x", n)}}
+	}
+	all := &api.SynchronizeRequest{Pods: []*api.PodSandbox{{Id: "p"}, {Id: "q"}}, Containers: []*api.Container{
+		{Id: "a"}, big("b", 2<<20), big("c", 2<<20), {Id: "d"}, big("e", 3<<20), big("f", 3<<20), {Id: "g"}}}
+	send := func(req *api.SynchronizeRequest, reply func(*api.SynchronizeRequest) *api.SynchronizeResponse) (told []string, err error) {
+		payload, err := proto.Marshal(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = New(Config{SyncTimeout: time.Minute}).intercept(t.Context(), &ttrpc.Request{Service: "s", Method: "Synchronize", Payload: payload}, &ttrpc.Response{}, nil,
+			func(_ context.Context, one *ttrpc.Request, resp *ttrpc.Response) error {
+				var part api.SynchronizeRequest
+				if err := proto.Unmarshal(one.GetPayload(), &part); err != nil {
+					return err
+				}
+				if proto.Size(one) > 4<<20 || one.GetService() != "s" || one.GetMethod() != "Synchronize" {
+					t.Errorf("a message of %d bytes to %s/%s", proto.Size(one), one.GetService(), one.GetMethod())
+				}
+				for _, p := range part.GetPods() {
+					told = append(told, p.GetId())
+				}
+				for _, c := range part.GetContainers() {
+					told = append(told, c.GetId())
+				}
+				told = append(told, map[bool]string{true: "more", false: "all"}[part.GetMore()])
+				resp.Payload, err = proto.Marshal(reply(&part))
+				return err
+			})
+		return told, err
+	}
+	patient := func(part *api.SynchronizeRequest) *api.SynchronizeResponse {
+		return &api.SynchronizeResponse{More: part.GetMore()}
+	}
+	told, err := send(all, patient)
+	if diff := cmp.Diff([]string{"p", "q", "a", "b", "more", "c", "d", "more", "e", "more", "f", "g", "all"}, told); err != nil || diff != "" {
+		t.Errorf("%v, told (-want +got):\n%s", err, diff)
+	}
+	if _, err := send(all, func(*api.SynchronizeRequest) *api.SynchronizeResponse { return &api.SynchronizeResponse{} }); err == nil {
+		t.Error("a plugin that takes no parts was synchronized")
+	}
+	all.Containers = append(all.Containers, big("huge", 4<<20))
+	if told, err := send(all, patient); err == nil || !strings.Contains(err.Error(), "container huge") || told != nil {
+		t.Errorf("one that is too big: told %q, %v", told, err)
+	}
+}

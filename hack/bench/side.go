@@ -106,7 +106,7 @@ func (b *bench) startBerth(ctx context.Context) (*side, error) {
 	opts := berthd.Options{Bin: bin, Root: filepath.Join(b.dir, "r"), State: filepath.Join(b.dir, "s"), Config: filepath.Join(b.dir, "config.toml"),
 		Bridge: fmt.Sprintf("bench%d", os.Getpid()%100000), Log: filepath.Join(b.dir, "berthd.log")}
 	config := fmt.Sprintf("[network]\nconf_dir = %q\nbridge = %q\nsubnets = [\"10.248.0.0/16\", \"fd00:be28::/64\"]\n", filepath.Join(b.dir, "net.d"), opts.Bridge)
-	if err := os.WriteFile(opts.Config, []byte(config), 0o600); err != nil {
+	if err := os.WriteFile(opts.Config, []byte(berthd.Isolate(config, b.dir)), 0o600); err != nil {
 		return nil, err
 	}
 	p, err := berthd.New(opts)

@@ -154,7 +154,7 @@ func (r *runner) start(ctx context.Context, registry *registrytest.Registry) (en
 		}
 		config += fmt.Sprintf("\n[runtimes.%s]\ntype = \"oci\"\npath = %q\n", r.handler, program)
 	}
-	if err := os.WriteFile(opts.Config, []byte(config), 0o600); err != nil {
+	if err := os.WriteFile(opts.Config, []byte(berthd.Isolate(config, r.dir)), 0o600); err != nil {
 		return nil, err
 	}
 	for _, host := range []string{"registry.k8s.io", "k8s.gcr.io", "gcr.io"} {

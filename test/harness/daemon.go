@@ -130,6 +130,9 @@ func Start(t testing.TB, options ...Option) *Daemon {
 	}
 	config := fmt.Sprintf("[registry]\nconfig_path = %q\n\n[network]\nconf_dir = %q\nbin_dirs = [%q]\nbridge = %q\nsubnets = [\"%s.0/24\", \"fd00:be27:%d::/64\"]\n%s\n",
 		d.Hosts, d.CNIConf, d.CNIBin, opts.Bridge, d.Subnet, n, strings.Join(d.config, "\n"))
+	if opts.Bin == bin { // an older one does not know all of these keys
+		config = berthd.Isolate(config, dir)
+	}
 	d.Write(opts.Config, config)
 	if d.Process, err = berthd.New(opts); err != nil {
 		t.Fatal(err)
@@ -258,6 +261,7 @@ func (d *Daemon) Upgrade() {
 	d.T.Helper()
 	d.Kill()
 	d.Use(Bin(d.T))
+	d.DropIn("isolated.toml", berthd.Isolate("", d.Dir))
 	d.Start()
 	d.RunPod(d.Pod("upgraded")).Remove()
 	now, err := invariants.Take(d.Process.Daemon())

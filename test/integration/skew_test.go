@@ -249,6 +249,7 @@ func noPodMixesVersions(t *testing.T, old string) {
 	}
 	between := d.RunPod(d.Pod("between")) // by the old daemon, the new files on disk
 	d.Kill()
+	d.DropIn("isolated.toml", berthd.Isolate("", d.Dir))
 	d.Start()
 	after := d.RunPod(d.Pod("after"))
 	for pod, want := range map[*harness.Pod]string{before: oldSum, between: oldSum, after: newSum} {

@@ -28,7 +28,7 @@ var pluginKeys = []keyfile.Key[config]{
 Without plugins: they cannot connect to STATE/nri.sock by the Node Resource Interface, and none are started.`},
 	{Name: "nri.plugin_path", Default: nri.DefaultPluginPath, Set: path(func(c *config) *string { return &c.adjust.plugins.PluginPath }), Doc: `
 Folder of plugins that berthd starts, programs with names like 10-name, before it serves the CRI.
-It may be missing.`},
+It may be missing; a program with another name, or whose configuration cannot be read, is left out, and the log says so.`},
 	{Name: "nri.plugin_config_path", Default: nri.DefaultConfigPath, Set: path(func(c *config) *string { return &c.adjust.plugins.ConfigPath }), Doc: `
 Folder of the configuration of those plugins: 10-name.conf, or name.conf.`},
 	{Name: "nri.plugin_registration_timeout", Default: nri.DefaultRegistrationTimeout.String(),

@@ -458,7 +458,7 @@ func TestPluginsThatStall(t *testing.T) {
 	pod.Create(d.Sleeper("after"))
 }
 
-// TestPluginOfTheFolder is started by the daemon before it serves, and gets its configuration.
+// TestPluginOfTheFolder is started by the daemon before it serves, and gets its configuration. What else is there keeps neither from starting.
 func TestPluginOfTheFolder(t *testing.T) {
 	base := t.TempDir()
 	folder, configs := filepath.Join(base, "plugins"), filepath.Join(base, "conf.d")
@@ -471,7 +471,9 @@ func TestPluginOfTheFolder(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := errors.Join(os.Symlink(self, filepath.Join(folder, "30-folder")), os.WriteFile(filepath.Join(configs, "folder.conf"), []byte("mine"), 0o600)); err != nil {
+	if err := errors.Join(os.Symlink(self, filepath.Join(folder, "30-folder")), os.WriteFile(filepath.Join(configs, "folder.conf"), []byte("mine"), 0o600),
+		os.WriteFile(filepath.Join(folder, "README"), nil, 0o755), os.WriteFile(filepath.Join(folder, "40-unreadable"), nil, 0o755),
+		os.Mkdir(filepath.Join(configs, "40-unreadable.conf"), 0o755)); err != nil {
 		t.Fatal(err)
 	}
 	d := harness.Start(t, harness.WithConfig("[nri]\nplugin_path = \""+folder+"\"\nplugin_config_path = \""+configs+"\"\n"))
@@ -484,11 +486,20 @@ func TestPluginOfTheFolder(t *testing.T) {
 	if got := strings.TrimSpace(c.Sh("echo $PLUGIN")); got != "config=mine" {
 		t.Errorf("after a restart the plugin made %q of its configuration", got)
 	}
+	log := readRaw(t, d.Log)
+	for _, name := range []string{"README", "40-unreadable"} {
+		if !strings.Contains(log, filepath.Join(folder, name)) {
+			t.Errorf("the log does not say that %s was left out", name)
+		}
+	}
 }
 
-// TestPluginSocket is root's alone, and not there when plugins are disabled.
+// TestPluginSocket is root's alone, and not there when plugins are disabled. A test's daemon starts no plugins of this host.
 func TestPluginSocket(t *testing.T) {
 	d := harness.Start(t)
+	if config := readRaw(t, d.Options().Config); !strings.Contains(config, "plugin_path = \""+d.Dir) || !strings.Contains(config, "spec_dirs = [\""+d.Dir) {
+		t.Errorf("the daemon may start plugins of this host, and find its devices: %s", config)
+	}
 	if st, err := os.Stat(pluginSocket(d)); err != nil || st.Mode().Perm() != 0o600 || st.Mode().Type() != os.ModeSocket {
 		t.Errorf("the socket: %v, %v", st, err)
 	}

@@ -15,7 +15,8 @@
 // # Files
 //
 //	STATE/nri.sock         where plugins connect
-//	/opt/nri/plugins       programs IDX-NAME that are started with the daemon
+//	/opt/nri/plugins       programs IDX-NAME that are started with the daemon; others are left out
+//	STATE/nri.plugins      links to those that can be, when there are others, while they are started
 //	/etc/nri/conf.d        their configuration, IDX-NAME.conf or NAME.conf
 //
 // # Time

@@ -54,6 +54,7 @@ type Plugins struct {
 	count   atomic.Int64                          // registered
 	joining atomic.Int64                          // being synchronized
 
+	started    chan struct{} // closed when Start returns
 	background sync.WaitGroup
 	ctx        context.Context //nolint:containedctx // ends with Close
 	cancel     context.CancelFunc
@@ -61,19 +62,25 @@ type Plugins struct {
 
 // New makes what Start starts.
 func New(cfg Config) *Plugins {
-	p := &Plugins{cfg: cfg}
+	p := &Plugins{cfg: cfg, started: make(chan struct{})}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	return p
 }
 
-// Start starts the plugins of the folder, and lets others connect. A plugin that cannot be started is left out.
-func (p *Plugins) Start(runtime adjust.Runtime) error {
+// Start starts the plugins of the folder, and lets others connect. A plugin that cannot be started is left out. It is called once.
+func (p *Plugins) Start(runtime adjust.Runtime) (err error) {
 	p.runtime = runtime
+	defer close(p.started)
+	folder, done, err := p.startable()
+	if err != nil {
+		return fmt.Errorf("find plugins: %w", err)
+	}
+	defer func() { err = errors.Join(err, done()) }()
 	nrilog.Set(logger{p.cfg.Log})
 	adaptation.SetPluginRegistrationTimeout(p.cfg.RegistrationTimeout)
 	adaptation.SetPluginRequestTimeout(max(p.cfg.RequestTimeout, p.cfg.SyncTimeout)) // intercept has the rest
 	library, err := adaptation.New("berth", p.cfg.Version, p.synchronize, p.unsolicited,
-		adaptation.WithSocketPath(p.cfg.Socket), adaptation.WithPluginPath(p.cfg.PluginPath), adaptation.WithPluginConfigPath(p.cfg.ConfigPath),
+		adaptation.WithSocketPath(p.cfg.Socket), adaptation.WithPluginPath(folder), adaptation.WithPluginConfigPath(p.cfg.ConfigPath),
 		adaptation.WithDefaultValidator(&p.cfg.Validator), adaptation.WithMetrics(metrics{p}),
 		adaptation.WithTTRPCOptions([]ttrpc.ClientOpts{ttrpc.WithUnaryClientInterceptor(p.intercept)},
 			[]ttrpc.ServerOpt{ttrpc.WithUnaryServerInterceptor(p.interceptPlugin)}))
@@ -140,6 +147,7 @@ func (p *Plugins) synchronize(ctx context.Context, tell adaptation.SyncCB) error
 		return err
 	}
 	p.background.Go(func() {
+		<-p.started
 		p.Enter()() // now it has joined
 		p.joining.Add(-1)
 		updates, err := updatesOf(asked, nil)

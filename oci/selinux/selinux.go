@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -84,7 +85,7 @@ func Relabel(ctx context.Context, path, label string) error {
 	}
 	fd, err := unix.Open(resolved, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err == nil {
-		err = relabel(ctx, os.NewFile(uintptr(fd), resolved), label)
+		err = relabel(ctx, os.NewFile(uintptr(fd), resolved), label, 0)
 	}
 	if err != nil {
 		return fmt.Errorf("relabel %s: %w", path, err)
@@ -92,9 +93,15 @@ func Relabel(ctx context.Context, path, label string) error {
 	return nil
 }
 
+// What a container that has the volume already can make of it takes neither all descriptors nor all memory.
+const (
+	maxDepth = 2048 // folders below each other; no path has more of them (PATH_MAX)
+	maxNames = 1000 // that are read at a time
+)
+
 // relabel labels what f is and all below, and closes f. It goes by descriptors: a container that has the volume already could put a link in a
 // folder's place.
-func relabel(ctx context.Context, f *os.File, label string) error {
+func relabel(ctx context.Context, f *os.File, label string, depth int) error {
 	defer f.Close() //nolint:errcheck // it has been opened for its path alone
 	if err := ctx.Err(); err != nil {
 		return err
@@ -106,33 +113,46 @@ func relabel(ctx context.Context, f *os.File, label string) error {
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFDIR {
 		return err
 	}
-	names, err := list(f)
-	if err != nil {
-		return err
+	if depth == maxDepth {
+		return fmt.Errorf("it has more than %d folders below each other", maxDepth)
 	}
-	for _, name := range names {
-		child, err := unix.Openat(int(f.Fd()), name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-		if errors.Is(err, unix.ENOENT) { // it was removed meanwhile
-			continue
+	fd, err := unix.Openat(int(f.Fd()), ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &fs.PathError{Op: "open", Path: f.Name(), Err: err}
+	}
+	f.Close() //nolint:errcheck // see above
+	dir := os.NewFile(uintptr(fd), f.Name())
+	defer dir.Close() //nolint:errcheck // it is only read
+	for {
+		names, err := dir.Readdirnames(maxNames)
+		for _, name := range names {
+			if err := relabelEntry(ctx, dir, name, label, depth+1); err != nil {
+				return err
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
 		}
 		if err != nil {
-			return &fs.PathError{Op: "open", Path: f.Name() + "/" + name, Err: err}
-		}
-		if err := relabel(ctx, os.NewFile(uintptr(child), f.Name()+"/"+name), label); err != nil {
 			return err
 		}
 	}
-	return nil
 }
 
-func list(dir *os.File) ([]string, error) {
-	fd, err := unix.Openat(int(dir.Fd()), ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, &fs.PathError{Op: "open", Path: dir.Name(), Err: err}
+// relabelEntry labels an entry of a folder, and all below it.
+func relabelEntry(ctx context.Context, dir *os.File, name, label string, depth int) error {
+	path := dir.Name() // for errors
+	if len(path) < unix.PathMax {
+		path += "/" + name
 	}
-	f := os.NewFile(uintptr(fd), dir.Name())
-	defer f.Close() //nolint:errcheck // it was only read
-	return f.Readdirnames(-1)
+	child, err := unix.Openat(int(dir.Fd()), name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if errors.Is(err, unix.ENOENT) { // it was removed meanwhile
+		return nil
+	}
+	if err != nil {
+		return &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	return relabel(ctx, os.NewFile(uintptr(child), path), label, depth)
 }
 
 // set labels one file. One that has the label is left alone, and so is a file system that keeps none.

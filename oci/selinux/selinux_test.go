@@ -3,8 +3,10 @@ package selinux
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -32,6 +34,44 @@ func TestRead(t *testing.T) {
 	write("etc/selinux/targeted/contexts/lxc_contexts", "process = \"system_u:system_r:container_t:s0\"\ncontent = \"x\"\nfile = \"system_u:object_r:container_file_t:s0\"\n")
 	if l, err := Read(root); err != nil || l != (Labels{"system_u:system_r:container_t:s0", "system_u:object_r:container_file_t:s0"}) {
 		t.Errorf("labels %v, %v", l, err)
+	}
+}
+
+// A folder that is deeper than any path is refused: each level takes a descriptor of the daemon's. One with more entries than are read at a time is not.
+func TestRelabelOfWhatAContainerMade(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Fatal("needs root: attributes of security modules")
+	}
+	const label = "system_u:object_r:container_file_t:s0:c1,c2"
+	wide, deep := t.TempDir(), t.TempDir()
+	for i := range maxNames + 5 {
+		if err := os.WriteFile(fmt.Sprintf("%s/%d", wide, i), nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := Relabel(t.Context(), wide, label); err != nil {
+		t.Error(err)
+	}
+	for i := range maxNames + 5 {
+		b := make([]byte, 200)
+		if n, err := unix.Lgetxattr(fmt.Sprintf("%s/%d", wide, i), attribute, b); err != nil || string(b[:n]) != label {
+			t.Fatalf("file %d has the label %q, %v", i, b[:max(n, 0)], err)
+		}
+	}
+	at, err := unix.Open(deep, unix.O_PATH|unix.O_CLOEXEC, 0)
+	for range maxDepth + 5 {
+		if err == nil {
+			err = unix.Mkdirat(at, "d", 0o755)
+		}
+		next, failed := unix.Openat(at, "d", unix.O_PATH|unix.O_CLOEXEC, 0)
+		unix.Close(at)
+		if at, err = next, errors.Join(err, failed); err != nil {
+			t.Fatal(err)
+		}
+	}
+	unix.Close(at)
+	if err := Relabel(t.Context(), deep, label); err == nil || !strings.Contains(err.Error(), "more than 2048 folders") {
+		t.Errorf("a folder that is too deep: %v", err)
 	}
 }
 

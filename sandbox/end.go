@@ -125,8 +125,15 @@ func (m *Manager) awaitExit(ctx context.Context, c *container) (bool, error) {
 // endContainer kills a container whatever its state, for a sandbox that is being stopped. What is being made or started ends first: neither
 // goes on once the sandbox is not Ready.
 func (m *Manager) endContainer(ctx context.Context, c *container) error {
-	if m.containerRecord(c).State == store.Created { // perhaps with a start under way, which this cuts short
-		if err := errors.Join(m.cfg.Cgroups.Kill(m.cfg.Cgroups.RuntimePath(c.id)), m.cfg.Cgroups.Kill(m.containerRecord(c).Cgroup)); err != nil {
+	state, kill := m.containerRecord(c).State, []string{}
+	if state == store.Created || state == store.Running { // perhaps with a start under way, or a hook that follows one: this cuts it short
+		kill = append(kill, m.cfg.Cgroups.RuntimePath(c.id))
+	}
+	if state == store.Created {
+		kill = append(kill, m.containerRecord(c).Cgroup)
+	}
+	for _, cgroup := range kill {
+		if err := m.cfg.Cgroups.Kill(cgroup); err != nil {
 			return err
 		}
 	}

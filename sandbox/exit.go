@@ -11,7 +11,7 @@ import (
 	"github.com/berthd/berth/sandbox/store"
 )
 
-// lingerTimeout bounds the removal of a cgroup behind a container's exit. RemoveContainer does it again.
+// lingerTimeout bounds the removal of a cgroup behind a container's exit, besides the time of hooks. RemoveContainer does it again.
 const lingerTimeout = 10 * time.Second
 
 // exit is how a container ended.
@@ -66,13 +66,19 @@ func (m *Manager) finish(ctx context.Context, c *container, e exit) {
 	logger.V(2).Info("Container exited", "podSandboxID", c.pod.id, "containerID", c.id, "exitCode", e.code, "oomKilled", e.oom)
 	c.shed()
 	m.background.start(func() { m.tellExit(m.ctx, c) })
+	m.cleanUp(ctx, c)
+}
+
+// cleanUp takes away, behind the call, what a container that has exited leaves on the host, and runs the hooks that follow its end.
+func (m *Manager) cleanUp(ctx context.Context, c *container) {
+	logger := m.logger(ctx)
 	m.background.start(func() {
-		ctx, cancel := context.WithTimeout(m.ctx, lingerTimeout)
+		ctx, cancel := context.WithTimeout(m.ctx, lingerTimeout+m.stoppedHooksTime(c))
 		defer cancel()
 		if m.effect("remove cgroup behind exit") != nil {
 			return
 		}
-		if err := errors.Join(m.handlerOf(c.pod).end(ctx, c), m.cfg.Cgroups.Remove(ctx, rec.Cgroup)); err != nil && m.ctx.Err() == nil {
+		if err := errors.Join(m.handlerOf(c.pod).end(ctx, c), m.cfg.Cgroups.Remove(ctx, m.containerRecord(c).Cgroup)); err != nil && m.ctx.Err() == nil {
 			logger.Info("Could not clean up behind a container that exited", "containerID", c.id, "err", err)
 		}
 	})

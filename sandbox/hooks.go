@@ -96,14 +96,20 @@ func (m *Manager) pausedHooks(ctx context.Context, c *container, made *specs.Spe
 	return nil
 }
 
-// startedHooks runs the hooks that follow a start. They change nothing any more.
+// startedHooks runs the hooks that follow a start. They change nothing any more. None begins in a sandbox that is being stopped.
 func (m *Manager) startedHooks(ctx context.Context, c *container, pid int) {
 	if m.record(c.pod).Runtime != nil { // which has run them itself
 		return
 	}
 	made, err := m.specOf(c)
-	if err == nil && made.Hooks != nil {
-		m.tryHooks(ctx, c, "poststart", made.Hooks.Poststart, m.hostHook(c, made, specs.State{Status: specs.StateRunning, Pid: pid}))
+	if err != nil || made.Hooks == nil {
+		return
+	}
+	for i := range made.Hooks.Poststart {
+		if m.mustBeReady(c.pod) != nil {
+			return
+		}
+		m.tryHooks(ctx, c, "poststart", made.Hooks.Poststart[i:i+1], m.hostHook(c, made, specs.State{Status: specs.StateRunning, Pid: pid}))
 	}
 }
 
@@ -120,6 +126,22 @@ func (m *Manager) stoppedHooks(ctx context.Context, c *container) error {
 		m.tryHooks(ctx, c, "poststop", made.Hooks.Poststop, m.hostHook(c, made, specs.State{Status: specs.StateStopped}))
 	}
 	return ctx.Err()
+}
+
+// stoppedHooksTime is how long the hooks that follow a container's end may take together.
+func (m *Manager) stoppedHooksTime(c *container) (total time.Duration) {
+	made, err := external.ReadConfig(m.bundle(c))
+	if err != nil || made.Hooks == nil { // no bundle, no hooks
+		return 0
+	}
+	for _, h := range made.Hooks.Poststop {
+		if h.Timeout == nil {
+			total += hookTimeout
+		} else {
+			total += time.Duration(*h.Timeout) * time.Second
+		}
+	}
+	return total
 }
 
 // tryHooks runs hooks whose failure changes nothing.

@@ -266,7 +266,8 @@ func (m *Manager) adopt(ctx context.Context, c *container, state monitor.Contain
 	rec := m.containerRecord(c)
 	switch {
 	case rec.State == store.Exited:
-		return m.handlerOf(c.pod).end(ctx, c)
+		m.resumeEnd(ctx, c)
+		return nil
 	case len(rec.Config) == 0: // its record cannot be read
 		err := m.killContainer(ctx, c)
 		m.finish(ctx, c, exit{code: exitKilled, reason: ReasonUnknown, message: rec.Message})
@@ -279,7 +280,7 @@ func (m *Manager) adopt(ctx context.Context, c *container, state monitor.Contain
 		m.finish(ctx, c, e)
 		return err
 	case rec.State == store.Running && rec.PID == state.PID:
-		return m.settleUpdate(ctx, c)
+		return errors.Join(m.endStartedHook(ctx, c), m.settleUpdate(ctx, c))
 	}
 	return m.updateContainer(c, func(rec *store.Container) {
 		rec.State, rec.PID = store.Running, state.PID
@@ -287,6 +288,22 @@ func (m *Manager) adopt(ctx context.Context, c *container, state monitor.Contain
 			rec.StartedAt = state.StartedAt
 		}
 	})
+}
+
+// resumeEnd goes on behind the call with what follows an exit, if that was cut short: the recovery of a sandbox does not wait for hooks.
+func (m *Manager) resumeEnd(ctx context.Context, c *container) {
+	if _, err := os.Lstat(m.bundle(c)); err == nil {
+		m.cleanUp(ctx, c)
+	}
+}
+
+// endStartedHook ends a hook that followed the start of a container that runs: nobody waits for it any more, nor for its time to be up.
+func (m *Manager) endStartedHook(ctx context.Context, c *container) error {
+	group := m.cfg.Cgroups.RuntimePath(c.id)
+	if !m.cfg.Cgroups.Exists(group) {
+		return nil
+	}
+	return errors.Join(m.cfg.Cgroups.Kill(group), m.cfg.Cgroups.Remove(ctx, group))
 }
 
 // fence settles a container that its monitor does not know. A created one whose start was cut short gets its cgroups removed, so that a
@@ -297,7 +314,8 @@ func (m *Manager) fence(ctx context.Context, c *container) error {
 	case store.Running:
 		return m.loseContainer(ctx, c, ReasonUnknown)
 	case store.Exited:
-		return m.handlerOf(c.pod).end(ctx, c)
+		m.resumeEnd(ctx, c)
+		return nil
 	}
 	if m.cfg.Cgroups.Exists(rec.Cgroup) || m.cfg.Cgroups.Exists(m.cfg.Cgroups.RuntimePath(c.id)) {
 		if err := errors.Join(m.killContainer(ctx, c), m.removeCgroup(ctx, c)); err != nil {

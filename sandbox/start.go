@@ -235,7 +235,7 @@ func (m *Manager) makeCgroup(c *container, resources *specs.LinuxResources) (*cg
 
 // undoStart leaves no process behind. Removing the cgroup also keeps a monitor that is late from starting one: it could not join.
 func (m *Manager) undoStart(ctx context.Context, c *container, cause error) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout+m.stoppedHooksTime(c))
 	defer cancel()
 	err := errors.Join(cause, m.killContainer(ctx, c), m.removeCgroup(ctx, c), m.handlerOf(c.pod).end(ctx, c))
 	failed := exit{code: exitStartError, reason: ReasonStartError, message: cause.Error()}

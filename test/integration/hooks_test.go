@@ -300,19 +300,47 @@ func TestKilledInHook(t *testing.T) {
 	}
 }
 
-// A daemon that is killed while a poststop hook runs has the next one run it again, and take away what was there for it.
+// A daemon that is killed while a poststart hook runs has the next one end it. The container runs on.
+func TestKilledInPoststartHook(t *testing.T) {
+	harness.Native(t, "another runtime runs its hooks itself")
+	h := startHooked(t)
+	h.hook("late", "poststart", "say $$; sleep 5000", 60)
+	c := h.RunPod(h.Pod("killed-late")).Create(h.Sleeper("c", annotated))
+	done := make(chan error)
+	go func() { done <- c.TryStart() }()
+	h.Eventually(harness.Timeout, "hook", func() bool { return len(h.said("poststart")) > 0 })
+	pid := c.PID()
+	h.Kill()
+	<-done
+	hook, err := strconv.Atoi(h.said("poststart")[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.Daemon.Start()
+	h.Eventually(harness.Timeout, "end of the hook", func() bool { return unix.Kill(hook, 0) != nil })
+	if s := c.Status(); s.State != runtimeapi.ContainerState_CONTAINER_RUNNING || c.PID() != pid {
+		t.Errorf("the container is %v, process %d, before %d", s.State, c.PID(), pid)
+	}
+}
+
+// A daemon that is killed while a poststop hook runs has the next one run it again, in its time, and take away what was there for it. Nobody waits
+// for that.
 func TestKilledInPoststopHook(t *testing.T) {
 	harness.Native(t, "another runtime runs its hooks itself")
 	h := startHooked(t)
-	h.hook("stop", "poststop", "say ran; sleep 5000", 0)
+	h.hook("stop", "poststop", "say ran; sleep 5000", 60)
 	pod := h.RunPod(h.Pod("killed-late"))
 	c := pod.Run(h.Sleeper("c", annotated))
 	c.Stop(10 * time.Second)
 	h.Eventually(10*time.Second, "hook", func() bool { return len(h.said("poststop")) == 1 })
 	h.Kill()
-	h.hook("stop", "poststop", "say again", 0)
+	let := filepath.Join(h.folder, "let")
+	h.hook("stop", "poststop", "say again; while ! [ -e "+let+" ]; do sleep 0.05; done; say ended", 0)
 	h.Daemon.Start()
 	h.Eventually(20*time.Second, "hook once more", func() bool { return slices.Contains(h.said("poststop"), "again") })
+	pod.Run(h.Sleeper("other"))
+	h.Write(let, "")
+	h.Eventually(20*time.Second, "end of the hook", func() bool { return slices.Contains(h.said("poststop"), "ended") })
 	bundle := filepath.Join(h.Dir, "s", "pods", pod.ID, c.ID)
 	h.Eventually(20*time.Second, "end of the bundle", func() bool {
 		_, err := os.Stat(bundle)
@@ -383,21 +411,22 @@ func TestHooksOfContainersOfAllKinds(t *testing.T) {
 	}
 }
 
-// A pod is stopped while a hook of one of its containers runs: the hook and the start end.
+// A pod is stopped while a hook of one of its containers runs: the hook and the start end. The start has succeeded when only hooks follow it.
 func TestStopPodWhileHookRuns(t *testing.T) {
 	harness.Native(t, "another runtime runs its hooks itself")
 	h := startHooked(t)
-	for _, stage := range []string{"createRuntime", "createContainer"} {
+	for _, stage := range []string{"createRuntime", "createContainer", "poststart"} {
 		os.Remove(h.log)
-		h.hook("block", stage, "say ran; sleep 5000", 0)
+		h.hook("block", stage, "say ran; sleep 5000", 100)
+		h.hook("block2", stage, "sleep 5000", 100)
 		pod := h.RunPod(h.Pod(stage))
 		c := pod.Create(h.Sleeper("c", annotated))
 		done := make(chan error)
 		go func() { done <- c.TryStart() }()
 		h.Eventually(10*time.Second, "hook", func() bool { return len(h.said(stage)) > 0 })
 		pod.Stop()
-		if err := <-done; err == nil {
-			t.Errorf("%s: the start succeeded", stage)
+		if err := <-done; (err == nil) != (stage == "poststart") {
+			t.Errorf("%s: the start ended with %v", stage, err)
 		}
 		if s := c.Status(); s.State != runtimeapi.ContainerState_CONTAINER_EXITED {
 			t.Errorf("%s: state %v", stage, s.State)

@@ -68,6 +68,9 @@ func (h *hierarchy) writeSet(rel, file string, value *int64) error {
 
 // memoryV2 sets memory.max and memory.swap.max, which unlike version 1 counts swap alone.
 func (h *hierarchy) memoryV2(rel string, m *specs.LinuxMemory) error {
+	if m.Swappiness != nil {
+		return fmt.Errorf("memory.swappiness: %w", ErrNotSupported)
+	}
 	if m.Swap != nil && *m.Swap != 0 {
 		swap := *m.Swap
 		if swap > 0 {

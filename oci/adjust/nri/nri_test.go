@@ -151,6 +151,7 @@ func TestLimitsOfUpdates(t *testing.T) {
 		"reservation": {Memory: &api.LinuxMemory{Reservation: api.Int64(1)}},
 		"pids":        {Pids: &api.LinuxPids{Limit: 1}},
 		"realtime":    {Cpu: &api.LinuxCPU{RealtimePeriod: api.UInt64(1)}},
+		"hierarchy":   {Memory: &api.LinuxMemory{UseHierarchy: api.Bool(false)}},
 		"class":       {RdtClass: api.String("a")},
 	} {
 		if _, err := toCRI(r); !errors.As(err, &unsupported) || !strings.Contains(err.Error(), unsupported.Field) {

@@ -112,6 +112,7 @@ func unsupportedLimits(r *api.LinuxResources) (err error) {
 	}{
 		{"memory.kernel", m.GetKernel() != nil}, {"memory.kernel_tcp", m.GetKernelTcp() != nil},
 		{"memory.disable_oom_killer", m.GetDisableOomKiller().GetValue()},
+		{"memory.use_hierarchy false", m.GetUseHierarchy() != nil && !m.GetUseHierarchy().GetValue()}, // true is what there is
 		{"cpu.realtime_runtime", c.GetRealtimeRuntime() != nil}, {"cpu.realtime_period", c.GetRealtimePeriod() != nil},
 	} {
 		if f.set {

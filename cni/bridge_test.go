@@ -92,8 +92,8 @@ func TestAddressIsHeldUntilTheLinkIsGone(t *testing.T) {
 		if len(held) == 0 {
 			break
 		}
-		if time.Since(start) > 5*time.Second {
-			t.Fatalf("after 5 s reserved is %v", held)
+		if time.Since(start) > 30*time.Second {
+			t.Fatalf("after 30 s reserved is %v", held)
 		}
 	}
 	b := attach(t, d, podRequest(t))

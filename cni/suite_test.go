@@ -51,7 +51,7 @@ func open(t testing.TB, cfg cni.Config) *cni.Dispatcher {
 // leftovers lists what a bridge without attachments must not have, then closes the daemons and lists what is left altogether.
 func leftovers(t *testing.T, cfg cni.Config, daemons []*cni.Dispatcher) []string {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	var left []string
 	for _, d := range daemons {

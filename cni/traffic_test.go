@@ -21,7 +21,7 @@ import (
 	"github.com/berthd/berth/cni/cnitest"
 )
 
-const patience = 2 * time.Second
+const patience = 20 * time.Second
 
 // place is somewhere that packets come from or go to: a namespace, or the host when ns is nil.
 type place struct {
@@ -401,7 +401,7 @@ func TestSCTPPort(t *testing.T) {
 	var in int
 	w.web.do(t, func() (err error) {
 		in, err = unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_SCTP)
-		return errors.Join(err, unix.SetsockoptTimeval(in, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 2}))
+		return errors.Join(err, unix.SetsockoptTimeval(in, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 20}))
 	})
 	defer unix.Close(in)
 	init := binary.BigEndian.AppendUint16(nil, 6000)

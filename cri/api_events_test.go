@@ -69,7 +69,7 @@ func TestContainerEvents(t *testing.T) {
 func TestEventStreamsEndWithTheServer(t *testing.T) {
 	w := newWorld(t)
 	stream := watch(t, w)
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	w.server.Shutdown(ctx)
 	if ctx.Err() != nil {

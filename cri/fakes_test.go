@@ -247,7 +247,7 @@ func newWorld(t *testing.T, change ...func(*Config)) *world {
 	served := make(chan error, 1)
 	go func() { served <- w.server.Serve(l) }()
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
 		w.conn.Close()
 		w.server.Shutdown(ctx)

@@ -116,7 +116,7 @@ func TestPulledImageIsStackedExactly(t *testing.T) {
 	if err := s.Release(t.Context(), "c1"); err != nil {
 		t.Fatal(err)
 	}
-	for range 500 {
+	for range 3000 {
 		if len(list(t, filepath.Join(root, "layers")))+len(list(t, filepath.Join(root, "trash"))) == 0 {
 			break
 		}
@@ -193,7 +193,7 @@ func TestFullDiskDuringAPull(t *testing.T) {
 		if !errors.Is(err, unix.ENOSPC) || errors.Is(err, ErrRegistryUnavailable) {
 			t.Errorf("Pull: %v, want ENOSPC", err)
 		}
-		for range 500 {
+		for range 3000 {
 			if used(t, dir) <= before+64<<10 {
 				break
 			}
@@ -241,7 +241,7 @@ func TestInterruptedPullIsClearedAtOpen(t *testing.T) {
 		t.Fatal(err)
 	}
 	s = openReal(t, root)
-	for range 500 {
+	for range 3000 {
 		if len(list(t, filepath.Join(root, "trash"))) == 0 {
 			break
 		}

@@ -57,7 +57,7 @@ func (l *listener) of(id string) []string {
 // await waits until an object has had exactly these events.
 func (l *listener) await(t *testing.T, id string, want ...string) {
 	t.Helper()
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(30 * time.Second); ; time.Sleep(time.Millisecond) {
 		got := l.of(id)
 		if slices.Equal(got, want) {
 			return
@@ -223,7 +223,7 @@ func TestEventsOfExitsAtARestart(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), "ending") {
 			t.Errorf("the subscriber of the first daemon: %v", err)
 		}
-	case <-time.After(10 * time.Second):
+	case <-time.After(30 * time.Second):
 		t.Error("the subscriber of the first daemon waits on")
 	}
 	killProcess(t, pid)

@@ -110,12 +110,17 @@ func execute(command monitor.Command, group *os.File) error {
 		if len(args) == 0 {
 			continue
 		}
-		cmd := exec.Command(args[0], args[1:]...)
-		cmd.Dir = command.Folder
-		if group != nil {
-			cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(group.Fd())}
+		var out []byte
+		err := error(unix.ETXTBSY)
+		for errors.Is(err, unix.ETXTBSY) { // a process that another test is starting still has what was written open
+			cmd := exec.Command(args[0], args[1:]...)
+			cmd.Dir = command.Folder
+			if group != nil {
+				cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(group.Fd())}
+			}
+			out, err = cmd.CombinedOutput()
 		}
-		if out, err := cmd.CombinedOutput(); err != nil {
+		if err != nil {
 			return fmt.Errorf("%q: %w: %s", args, err, out)
 		}
 	}
@@ -143,7 +148,7 @@ func argumentsOf(command monitor.Command) ([]string, error) {
 func (w *world) close() {
 	close(w.end)
 	for _, m := range w.managers {
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 		if err := m.Close(ctx); err != nil {
 			w.t.Error(err)
 		}
@@ -156,7 +161,7 @@ func (w *world) close() {
 	for _, f := range left {
 		f.kill()
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	w.monitors.Close()
 	names, _ := w.cgroups.List(w.cgroups.Tree())
@@ -203,7 +208,7 @@ func (w *world) recovered(m *Manager) {
 	for _, p := range m.loaded() {
 		select {
 		case <-p.recovered:
-		case <-time.After(10 * time.Second):
+		case <-time.After(30 * time.Second):
 			w.t.Fatalf("sandbox %s was not recovered", p.id)
 		}
 	}
@@ -213,7 +218,7 @@ func (w *world) recovered(m *Manager) {
 func (w *world) empty() {
 	w.t.Helper()
 	var left []string
-	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
 		left = w.left()
 		if len(left) == 0 || time.Now().After(deadline) {
 			break
@@ -222,6 +227,14 @@ func (w *world) empty() {
 	for _, item := range left {
 		w.t.Errorf("left: %s", item)
 	}
+}
+
+// sign is what a container's script does once it has come so far; awaitSign waits for it.
+func (w *world) sign(name string) string { return ": >" + filepath.Join(w.logs, name) }
+
+func (w *world) awaitSign(t *testing.T, name string) {
+	t.Helper()
+	waitFor(t, func() bool { _, err := os.Stat(filepath.Join(w.logs, name)); return err == nil })
 }
 
 func (w *world) left() []string {
@@ -258,11 +271,18 @@ type fakeNetwork struct {
 	fail     map[string]error  // by method
 	block    chan struct{}     // Add waits for it, when set
 	adds     int
+	plans    int
+	notReady int // as many Plans fail
 }
 
 func (n *fakeNetwork) Plan(_ context.Context, r cni.Request) (cni.Attachment, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	n.plans++
+	if n.notReady > 0 {
+		n.notReady--
+		return cni.Attachment{}, fmt.Errorf("the plugin is being installed: %w", cni.ErrNotReady)
+	}
 	return cni.Attachment{Engine: "bridge", SandboxID: r.SandboxID, NetNS: r.NetNS, IfName: "eth0"}, n.fail["Plan"]
 }
 
@@ -370,6 +390,7 @@ type fakeMonitor struct {
 
 	mu         sync.Mutex
 	hung       bool
+	release    chan struct{} // when set, one that hangs holds its caller up until then, whatever the caller's context
 	containers map[string]*fakeContainer
 	watchers   map[chan monitor.Exit]bool
 	helloErr   error
@@ -479,11 +500,14 @@ func (c *fakeClient) reach(ctx context.Context) (*fakeMonitor, error) {
 	default:
 	}
 	f.mu.Lock()
-	hung := f.hung
+	hung, release := f.hung, f.release
 	f.mu.Unlock()
 	if hung {
 		select {
 		case <-ctx.Done():
+			if release != nil {
+				<-release
+			}
 			return nil, ctx.Err()
 		case <-f.dead:
 			return nil, unix.ECONNRESET

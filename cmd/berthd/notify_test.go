@@ -1,7 +1,9 @@
 package main
 
 import (
+	"fmt"
 	"net"
+	"os"
 	"path/filepath"
 	"testing"
 	"time"
@@ -12,7 +14,7 @@ func TestNotify(t *testing.T) {
 	if err := notify("READY=1"); err != nil {
 		t.Errorf("without a manager: %v", err)
 	}
-	for _, name := range []string{filepath.Join(t.TempDir(), "n"), "@berthd-notify-test"} {
+	for _, name := range []string{filepath.Join(t.TempDir(), "n"), fmt.Sprint("@berthd-notify-test-", os.Getpid())} {
 		l, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: name, Net: "unixgram"})
 		if err != nil {
 			t.Fatal(err)

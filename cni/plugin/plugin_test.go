@@ -60,7 +60,7 @@ func TestPluginThatFailsSaysWhy(t *testing.T) {
 func TestPluginThatWritesTooMuch(t *testing.T) {
 	start := time.Now()
 	_, _, err := run(t, &plugin.Exec{}, "huge")
-	if err == nil || !strings.Contains(err.Error(), "1 MiB") || time.Since(start) > 10*time.Second {
+	if err == nil || !strings.Contains(err.Error(), "1 MiB") || time.Since(start) > 30*time.Second {
 		t.Errorf("ExecPlugin = %v after %s", err, time.Since(start))
 	}
 }
@@ -68,11 +68,11 @@ func TestPluginThatWritesTooMuch(t *testing.T) {
 func TestPluginThatHangsIsKilledWithItsChildren(t *testing.T) {
 	for _, action := range []string{"hang", "fork"} {
 		start := time.Now()
-		state, _, err := run(t, &plugin.Exec{Timeout: time.Second}, action)
-		if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "1s") {
-			t.Errorf("%s: ExecPlugin = %v, want DeadlineExceeded that says 1s", action, err)
+		state, _, err := run(t, &plugin.Exec{Timeout: 3 * time.Second}, action)
+		if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "3s") {
+			t.Errorf("%s: ExecPlugin = %v, want DeadlineExceeded that says 3s", action, err)
 		}
-		if d := time.Since(start); d > 8*time.Second {
+		if d := time.Since(start); d > 30*time.Second {
 			t.Errorf("%s: took %s", action, d)
 		}
 		if action == "fork" {
@@ -91,7 +91,7 @@ func checkGone(t *testing.T, state string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for range 100 {
+	for range 1000 {
 		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 		if err != nil || strings.Contains(string(stat), ") Z ") {
 			return
@@ -105,12 +105,12 @@ func checkGone(t *testing.T, state string) {
 func TestPluginThatEndsButLeavesAChildWithItsPipes(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "daemonizes")
-	if err := os.WriteFile(path, []byte("#!/bin/sh\nsleep 30 &\necho $! >"+dir+"/child\necho '{}'\n"), 0o755); err != nil {
+	if err := os.WriteFile(path, []byte("#!/bin/sh\nsleep 300 &\necho $! >"+dir+"/child\necho '{}'\n"), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	start := time.Now()
 	out, err := (&plugin.Exec{}).ExecPlugin(t.Context(), path, nil, os.Environ())
-	if err != nil || string(out) != "{}\n" || time.Since(start) > 10*time.Second {
+	if err != nil || string(out) != "{}\n" || time.Since(start) > time.Minute {
 		t.Errorf("ExecPlugin = %q, %v after %s", out, err, time.Since(start))
 	}
 	if b, err := os.ReadFile(dir + "/child"); err == nil {
@@ -129,7 +129,7 @@ func TestCallersContextEndsThePlugin(t *testing.T) {
 		t.Fatal(err)
 	}
 	start := time.Now()
-	if _, err := (&plugin.Exec{}).ExecPlugin(ctx, path, nil, os.Environ()); !errors.Is(err, context.DeadlineExceeded) || time.Since(start) > 5*time.Second {
+	if _, err := (&plugin.Exec{}).ExecPlugin(ctx, path, nil, os.Environ()); !errors.Is(err, context.DeadlineExceeded) || time.Since(start) > 30*time.Second {
 		t.Errorf("ExecPlugin = %v after %s", err, time.Since(start))
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/url"
 	"runtime"
+	"strings"
 	"testing"
 	"time"
 
@@ -200,7 +201,7 @@ func TestExecStreamsAreChecked(t *testing.T) {
 func TestFloodOfSizes(t *testing.T) {
 	s := serve(t, streaming.Config{})
 	for _, transport := range []streamclient.Transport{streamclient.SPDY, streamclient.WebSocket} {
-		u, err := s.Exec(streaming.Process{ContainerID: "c", Cmd: []string{"sh", "-c", "echo up; read x; stty size"}, Stdin: true, Stdout: true, Terminal: true})
+		u, err := s.Exec(streaming.Process{ContainerID: "c", Cmd: []string{"sh", "-c", "echo up; while read x; do test \"$x\" != end || exit 0; stty size; done"}, Stdin: true, Stdout: true, Terminal: true})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -226,9 +227,12 @@ func TestFloodOfSizes(t *testing.T) {
 		}
 		session.ResizeText([]byte(`{"Width":1,"Height":"x"}{"Width":70000,"Height":1}[{"Width":80,`))
 		session.ResizeText([]byte(`"Height":24}{"Width":101,"Height":42}`))
-		time.Sleep(50 * time.Millisecond) // sizes and input are different streams
-		io.WriteString(session.Stdin, "\n")
-		out.Wait(t, "42 101")
+		streamingtest.Eventually(t, func() bool { // sizes and input are different streams
+			io.WriteString(session.Stdin, "\n")
+			time.Sleep(50 * time.Millisecond)
+			return strings.Contains(out.String(), "42 101")
+		}, "the last size is taken")
+		io.WriteString(session.Stdin, "end\n")
 		if code, err := session.Wait(); err != nil || code != 0 {
 			t.Errorf("%s: %d, %v", transport, code, err)
 		}

@@ -228,16 +228,16 @@ func TestIdleStrangersKeepNobodyOut(t *testing.T) {
 	if err != nil || code != 0 || out.String() != "in\n" {
 		t.Errorf("beside 1,500 idle connections: %d, %v, %q", code, err, out.String())
 	}
-	open := 0
-	for _, c := range conns {
-		c.SetReadDeadline(time.Now().Add(time.Millisecond))
-		if _, err := c.Read(make([]byte, 1)); errors.Is(err, context.DeadlineExceeded) || strings.Contains(fmt.Sprint(err), "timeout") {
-			open++
+	streamingtest.Eventually(t, func() bool {
+		open := 0
+		for _, c := range conns {
+			c.SetReadDeadline(time.Now().Add(time.Millisecond))
+			if _, err := c.Read(make([]byte, 1)); errors.Is(err, context.DeadlineExceeded) || strings.Contains(fmt.Sprint(err), "timeout") {
+				open++
+			}
 		}
-	}
-	if open > 512 {
-		t.Errorf("%d idle connections are kept", open)
-	}
+		return open <= 512
+	}, "all idle connections but 512 are closed")
 }
 
 // Fails when a session without traffic is kept, or when one with traffic is not.
@@ -250,7 +250,7 @@ func TestIdleSessionsEnd(t *testing.T) {
 	if d := time.Since(begin); d < 2*time.Second || d > streamingtest.Limit {
 		t.Errorf("an idle session took %v", d)
 	}
-	code, err := streamclient.Run(t.Context(), execURL(t, s, "sh", "-c", "for i in 1 2 3 4 5 6 7 8; do echo $i; sleep 0.5; done; exit 7"), streamclient.WebSocket,
+	code, err := streamclient.Run(t.Context(), execURL(t, s, "sh", "-c", "for i in $(seq 40); do echo $i; sleep 0.1; done; exit 7"), streamclient.WebSocket,
 		sandbox.Streams{Stdout: io.Discard})
 	if err != nil || code != 7 {
 		t.Errorf("a busy session: %d, %v", code, err)
@@ -307,7 +307,7 @@ func TestShutdownTellsClients(t *testing.T) {
 		if err := <-ended; err != nil {
 			t.Error(err)
 		}
-		if d := time.Since(begin); d > 10*time.Second {
+		if d := time.Since(begin); d > streamingtest.Limit {
 			t.Errorf("%s: the end took %v", transport, d)
 		}
 		if _, err := s.Exec(streaming.Process{}); err != nil {

@@ -457,7 +457,7 @@ func TestConcurrentUse(t *testing.T) {
 		}
 	}
 	store.Close()
-	for range 100 {
+	for range 2000 {
 		if runtime.NumGoroutine() <= before {
 			return
 		}

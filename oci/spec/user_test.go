@@ -139,7 +139,7 @@ func TestContainerUserIsQuickOnHostileFiles(t *testing.T) {
 			if err != nil {
 				t.Error(err)
 			}
-			if d := time.Since(begin); d > 2*time.Second { // 0.2 s where nothing else runs
+			if d := time.Since(begin); d > 20*time.Second { // 0.2 s where nothing else runs
 				t.Errorf("took %v", d)
 			}
 		})

@@ -51,7 +51,7 @@ func create(t testing.TB, d *Driver, p string, res *specs.LinuxResources) *Group
 	}
 	t.Cleanup(func() {
 		g.Close()
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 		defer cancel()
 		if err := errors.Join(d.Kill(p), d.Remove(ctx, p)); err != nil {
 			t.Error(err)
@@ -268,7 +268,7 @@ func TestKillEndsAForkBombAtItsLimit(t *testing.T) {
 	if pids, err := d.PIDs(p); err != nil || len(pids) == 0 {
 		t.Errorf("PIDs = %v, %v", pids, err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	if err := d.Kill(p); err != nil {
 		t.Fatal(err)
@@ -379,7 +379,7 @@ func TestKillEachWithoutTheKernelsHelp(t *testing.T) {
 		t.Fatal(err)
 	}
 	cmd.Wait()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	if err := d.waitEach(ctx, relative(p)); err != nil {
 		t.Error(err)
@@ -415,8 +415,12 @@ func TestRemoveKillsWhatLeftTheUnifiedLeaf(t *testing.T) {
 	cmd := run(t, g, "echo 0 >"+d.unified.mount+"/cgroup.procs; sleep 100")
 	done := make(chan struct{})
 	go func() { cmd.Wait(); close(done) }()
-	time.Sleep(20 * time.Millisecond)
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
+		if pids, err := d.unified.pids(relative(p)); err != nil || len(pids) == 0 || time.Now().After(end) {
+			break
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	if err := errors.Join(d.Kill(p), d.Remove(ctx, p)); err != nil {
 		t.Error(err)

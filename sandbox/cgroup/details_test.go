@@ -81,7 +81,7 @@ func TestDetailsOfARealCgroup(t *testing.T) {
 	cmd := run(t, g, "while :; do :; done")
 	defer func() { cmd.Process.Kill(); cmd.Wait() }()
 	var got Details
-	for end := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
 		var err error
 		if got, err = d.Details(p); err != nil {
 			t.Fatal(err)
@@ -90,7 +90,7 @@ func TestDetailsOfARealCgroup(t *testing.T) {
 			break
 		}
 		if time.Now().After(end) {
-			t.Fatalf("after 20 s: %+v", got)
+			t.Fatalf("after 30 s: %+v", got)
 		}
 	}
 	if got.Periods < got.ThrottledPeriods || got.MemoryPeak == 0 || got.Processes != 1 || got.Threads != 1 || got.MaxThreads != 50 || got.OOMKills != 0 {

@@ -146,7 +146,7 @@ func TestScopeEndedByOthers(t *testing.T) {
 		if scope != at {
 			t.Errorf("told of %s, want %s", scope, at)
 		}
-	case <-time.After(10 * time.Second):
+	case <-time.After(30 * time.Second):
 		t.Fatal("the end of the scope was not noticed")
 	}
 	if err := errors.Join(d.Kill(leaf), d.Remove(t.Context(), leaf)); err != nil {
@@ -311,7 +311,7 @@ func TestScopeOfAnEarlierDaemon(t *testing.T) {
 	m.Stop(path.Base(at))
 	select {
 	case <-ended:
-	case <-time.After(10 * time.Second):
+	case <-time.After(30 * time.Second):
 		t.Error("the end of the scope was not noticed")
 	}
 	if err := errors.Join(next.Hold(at), next.Close()); err != nil {
@@ -321,7 +321,7 @@ func TestScopeOfAnEarlierDaemon(t *testing.T) {
 	if err := files.RemoveEmpty(at); err != nil || files.Exists(at) {
 		t.Errorf("remove by files: %v", err)
 	}
-	for end := time.Now().Add(10 * time.Second); len(m.Units(path.Base(at))) > 0; time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(30 * time.Second); len(m.Units(path.Base(at))) > 0; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal("the unit is left")
 		}
@@ -348,7 +348,7 @@ func TestHolderThatIsNotKept(t *testing.T) {
 		t.Error("it ended by itself")
 	}
 	lost.keep.Close() // what the end of the daemon does
-	if !ended(lost, 10*time.Second) {
+	if !ended(lost, 30*time.Second) {
 		t.Error("it lives on")
 	}
 	lost.pidfd.Close()

@@ -373,9 +373,13 @@ func (d *Daemon) Status() map[string]*runtimeapi.RuntimeCondition {
 	return all
 }
 
-// Eventually polls until ok, or fails the test after a time.
+// Patience is the least time that is waited for what comes about: no test fails because the machine is slow or busy.
+const Patience = 20 * time.Second
+
+// Eventually polls until ok, or fails the test after a time, which is Patience at least.
 func (d *Daemon) Eventually(within time.Duration, what string, ok func() bool) {
 	d.T.Helper()
+	within = max(within, Patience)
 	end := time.Now().Add(within)
 	for !ok() {
 		if time.Now().After(end) {

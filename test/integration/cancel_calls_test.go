@@ -141,7 +141,7 @@ var command = []string{"sh", "-c", remains + " & sleep 0.01; kill $!; wait; echo
 // alone waits until nothing of a command is left in a container.
 func alone(c *harness.Container) error {
 	var left string
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(harness.Timeout); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
 		r, err := c.TryExec(10*time.Second, "ps", "-o", "args")
 		if err != nil {
 			return err
@@ -492,7 +492,7 @@ func echoServer(d *harness.Daemon) containerConfig {
 
 func forwards(c *harness.Container, round int) (request, error) {
 	call := forward1(c, bothTransports[round%2])
-	for end := time.Now().Add(10 * time.Second); round == 0; time.Sleep(10 * time.Millisecond) { // until it listens
+	for end := time.Now().Add(harness.Timeout); round == 0; time.Sleep(10 * time.Millisecond) { // until it listens
 		if _, err := call(c.Context(), c.Client); err == nil || time.Now().After(end) {
 			return request{call: call}, err
 		}

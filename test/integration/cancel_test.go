@@ -170,7 +170,7 @@ func TestPluginCallsGivenUp(t *testing.T) {
 		return told
 	}
 	var told map[string]int
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(harness.Timeout); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 		if told = count(); told["RunPodSandbox"] == told["RemovePodSandbox"] && told["CreateContainer"] == told["RemoveContainer"] {
 			break
 		}

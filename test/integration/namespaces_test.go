@@ -116,12 +116,10 @@ func TestSharedPIDNamespace(t *testing.T) {
 		t.Errorf("the other container is %s", s.State)
 	}
 	// The first process of the namespace collects orphans.
-	orphans := pod.Run(d.Shell("orphans", "sh -c 'for i in 1 2 3 4 5 6 7 8; do sleep 0.05 & done; exit'; sleep 1000", likePod(pod)))
-	_ = orphans
-	time.Sleep(400 * time.Millisecond)
-	if got := b.Sh("grep -l '^State:.Z' /proc/[0-9]*/status 2>/dev/null | wc -l"); got != "0" {
-		t.Errorf("%s zombies", got)
-	}
+	pod.Run(d.Shell("orphans", "sh -c 'for i in 1 2 3 4 5 6 7 8; do sleep 0.05 & done; exit'; echo left; sleep 1000", likePod(pod))).WaitOutput("left")
+	d.Eventually(harness.Patience, "all orphans are collected", func() bool {
+		return b.Sh("ps -o args | grep -c '^sleep 0[.]05'; grep -l '^State:.Z' /proc/[0-9]*/status 2>/dev/null | wc -l") == "0\n0"
+	})
 }
 
 func TestTargetPIDNamespace(t *testing.T) {

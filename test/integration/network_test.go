@@ -29,12 +29,12 @@ func fetch(address string) (string, error) {
 	return string(b), err
 }
 
-// wantPage polls for two seconds, since a server may still be starting.
+// wantPage polls, since a server may still be starting.
 func wantPage(d *harness.Daemon, address, want string) {
 	d.T.Helper()
 	var got string
 	var err error
-	for end := time.Now().Add(2 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(harness.Patience); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
 		if got, err = fetch(address); err == nil && strings.HasPrefix(got, want) {
 			return
 		}

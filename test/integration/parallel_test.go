@@ -45,7 +45,7 @@ func TestSecondDaemonOnOneFolder(t *testing.T) {
 	if err := harness.StartSecond(d); err == nil {
 		t.Error("two daemons serve one folder")
 	}
-	if took := time.Since(start); took > 2*time.Second {
+	if took := time.Since(start); took > harness.Patience {
 		t.Errorf("the refusal took %s", took)
 	}
 	d.Check()

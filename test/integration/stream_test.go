@@ -294,7 +294,7 @@ func TestStalledClientsHoldUpNothing(t *testing.T) {
 	}
 	lines := func() int { return strings.Count(readRaw(t, c.LogFile()), "\n") }
 	before := lines()
-	d.Eventually(harness.Timeout, "100,000 lines come to the log beside stalled clients", func() bool { return lines() > before+100000 })
+	d.Eventually(4*harness.Timeout, "100,000 lines come to the log beside stalled clients", func() bool { return lines() > before+100000 })
 	begin := time.Now()
 	c.Stop(20 * time.Second)
 	if took := time.Since(begin); took > 15*time.Second {

@@ -11,7 +11,7 @@ import (
 )
 
 // Grace is how long things may take to settle.
-const Grace = 5 * time.Second
+const Grace = 20 * time.Second
 
 // Check fails the test if I1 does not hold within Grace.
 func Check(t testing.TB, d Daemon, rt runtimeapi.RuntimeServiceClient) {

@@ -161,13 +161,16 @@ func suiteTerminal(t *testing.T, g Target) {
 			}
 			done <- err
 		}()
-		out.Wait(t, "33 91")
+		shows := func(size string) { // it may come after the command has begun
+			Eventually(t, func() bool {
+				io.WriteString(typed, "a\n")
+				time.Sleep(50 * time.Millisecond)
+				return strings.Contains(out.String(), size)
+			}, "the size is %s: %q", size, &out)
+		}
+		shows("33 91")
 		sizes <- sandbox.TerminalSize{Columns: 132, Lines: 50}
-		Eventually(t, func() bool {
-			io.WriteString(typed, "a\n")
-			time.Sleep(50 * time.Millisecond)
-			return strings.Contains(out.String(), "50 132")
-		}, "the size changes: %q", &out)
+		shows("50 132")
 		out.Wait(t, "said a")
 		io.WriteString(typed, "end\n")
 		if err := <-done; err != nil {
@@ -190,16 +193,16 @@ func suiteTerminal(t *testing.T, g Target) {
 			done <- code
 		}()
 		out.Wait(t, "up")
-		for { // a shell that is about to start its child loses a ^C
-			typed.Write([]byte{3})
-			select {
-			case code := <-done:
-				if code != 130 {
-					t.Errorf("code %d, output %q", code, out.String())
+		go func() { // a shell that is about to start its child loses a ^C
+			for {
+				if _, err := typed.Write([]byte{3}); err != nil {
+					return
 				}
-				return
-			case <-time.After(200 * time.Millisecond):
+				time.Sleep(200 * time.Millisecond)
 			}
+		}()
+		if code := <-done; code != 130 {
+			t.Errorf("code %d, output %q", code, out.String())
 		}
 	})
 }

@@ -255,7 +255,7 @@ func started(t testing.TB) *Plugins {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { p.Close(context.Background()) })
-	for deadline := time.Now().Add(10 * time.Second); p.Active(); time.Sleep(time.Millisecond) { // those of the folder are synchronized
+	for deadline := time.Now().Add(30 * time.Second); p.Active(); time.Sleep(time.Millisecond) { // those of the folder are synchronized
 		if time.Now().After(deadline) {
 			t.Fatal("plugins are still joining")
 		}

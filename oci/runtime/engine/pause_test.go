@@ -139,7 +139,7 @@ func TestPausedChildEndsWithItsParent(t *testing.T) {
 	}
 	for _, f := range found {
 		pid, _ := strconv.Atoi(string(f[1]))
-		for end := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		for end := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
 			state, err := os.ReadFile("/proc/" + string(f[1]) + "/stat")
 			if err != nil || strings.Contains(string(state), ") Z ") {
 				break

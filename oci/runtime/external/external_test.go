@@ -337,6 +337,7 @@ func TestBundle(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Fatal("needs root for mounts")
 	}
+	defer unix.Umask(unix.Umask(0o022))
 	dir := t.TempDir()
 	lower, victim := filepath.Join(dir, "lower"), filepath.Join(dir, "victim")
 	for _, d := range []string{lower, victim, filepath.Join(dir, "up"), filepath.Join(dir, "work")} {

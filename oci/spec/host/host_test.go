@@ -61,6 +61,7 @@ func TestDevices(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	defer unix.Umask(unix.Umask(0o022))
 	for name, mode := range map[string]uint32{"a": unix.S_IFCHR | 0o640, "sub/b": unix.S_IFBLK | 0o600, "pts/c": unix.S_IFCHR, "console": unix.S_IFCHR, "fifo": unix.S_IFIFO} {
 		if err := unix.Mknod(filepath.Join(real, name), mode, int(unix.Mkdev(1, 3))); err != nil {
 			t.Fatal(err)

@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -218,6 +220,50 @@ func TestConnectionIsLetGoByAnother(t *testing.T) {
 	if err := <-held; err != nil {
 		t.Error(err)
 	}
+}
+
+// A bus that hangs is given up.
+func TestBusHangs(t *testing.T) {
+	address := filepath.Join(t.TempDir(), "bus")
+	bus, err := net.Listen("unix", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer bus.Close()
+	t.Setenv("DBUS_SYSTEM_BUS_ADDRESS", "unix:path="+address)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	conn, err := SystemBus(ctx)
+	if ctx.Err() != nil {
+		t.Errorf("it was waited for: %v", err)
+	}
+	if err == nil { // systemd's own socket is there
+		conn.Close()
+	}
+}
+
+// A bus that hangs with a connection is left.
+func TestConnectionIsGivenUp(t *testing.T) {
+	hanging, other := systemdtest.Start(t), systemdtest.Start(t)
+	t.Setenv("DBUS_SYSTEM_BUS_ADDRESS", hanging.Address())
+	m := newManager(SystemBus)
+	defer m.close()
+	if _, err := m.state(t.Context(), "none.scope"); err != nil {
+		t.Fatal(err)
+	}
+	hanging.Hang()
+	short, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if _, err := m.state(short, "none.scope"); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("state = %v, want a deadline", err)
+	}
+	t.Setenv("DBUS_SYSTEM_BUS_ADDRESS", other.Address())
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if state, err := m.state(ctx, "none.scope"); err != nil || state != unitGone {
+		t.Errorf("state = %q, %v", state, err)
+	}
+	hanging.Resume()
 }
 
 // An init that hangs keeps no pod from being removed. One that was killed before its holder was in its leaf can be, too.

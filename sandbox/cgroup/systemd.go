@@ -26,12 +26,18 @@ const jobPoll = 250 * time.Millisecond
 // Connect makes a connection to systemd, which ends with ctx.
 type Connect func(ctx context.Context) (*systemd.Conn, error)
 
-// SystemBus connects by the system's bus, and directly to systemd where there is no bus.
+// busTimeout bounds how long the system's bus may take to answer.
+const busTimeout = 2 * time.Second
+
+// SystemBus connects by the system's bus, and directly to systemd where there is no bus, or one that hangs.
 func SystemBus(ctx context.Context) (*systemd.Conn, error) {
-	conn, err := systemd.NewSystemConnectionContext(ctx)
-	if err == nil {
+	bus, end := context.WithCancel(ctx)
+	patience := time.AfterFunc(busTimeout, end)
+	conn, err := systemd.NewSystemConnectionContext(bus)
+	if err == nil && patience.Stop() {
 		return conn, nil
 	}
+	end()
 	conn, direct := systemd.NewSystemdConnectionContext(ctx)
 	if direct == nil {
 		return conn, nil
@@ -104,7 +110,7 @@ func (m *manager) call(ctx context.Context, do func(*systemd.Conn) error) error 
 		if err == nil {
 			err = do(conn)
 		}
-		if err == nil || !absent(err) {
+		if err == nil || !absent(err) && ctx.Err() == nil { // who has not answered in time may do so over another connection
 			return err
 		}
 		m.mu.Lock()

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -98,6 +99,25 @@ func (s *systemd) anew() {
 	}
 	s.run("daemon-reload")
 	s.run("daemon-reexec")
+}
+
+// hangBus stops the program of the system's bus, which the test's own systemd does not have.
+func (s *systemd) hangBus() (resume func()) {
+	s.t.Helper()
+	if s.fake != nil {
+		return func() {}
+	}
+	pid, err := strconv.Atoi(s.run("show", "--value", "--property=MainPID", "dbus.service"))
+	if err != nil || pid == 0 {
+		s.t.Fatalf("the bus is process %d: %v", pid, err)
+	}
+	signal := func(sig unix.Signal) {
+		if err := unix.Kill(pid, sig); err != nil {
+			s.t.Error(err)
+		}
+	}
+	signal(unix.SIGSTOP)
+	return func() { signal(unix.SIGCONT) }
 }
 
 // unifiedOf is where a process is in the unified hierarchy, and that cgroup's folder.
@@ -203,6 +223,11 @@ func TestSystemdRestarts(t *testing.T) {
 	s.anew()
 	d.Start()
 	intact("both")
+	resume := s.hangBus()
+	d.Kill()
+	d.Start()
+	intact("kill -9 of berthd while the bus hangs")
+	resume()
 	pod.Run(d.Sleeper("second"))
 	pod.Remove()
 	d.AsBefore()
@@ -231,7 +256,7 @@ func TestSystemdRestartsAllTheTime(t *testing.T) {
 	var all sync.WaitGroup
 	for i := range 3 {
 		all.Go(func() {
-			for range 4 {
+			for range 2 {
 				pod, err := d.TryRunPod(d.Pod(fmt.Sprintf("pod-%d", i), harness.CgroupParent(s.slice)))
 				if err != nil {
 					t.Error(err)

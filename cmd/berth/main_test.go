@@ -309,7 +309,8 @@ func TestNoDaemon(t *testing.T) {
 
 func TestWrongCommandLines(t *testing.T) {
 	for _, args := range [][]string{
-		{"nothing"}, {"ps", "x"}, {"ps", "--nothing"}, {"logs"}, {"pull"}, {"images", "-o", "yaml"}, {"logs", "a", "b"},
+		{"nothing"}, {"ps", "x"}, {"ps", "--nothing"}, {"logs"}, {"pull"}, {"images", "-o", "yaml"}, {"logs", "a", "b"}, {"completion", "bsh"},
+		{"completion", "bash", "x"},
 	} {
 		code, _, stderr := berth(t, "/nowhere", args...)
 		if code != 2 || !strings.Contains(stderr, "hint: berth") {

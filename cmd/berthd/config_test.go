@@ -198,7 +198,8 @@ func TestFlags(t *testing.T) {
 	if f, err = parseFlags([]string{"--config", "/c", "--socket", "/k", "--v", "4"}, &out); err != nil || !f.mustConfig || f.socket != "/k" || f.verbosity != 4 {
 		t.Errorf("flags = %+v, %v", f, err)
 	}
-	for _, args := range [][]string{{"x"}, {"--nothing"}, {"--root", "/"}, {"--root", ""}, {"--v", "much"}, {"--v", "-3"}, {"--v", "11"}, {"--root", "/a/b", "--state", "/a/./b"}} {
+	for _, args := range [][]string{{"x"}, {"--nothing"}, {"--root", "/"}, {"--root", ""}, {"--v", "much"}, {"--v", "-3"}, {"--v", "11"}, {"--root", "/a/b", "--state", "/a/./b"},
+		{"--socket", "/" + strings.Repeat("s", 107)}, {"--state", "/" + strings.Repeat("s", 96)}} {
 		out.Reset()
 		if _, err := parseFlags(args, &out); err == nil || out.Len() == 0 {
 			t.Errorf("%q: %v, %q", args, err, out.String())

@@ -35,8 +35,10 @@ const (
 	shutdownManager = 5 * time.Second
 )
 
-// maxVerbosity is the highest level of the log.
-const maxVerbosity = 10
+const (
+	maxVerbosity  = 10  // the highest level of the log
+	maxSocketPath = 107 // what the address of a socket can hold (unix(7))
+)
 
 // flags are the command line.
 type flags struct {
@@ -134,6 +136,9 @@ func (f *flags) check(rest []string) error {
 	}
 	if f.root == f.state {
 		return fmt.Errorf("--root and --state are both %s: they must be two folders", f.root)
+	}
+	if len(f.socket) > maxSocketPath {
+		return fmt.Errorf("the socket %s has %d bytes, and may have %d: choose a shorter --state or --socket", f.socket, len(f.socket), maxSocketPath)
 	}
 	if f.verbosity < -1 || f.verbosity > maxVerbosity {
 		return fmt.Errorf("--v %d is not 0 to %d", f.verbosity, maxVerbosity)

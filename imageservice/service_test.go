@@ -365,11 +365,15 @@ func TestFailedPullsLeaveNothing(t *testing.T) {
 	good := func() registrytest.Image {
 		return registrytest.Image{Layers: []registrytest.Layer{layerOf("a", "1"), noise(2, 1<<20)}}
 	}
-	pack := func(files ...registrytest.File) []byte {
-		raw, err := registrytest.Tar(files...)
+	tarOf := func(l registrytest.Layer) []byte {
+		raw, err := registrytest.Tar(l.Files...)
 		if err != nil {
 			t.Fatal(err)
 		}
+		return raw
+	}
+	pack := func(files ...registrytest.File) []byte {
+		raw := tarOf(registrytest.Layer{Files: files})
 		blob, err := registrytest.Pack(raw, registrytest.Gzip)
 		if err != nil {
 			t.Fatal(err)
@@ -405,7 +409,10 @@ func TestFailedPullsLeaveNothing(t *testing.T) {
 		{name: "gzip with a tail", image: func(i *registrytest.Image) { i.Layers[1].Blob = append(bytes.Clone(zeros), "tail"...) }, want: ErrInvalidImage},
 		{name: "xz", image: func(i *registrytest.Image) { i.Layers[1].Blob = []byte("\xfd7zXZ\x00xxxxxxxx") }, want: ErrInvalidImage},
 		{name: "zstd with a window of 2 GiB", image: func(i *registrytest.Image) {
-			i.Layers[1].Blob = append([]byte{0x28, 0xb5, 0x2f, 0xfd, 0, 21 << 3}, make([]byte, 100)...)
+			i.Layers[1] = layerOf("z", "z")
+			raw := tarOf(i.Layers[1])
+			block := len(raw)<<3 | 1 // the last one, not compressed: all but the window is right
+			i.Layers[1].Blob = append([]byte{0x28, 0xb5, 0x2f, 0xfd, 0, 21 << 3, byte(block), byte(block >> 8), byte(block >> 16)}, raw...)
 		}, want: ErrInvalidImage},
 		{name: "disk full", fail: map[string]error{"Ingest": unix.ENOSPC}, want: unix.ENOSPC},
 		{name: "publish fails", fail: map[string]error{"Publish": errTest}, want: errTest},
@@ -414,6 +421,19 @@ func TestFailedPullsLeaveNothing(t *testing.T) {
 		{name: "config is null", image: func(i *registrytest.Image) { i.RawConfig = []byte("null") }, want: ErrInvalidImage},
 		{name: "config has null fields", image: func(i *registrytest.Image) {
 			i.RawConfig = []byte(`{"config":null,"rootfs":{"type":"layers","diff_ids":null},"history":null}`)
+		}, want: ErrInvalidImage},
+		{name: "history of more layers", image: func(i *registrytest.Image) {
+			i.RawConfig = fmt.Appendf(nil, `{"rootfs":{"type":"layers","diff_ids":[%q,%q]},"history":[{},{"empty_layer":true},{},{}]}`,
+				digest.FromBytes(tarOf(i.Layers[0])), digest.FromBytes(tarOf(i.Layers[1])))
+		}, want: ErrInvalidImage},
+		{name: "too many labels", image: func(i *registrytest.Image) {
+			i.Config.Labels = map[string]string{}
+			for n := range maxConfigEntries + 1 {
+				i.Config.Labels[fmt.Sprint(n)] = ""
+			}
+		}, want: ErrInvalidImage},
+		{name: "too large an environment", image: func(i *registrytest.Image) {
+			i.Config.Env = []string{"A=" + strings.Repeat("a", maxConfigString)}
 		}, want: ErrInvalidImage},
 		{name: "fewer diff_ids than layers", image: func(i *registrytest.Image) {
 			i.RawConfig = []byte(`{"rootfs":{"type":"layers","diff_ids":["` + other.String() + `"]}}`)

@@ -142,7 +142,7 @@ func (a *applier) run(ctx context.Context) error {
 			err = fmt.Errorf("%w: directories and names take more than %d bytes of memory", ErrLimit, a.opts.Limits.Memory)
 		}
 		if err != nil {
-			return entryError(hdr, err)
+			return nameError("apply entry", hdr.Name, err)
 		}
 		a.res.Entries++
 		if err := ctx.Err(); err != nil {

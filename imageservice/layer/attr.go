@@ -103,8 +103,8 @@ func (at *attrs) set(fd int, st *unix.Stat_t) error {
 		}
 	}
 	for _, x := range at.xattrs {
-		if err := ignoreUnsupported(unix.Fsetxattr(fd, x.name, []byte(x.value), 0)); err != nil {
-			return fmt.Errorf("set extended attribute %q: %w", x.name, err)
+		if err := setError(x.name, unix.Fsetxattr(fd, x.name, []byte(x.value), 0)); err != nil {
+			return err
 		}
 	}
 	return at.setTime(fd, "", unix.AT_EMPTY_PATH)
@@ -129,8 +129,8 @@ func (at *attrs) setSpecial(fd int, st *unix.Stat_t) error {
 		if errors.Is(err, unix.EPERM) && strings.HasPrefix(x.name, "user.") {
 			err = nil // user.* is for files and directories only
 		}
-		if err := ignoreUnsupported(err); err != nil {
-			return fmt.Errorf("set extended attribute %q: %w", x.name, err)
+		if err := setError(x.name, err); err != nil {
+			return err
 		}
 	}
 	return at.setTime(fd, "", unix.AT_EMPTY_PATH)
@@ -149,6 +149,17 @@ func ignoreUnsupported(err error) error {
 		return nil
 	}
 	return err
+}
+
+// setError says what it means that an extended attribute could not be set: a value that the kernel finds malformed is the layer's fault.
+func setError(name string, err error) error {
+	if err = ignoreUnsupported(err); err == nil {
+		return nil
+	}
+	if errors.Is(err, unix.EINVAL) {
+		err = fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	return fmt.Errorf("set extended attribute %q: %w", name, err)
 }
 
 // attrsAt reads the attributes of the file or directory open as fd.

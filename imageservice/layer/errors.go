@@ -1,7 +1,6 @@
 package layer
 
 import (
-	"archive/tar"
 	"errors"
 	"fmt"
 
@@ -20,9 +19,8 @@ func invalid(format string, args ...any) error {
 	return fmt.Errorf("%w: %s", ErrInvalid, fmt.Sprintf(format, args...))
 }
 
-// entryError names the entry, shortened: names are hostile and may be a megabyte long.
-func entryError(hdr *tar.Header, err error) error {
-	name := hdr.Name
+// nameError says what of the layer failed, with its name shortened: names are hostile and may be a megabyte long.
+func nameError(what, name string, err error) error {
 	if len(name) > 256 {
 		name = name[:256] + "..."
 	}
@@ -31,7 +29,7 @@ func entryError(hdr *tar.Header, err error) error {
 			err = fmt.Errorf("%w: %w", ErrInvalid, err)
 		}
 	}
-	return fmt.Errorf("apply entry %q: %w", name, err)
+	return fmt.Errorf("%s %q: %w", what, name, err)
 }
 
 // tarError tells what the tar reader finds wrong with the tar, which is ErrInvalid, from what the stream below it says.

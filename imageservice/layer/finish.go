@@ -38,7 +38,7 @@ func (a *applier) finish() error {
 	}
 	for i := len(dirs) - 1; i >= 0; i-- {
 		if err := a.finishDir(dirs[i]); err != nil {
-			return fmt.Errorf("finish directory %q: %w", dirs[i].path(), err)
+			return nameError("finish directory", dirs[i].path(), err)
 		}
 	}
 	a.res.OpaqueRoot = a.tree.root.opaque

@@ -258,6 +258,7 @@ func (zeroReader) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 // L9, L10: what the tar format allows to be said and nobody means.
 func TestMalformedTars(t *testing.T) {
 	needRoot(t)
+	far := strings.Repeat("a/", 1500)
 	manyRegions := make([]byte, 8<<20)
 	for i := range manyRegions {
 		manyRegions[i] = "1\n"[i%2]
@@ -273,7 +274,11 @@ func TestMalformedTars(t *testing.T) {
 		"sparse map of 4,000,000": bytes.NewReader(bytes.Join([][]byte{
 			paxHeader([2]string{"GNU.sparse.major", "1"}, [2]string{"GNU.sparse.minor", "0"}, [2]string{"GNU.sparse.name", "s"}, [2]string{"GNU.sparse.realsize", "9"}),
 			rawHeader("x", '0', int64(len(manyRegions))), []byte("4000000\n"), manyRegions}, nil)),
-		"sparse data missing": bytes.NewReader(bytes.Join([][]byte{oldSparse("s")[:1024], make([]byte, 100)}, nil)),
+		"capability that is none":   bytes.NewReader(Layer(File("a", "a").With("security.capability", "x"))),
+		"capability of a folder":    bytes.NewReader(Layer(Dir("a", 0o700).With("security.capability", "x"))),
+		"capability of a device":    bytes.NewReader(Layer(Char("a", 1, 3).With("security.capability", "x"))),
+		"way longer than a path is": bytes.NewReader(Layer(File(far+"f", ""), Symlink("s", far), File("s/"+far+"f", ""))),
+		"sparse data missing":       bytes.NewReader(bytes.Join([][]byte{oldSparse("s")[:1024], make([]byte, 100)}, nil)),
 	} {
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -247,6 +248,11 @@ func TestExecGetsNothingOfTheHost(t *testing.T) {
 	if err := os.Symlink("/proc/self/fd/9", lowerOf(plan)+"/out"); err != nil {
 		t.Fatal(err)
 	}
+	inherited, err := unix.Dup(2) // stays open across execve
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(inherited)
 	c, err := Start(plan, Cgroups{Unified: -1}, Stdio{-1, -1, -1})
 	if err != nil {
 		t.Fatal(err)
@@ -393,5 +399,54 @@ func BenchmarkExec(b *testing.B) {
 			b.Fatal(err)
 		}
 		end(e)
+	}
+}
+
+// What hides a path, and what stands for streams that nobody asked for, is the null device. A container's root may change its own, and not the host's.
+func TestNullDeviceOfTheHostStaysAsItIs(t *testing.T) {
+	var before, after unix.Stat_t
+	if err := unix.Stat("/dev/null", &before); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Chmod("/dev/null", before.Mode&0o7777) })
+	const change = `for f in /proc/keys /proc/self/fd/0; do chmod 1666 $f && echo changed $f; echo x >$f && cat $f; done 2>/dev/null; echo done`
+	plan := testPlan(t, "sh", "-c", change+"; sleep 1000")
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	c, err := Start(plan, Cgroups{Unified: -1}, Stdio{-1, int(w.Fd()), -1})
+	w.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer end(c)
+	defer unix.PidfdSendSignal(c.PIDFD, unix.SIGKILL, nil, 0)
+	out := make([]byte, 5)
+	if n, err := io.ReadFull(r, out); string(out) != "done\n" {
+		t.Errorf("the container says %q, %v", out[:n], err)
+	}
+	er, ew, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer er.Close()
+	pidns, err := os.Open("/proc/" + strconv.Itoa(c.PID) + "/ns/pid")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pidns.Close()
+	e, err := Exec(&Process{Args: []string{"/bin/sh", "-c", change}, Env: []string{"PATH=/bin"}, Cwd: "/", Capabilities: plan.Process.Capabilities},
+		Target{PIDFD: c.PIDFD, PIDNamespace: int(pidns.Fd())}, Cgroups{Unified: -1}, Stdio{-1, int(ew.Fd()), -1})
+	ew.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out, _ := finish(t, e, er); out != "done\n" {
+		t.Errorf("an exec says %q", out)
+	}
+	if err := unix.Stat("/dev/null", &after); err != nil || after.Mode != before.Mode || after.Uid != before.Uid {
+		t.Errorf("the host's null device has mode %o, had %o, %v", after.Mode, before.Mode, err)
 	}
 }

@@ -34,7 +34,7 @@ func busyboxRoot(t *testing.T) Mount {
 	if err := os.WriteFile(filepath.Join(lower, "bin/busybox"), program, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	for _, applet := range []string{"sh", "cat", "ls", "id", "sleep", "true", "grep", "mount", "env", "stat"} {
+	for _, applet := range []string{"sh", "cat", "ls", "id", "sleep", "true", "grep", "mount", "env", "stat", "chmod"} {
 		if err := os.Link(filepath.Join(lower, "bin/busybox"), filepath.Join(lower, "bin", applet)); err != nil {
 			t.Fatal(err)
 		}

@@ -17,11 +17,10 @@ func Exec(pr *Process, target Target, cgroups Cgroups, io Stdio) (Child, error) 
 	if err != nil {
 		return Child{}, err
 	}
-	null, err := unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	null, err := NullDevice()
 	if err != nil {
-		return Child{}, &Error{"open", "/dev/null", errno(err)}
+		return Child{}, err
 	}
-	d.add(null)
 	p := newProgram(target.Users)
 	defer p.release()
 	if err := p.confinement(pr, &d); err != nil {

@@ -224,6 +224,7 @@ func (p *program) mask(root arg, path string, shared reg) {
 		p.here(&file)
 		p.open(root, path, unix.O_PATH).to(target)
 		p.sys(unix.SYS_OPEN_TREE, atFDCWD, p.text("/dev/null"), num(unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)).to(source)
+		p.setattr(source.arg(), unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}) // else a container's root could change its mode
 		p.moveMount(source.arg(), target)
 		p.close(target)
 		p.close(source)

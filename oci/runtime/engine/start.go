@@ -74,11 +74,10 @@ func StartAsking(plan *Plan, cgroups Cgroups, io Stdio, ask func(Point, Child) e
 	if err != nil {
 		return Child{}, err
 	}
-	null, err := unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	null, err := NullDevice()
 	if err != nil {
-		return Child{}, &Error{"open", "/dev/null", errno(err)}
+		return Child{}, err
 	}
-	d.add(null)
 	pidns := -1
 	if !plan.NewPID && plan.PIDNamespace != "" {
 		if pidns, err = unix.Open(plan.PIDNamespace, unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {

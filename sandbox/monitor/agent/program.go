@@ -60,11 +60,10 @@ func (p *program) exec(process *engine.Process, _ engine.Target, _ engine.Cgroup
 // make executes the program, which leaves the process that it made to the agent, its subreaper, and takes that over.
 func (p *program) make(process *engine.Process, io engine.Stdio) (engine.Child, error) {
 	none := engine.Child{PIDFD: -1, Master: -1}
-	null, err := unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	null, err := engine.NullDevice()
 	if err != nil {
 		return none, err
 	}
-	defer unix.Close(null)
 	idle := engine.Stdio{In: null, Out: null, Err: null}
 	for _, fd := range []*int{&io.In, &io.Out, &io.Err} {
 		if *fd < 0 {

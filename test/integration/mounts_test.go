@@ -271,6 +271,11 @@ func TestDefaultMounts(t *testing.T) {
 			}
 		}
 	}
+	for path, got := range mounts {
+		if strings.HasPrefix(path, "/sys/fs/cgroup") && !strings.Contains(" "+strings.ReplaceAll(got, ",", " ")+" ", " ro ") {
+			t.Errorf("%s is %q: a container could move itself to other cgroups", path, got)
+		}
+	}
 	for path, want := range map[string]string{"/dev/null": "1:3", "/dev/zero": "1:5", "/dev/full": "1:7", "/dev/random": "1:8", "/dev/urandom": "1:9", "/dev/tty": "5:0"} {
 		if got := c.Sh("stat -c %t:%T " + path); got != want {
 			t.Errorf("%s is device %s, want %s", path, got, want)

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
@@ -118,23 +119,47 @@ func TestBusyHostDoesNotFailStarts(t *testing.T) {
 	}
 }
 
-// Threats A7, A11, A12: folders that the image made links.
+// Threats A7, A11, A12: folders that the image made links, to one of the host's and to one of its own.
 func TestImageLinksLeadNowhere(t *testing.T) {
 	for _, name := range []string{"proc", "sys", "dev"} {
 		t.Run(name, func(t *testing.T) {
-			plan := testPlan(t, "/bin/true")
 			victim := t.TempDir()
-			if err := os.Symlink(victim, filepath.Join(lowerOf(plan), name)); err != nil {
-				t.Fatal(err)
-			}
-			if c, err := Start(plan, Cgroups{Unified: -1}, Stdio{-1, -1, -1}); err == nil {
-				end(c)
-				t.Error("Start took a link for " + name)
+			for _, to := range []string{victim, "/etc"} {
+				plan := testPlan(t, "/bin/true")
+				if err := os.Symlink(to, filepath.Join(lowerOf(plan), name)); err != nil {
+					t.Fatal(err)
+				}
+				if c, err := Start(plan, Cgroups{Unified: -1}, Stdio{-1, -1, -1}); err == nil {
+					end(c)
+					t.Errorf("Start took a link to %s for %s", to, name)
+				}
 			}
 			if list, _ := os.ReadDir(victim); len(list) > 0 {
 				t.Errorf("the host's folder holds %v", list)
 			}
 		})
+	}
+}
+
+// Threats A8, A9, A12: on a volume at /dev somebody else has made the null device and the console links into the kernel's file systems.
+func TestLinksOfAVolumeOnDevAreNotTaken(t *testing.T) {
+	volume := t.TempDir()
+	for _, name := range []string{"null", "console"} {
+		if err := os.Symlink("/proc/sys/kernel/core_pattern", filepath.Join(volume, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	plan := testPlan(t, "stat", "-c", "%t:%T", "/proc/keys")
+	plan.Mounts = append(plan.Mounts[:1:1], Mount{Type: "bind", Source: volume, Target: "/dev"},
+		Mount{Type: "devpts", Source: "devpts", Target: "/dev/pts", Options: []string{"newinstance", "ptmxmode=0666"}})
+	plan.Masked = plan.Masked[:1]
+	if out, ws := output(t, plan); out != "1:3\n" || ws.ExitStatus() != 0 {
+		t.Errorf("what hides a file is device %q, status %d", out, ws.ExitStatus())
+	}
+	plan.Process.Terminal = true
+	if c, err := Start(plan, Cgroups{Unified: -1}, Stdio{-1, -1, -1}); !errors.Is(err, unix.ELOOP) {
+		end(c)
+		t.Errorf("Start with a terminal and a console that is a link = %v, want ELOOP", err)
 	}
 }
 

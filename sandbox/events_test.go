@@ -276,10 +276,20 @@ func TestEventsOfASlowSubscriber(t *testing.T) {
 	p := run(t, m, podConfig("a"))
 	<-stuck
 	k := m.pods[p]
-	for range maxQueued {
+	had := func(n int) func() bool {
+		return func() bool {
+			fast.mu.Lock()
+			defer fast.mu.Unlock()
+			return len(fast.events) == n
+		}
+	}
+	for n := range maxQueued {
 		m.mu.Lock()
 		m.tell(k, p, EventStopped)
 		m.mu.Unlock()
+		if n%1000 == 0 { // it is fast, but it may have to wait for a processor
+			waitFor(t, had(n+3))
+		}
 	}
 	m.mu.Lock()
 	m.tell(k, p, EventStopped, EventStopped)
@@ -291,11 +301,7 @@ func TestEventsOfASlowSubscriber(t *testing.T) {
 	if got > 2 {
 		t.Errorf("the slow subscriber got %d events, want those before it stood still", got)
 	}
-	waitFor(t, func() bool {
-		fast.mu.Lock()
-		defer fast.mu.Unlock()
-		return len(fast.events) == maxQueued+4
-	})
+	waitFor(t, had(maxQueued+4))
 	m.events.mu.Lock()
 	if n := len(m.events.subscribers); n != 1 {
 		t.Errorf("%d subscribers are left", n)

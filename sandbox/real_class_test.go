@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berthd/berth/oci/adjust"
 )
@@ -30,7 +31,10 @@ func TestRealClassOfService(t *testing.T) {
 		t.Fatal(err)
 	}
 	m.cfg.Adjusters = []Adjuster{classed("gold")}
-	p := run(t, m, podConfig("classed"))
+	config := podConfig("classed") // in a shared pid namespace it is the process's parent that joins, before the birth
+	config.Linux = &runtimeapi.LinuxPodSandboxConfig{SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{
+		NamespaceOptions: &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER}}}
+	p := run(t, m, config)
 	c := start(t, m, createRequest(p, "c", "/bin/sh", "-c", "sleep 1000"))
 	if text, err := os.ReadFile(tasks); err != nil || string(text) != strconv.Itoa(m.containers[c].rec.PID) {
 		t.Errorf("tasks = %q, %v; the process is %d", text, err, m.containers[c].rec.PID)

@@ -88,8 +88,9 @@ var binaries = sync.OnceValues(func() (_ string, err error) {
 	return berthd.Build(built)
 })
 
-// Main is what TestMain calls: it runs the tests and takes away what they shared.
+// Main is what TestMain calls: it runs the tests, with a daemon's umask, and takes away what they shared.
 func Main(m *testing.M) {
+	unix.Umask(0o022)
 	code := m.Run()
 	if built != "" {
 		os.RemoveAll(built)
@@ -169,7 +170,7 @@ func (d *Daemon) warmUp() {
 func number(t testing.TB, dir string) int {
 	t.Helper()
 	for n := range 256 {
-		f, err := os.OpenFile(filepath.Join(os.TempDir(), fmt.Sprintf("berth-test-%d", n)), os.O_CREATE|os.O_RDWR, 0o600)
+		f, err := os.OpenFile(fmt.Sprintf("/tmp/berth-test-%d", n), os.O_CREATE|os.O_RDWR, 0o600) // for all tests of the host, whatever their TMPDIR
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -16,7 +16,7 @@ import (
 // whatever script it was started.
 func TestHowTheDaemonWasStartedIsNotThePods(t *testing.T) {
 	bin, marker := t.TempDir(), filepath.Join(t.TempDir(), "marker")
-	script := fmt.Sprintf("#!/bin/sh\nexec 9>%s\nulimit -S -c \"$(ulimit -H -c)\"\nexec nice -n 5 ionice -c 2 -n 7 chrt -b 0 taskset -c 0 env --ignore-signal --block-signal %s \"$@\"\n",
+	script := fmt.Sprintf("#!/bin/sh\nexec 9>%s\numask 077\nulimit -S -c \"$(ulimit -H -c)\"\nexec nice -n 5 ionice -c 2 -n 7 chrt -b 0 taskset -c 0 env --ignore-signal --block-signal %s \"$@\"\n",
 		marker, filepath.Join(harness.Bin(t), "berthd"))
 	if err := os.WriteFile(filepath.Join(bin, "berthd"), []byte(script), 0o755); err != nil {
 		t.Fatal(err)
@@ -42,6 +42,9 @@ func TestHowTheDaemonWasStartedIsNotThePods(t *testing.T) {
 		pid := runsProgram(c, handler)
 		if got := schedulingOf(t, pid); got != ordinary {
 			t.Errorf("handler %q: the first process has %s, want %s", handler, got, ordinary)
+		}
+		if status := readRaw(t, fmt.Sprintf("/proc/%d/status", pid)); !strings.Contains(status, "\nUmask:\t0022\n") {
+			t.Errorf("handler %q: the first process has the umask of the daemon's start: %q", handler, status)
 		}
 		var got unix.Rlimit
 		if err := unix.Prlimit(pid, unix.RLIMIT_CORE, nil, &got); err != nil || got.Cur != cores.Max {

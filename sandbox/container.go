@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -43,6 +44,7 @@ type container struct {
 type outside struct {
 	told   containerTold
 	exited chan struct{} // closed when rec.State becomes Exited
+	killed atomic.Bool   // by a call: whatever died of the lack of memory before, the container does not
 }
 
 // startState is what is known of a container's start.

@@ -75,7 +75,9 @@ func (m *Manager) forceEnd(ctx context.Context, c *container) error {
 		return err
 	}
 	cgroup := m.containerRecord(c).Cgroup
+	c.killed.Store(true)
 	if err := m.cfg.Cgroups.Kill(cgroup); err != nil {
+		c.killed.Store(false)
 		return err
 	}
 	if told, err := m.awaitExit(ctx, c); told || err != nil {

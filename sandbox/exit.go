@@ -51,6 +51,9 @@ func (m *Manager) finish(ctx context.Context, c *container, e exit) {
 		}
 		e.oom = kills > 0
 	}
+	if c.killed.Load() { // the count is of all processes that the container ever had
+		e.oom = false
+	}
 	err := m.effect("kill container")
 	if err == nil {
 		err = m.cfg.Cgroups.Kill(rec.Cgroup)

@@ -164,6 +164,13 @@ func TestOutOfMemory(t *testing.T) {
 	if s := killed.Status(); s.ExitCode != 137 || s.Reason != "Error" {
 		t.Errorf("code %d, reason %q, want 137 Error", s.ExitCode, s.Reason)
 	}
+	// Nor is it by a call, though a child of it had died of that before.
+	stopped := pod.Run(d.Shell("stopped", "trap '' TERM; probe eat 200; echo survived; while :; do sleep 1; done", limit))
+	stopped.WaitOutput("survived")
+	stopped.Stop(time.Second)
+	if s := stopped.Status(); s.ExitCode != 137 || s.Reason != "Error" {
+		t.Errorf("stopped by force: code %d, reason %q, want 137 Error", s.ExitCode, s.Reason)
+	}
 	d.Restart()
 	if s := c.Status(); s.ExitCode != 137 || s.Reason != "OOMKilled" {
 		t.Errorf("after a restart: code %d, reason %q", s.ExitCode, s.Reason)

@@ -197,16 +197,18 @@ func TestStartErrorIsKept(t *testing.T) {
 	m := w.open(nil)
 	p := run(t, m, podConfig("a"))
 	f := w.monitorOf(p)
-	f.mu.Lock()
-	f.startErr = &engine.Error{Step: engine.StepExec, Path: "/bin/x", Errno: syscall.ENOENT}
-	f.mu.Unlock()
-	c := create(t, m, createRequest(p, "c", "/bin/x"))
-	if err := m.StartContainer(t.Context(), c); !errors.Is(err, ErrInvalid) || !strings.Contains(err.Error(), "/bin/x") {
-		t.Errorf("StartContainer = %v", err)
-	}
-	got, _ := m.Container(c)
-	if got.State != ContainerExited || got.Reason != ReasonStartError || got.ExitCode != exitStartError || !strings.Contains(got.Message, "/bin/x") || !got.StartedAt.IsZero() {
-		t.Errorf("container = %+v", got)
+	for _, fault := range []*engine.Error{{Step: engine.StepExec, Path: "/bin/x", Errno: syscall.ENOENT}, {Step: engine.StepCwd, Path: "/bin/x", Errno: syscall.ENOTDIR}} {
+		f.mu.Lock()
+		f.startErr = fault
+		f.mu.Unlock()
+		c := create(t, m, createRequest(p, "c-"+fault.Step[:4], "/bin/x"))
+		if err := m.StartContainer(t.Context(), c); !errors.Is(err, ErrInvalid) || !strings.Contains(err.Error(), "/bin/x") {
+			t.Errorf("StartContainer = %v", err)
+		}
+		got, _ := m.Container(c)
+		if got.State != ContainerExited || got.Reason != ReasonStartError || got.ExitCode != exitStartError || !strings.Contains(got.Message, "/bin/x") || !got.StartedAt.IsZero() {
+			t.Errorf("container = %+v", got)
+		}
 	}
 	if names, _ := w.cgroups.List(w.cgroups.Tree() + "/" + p); len(names) != 0 {
 		t.Errorf("cgroups are left: %v", names)

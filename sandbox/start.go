@@ -252,7 +252,7 @@ func (m *Manager) undoStart(ctx context.Context, c *container, cause error) erro
 func startFault(err error) error {
 	var fault *engine.Error
 	var unsupported *runtime.UnsupportedError
-	if errors.As(err, &fault) && fault.Step == engine.StepExec || errors.As(err, &unsupported) {
+	if errors.As(err, &fault) && (fault.Step == engine.StepExec || fault.Step == engine.StepCwd) || errors.As(err, &unsupported) {
 		return fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
 	return classify(err)

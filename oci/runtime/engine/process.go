@@ -116,7 +116,7 @@ func (p *program) become(pr *Process, root arg) {
 		p.at("set", "the controlling terminal")
 		p.sys(unix.SYS_IOCTL, num(0), num(unix.TIOCSCTTY), num(0))
 	}
-	p.at("change to directory", pr.Cwd)
+	p.at(StepCwd, pr.Cwd)
 	p.scope(func() {
 		cwd := p.register()
 		p.open(root, pr.Cwd, unix.O_PATH|unix.O_DIRECTORY).to(cwd)

@@ -17,8 +17,11 @@ type Error struct {
 	Errno syscall.Errno
 }
 
-// StepExec is the step of execve: its errors are about the request, not about the host.
-const StepExec = "exec"
+// StepExec is the step of execve, and StepCwd that of the working directory: their errors are about the request, not about the host.
+const (
+	StepExec = "exec"
+	StepCwd  = "change to directory"
+)
 
 // Error reads "exec /bin/x: no such file or directory".
 func (e *Error) Error() string {

@@ -49,8 +49,9 @@ type outside struct {
 
 // startState is what is known of a container's start.
 type startState struct {
-	at      int64  // when it began, nanoseconds since 1970; guarded by Manager.mu
-	unheard *error // how it went, when the caller had gone by then; guarded by turn
+	at      int64                // when it began, nanoseconds since 1970; guarded by Manager.mu
+	unheard *error               // how it went, when the caller had gone by then; guarded by turn
+	failed  atomic.Pointer[exit] // why it is being undone, which is how the container ends then
 }
 
 // rootState is the root filesystem of a container.

@@ -43,6 +43,9 @@ func (m *Manager) finish(ctx context.Context, c *container, e exit) {
 	if rec.State == store.Exited {
 		return
 	}
+	if failed := c.start.failed.Load(); failed != nil { // it was killed for that
+		e = exit{code: failed.code, reason: failed.reason, message: failed.message, at: e.at, pid: e.pid}
+	}
 	logger := m.logger(ctx)
 	if !e.oom && e.code == exitKilled {
 		kills, err := m.cfg.Cgroups.OOMKills(rec.Cgroup)
@@ -76,6 +79,8 @@ func (m *Manager) finish(ctx context.Context, c *container, e exit) {
 func (m *Manager) cleanUp(ctx context.Context, c *container) {
 	logger := m.logger(ctx)
 	m.background.start(func() {
+		c.told.Lock() //nolint:staticcheck // a start may be under way, with hooks that follow it
+		c.told.Unlock()
 		ctx, cancel := context.WithTimeout(m.ctx, lingerTimeout+m.stoppedHooksTime(c))
 		defer cancel()
 		if m.effect("remove cgroup behind exit") != nil {

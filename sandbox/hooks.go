@@ -96,21 +96,16 @@ func (m *Manager) pausedHooks(ctx context.Context, c *container, made *specs.Spe
 	return nil
 }
 
-// startedHooks runs the hooks that follow a start. They change nothing any more. None begins in a sandbox that is being stopped.
-func (m *Manager) startedHooks(ctx context.Context, c *container, pid int) {
+// startedHooks runs the hooks that follow a start. One that fails undoes it.
+func (m *Manager) startedHooks(ctx context.Context, c *container, pid int) error {
 	if m.record(c.pod).Runtime != nil { // which has run them itself
-		return
+		return nil
 	}
 	made, err := m.specOf(c)
 	if err != nil || made.Hooks == nil {
-		return
+		return err
 	}
-	for i := range made.Hooks.Poststart {
-		if m.mustBeReady(c.pod) != nil {
-			return
-		}
-		m.tryHooks(ctx, c, "poststart", made.Hooks.Poststart[i:i+1], m.hostHook(c, made, specs.State{Status: specs.StateRunning, Pid: pid}))
-	}
+	return m.runHooks(ctx, c, "poststart", made.Hooks.Poststart, m.hostHook(c, made, specs.State{Status: specs.StateRunning, Pid: pid}))
 }
 
 // stoppedHooks runs the hooks that follow a container's end. A daemon that is killed meanwhile has the next one run them again.
@@ -123,7 +118,7 @@ func (m *Manager) stoppedHooks(ctx context.Context, c *container) error {
 		return nil //nolint:nilerr // see above
 	}
 	if made.Hooks != nil {
-		m.tryHooks(ctx, c, "poststop", made.Hooks.Poststop, m.hostHook(c, made, specs.State{Status: specs.StateStopped}))
+		m.tryStoppedHooks(ctx, c, made.Hooks.Poststop, m.hostHook(c, made, specs.State{Status: specs.StateStopped}))
 	}
 	return ctx.Err()
 }
@@ -144,14 +139,14 @@ func (m *Manager) stoppedHooksTime(c *container) (total time.Duration) {
 	return total
 }
 
-// tryHooks runs hooks whose failure changes nothing.
-func (m *Manager) tryHooks(ctx context.Context, c *container, stage string, hooks []specs.Hook, run hookRunner) {
+// tryStoppedHooks runs hooks whose failure changes nothing.
+func (m *Manager) tryStoppedHooks(ctx context.Context, c *container, hooks []specs.Hook, run hookRunner) {
 	for i := range hooks {
 		call, cancel := ctx, context.CancelFunc(func() {})
 		if hooks[i].Timeout == nil {
 			call, cancel = context.WithTimeout(ctx, hookTimeout)
 		}
-		if err := m.runHooks(call, c, stage, hooks[i:i+1], run); err != nil {
+		if err := m.runHooks(call, c, "poststop", hooks[i:i+1], run); err != nil {
 			m.logger(ctx).Info("Hook failed", "containerID", c.id, "err", err)
 		}
 		cancel()

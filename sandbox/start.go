@@ -124,7 +124,9 @@ func (m *Manager) runContainer(ctx context.Context, c *container, target target)
 		// It runs, and its monitor knows it: recovery would find it so. Better than to kill it for a full disk.
 		m.logger(ctx).Error(err, "Could not record that a container runs", "containerID", c.id)
 	}
-	m.startedHooks(ctx, c, pid)
+	if err := m.startedHooks(ctx, c, pid); err != nil {
+		return 0, err
+	}
 	if m.cfg.Plugins.Active() {
 		m.notifyContainer(ctx, adjust.StartedContainer, m.showContainer(c))
 	}
@@ -237,10 +239,12 @@ func (m *Manager) makeCgroup(c *container, resources *specs.LinuxResources) (*cg
 func (m *Manager) undoStart(ctx context.Context, c *container, cause error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout+m.stoppedHooksTime(c))
 	defer cancel()
-	err := errors.Join(cause, m.killContainer(ctx, c), m.removeCgroup(ctx, c), m.handlerOf(c.pod).end(ctx, c))
 	failed := exit{code: exitStartError, reason: ReasonStartError, message: cause.Error()}
+	c.start.failed.Store(&failed)
+	killed := m.killContainer(ctx, c)
+	err := errors.Join(cause, killed, m.removeCgroup(ctx, c), m.handlerOf(c.pod).end(ctx, c))
 	err = errors.Join(err, m.updateContainer(c, func(rec *store.Container) {
-		if rec.State == store.Created {
+		if rec.State == store.Created || rec.State == store.Running && killed == nil {
 			m.settle(c, rec, failed)
 		}
 	}))

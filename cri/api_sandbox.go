@@ -53,11 +53,13 @@ func (s *runtimeService) PodSandboxStatus(ctx context.Context, r *runtimeapi.Pod
 	if err := checkID("pod_sandbox_id", r.GetPodSandboxId()); err != nil {
 		return nil, err
 	}
+	// The kubelet drops what is older than an event that it has had: the statuses are at least of this time.
+	answer := &runtimeapi.PodSandboxStatusResponse{Timestamp: time.Now().UnixNano()}
 	pod, err := s.pods.Pod(r.GetPodSandboxId())
 	if err != nil {
 		return nil, err
 	}
-	answer := &runtimeapi.PodSandboxStatusResponse{Status: sandboxStatus(pod), Timestamp: time.Now().UnixNano()}
+	answer.Status = sandboxStatus(pod)
 	for _, c := range s.sortedContainers() {
 		if c.SandboxID == pod.ID {
 			answer.ContainersStatuses = append(answer.ContainersStatuses, s.containerStatus(c))

@@ -148,6 +148,9 @@ func TestPodSandboxStatus(t *testing.T) {
 	if len(s.GetContainersStatuses()) != 1 || s.GetContainersStatuses()[0].GetId() != "c1" || s.GetTimestamp() == 0 {
 		t.Errorf("containers = %v at %d", s.GetContainersStatuses(), s.GetTimestamp())
 	}
+	if at := time.Unix(0, s.GetTimestamp()); at.After(w.sandboxes.looked) { // an event that came between would be taken for older
+		t.Errorf("the statuses of %v are said to be of %v", w.sandboxes.looked, at)
+	}
 	var facts struct {
 		PID   int    `json:"pid"`
 		NetNS string `json:"netNamespace"`

@@ -40,6 +40,7 @@ type fakeSandboxes struct {
 	resources  *runtimeapi.LinuxContainerResources
 	updates    []*runtimeapi.LinuxContainerResources
 	events     chan sandbox.Event
+	looked     time.Time // when a sandbox was last looked up
 }
 
 func (f *fakeSandboxes) call(method, id string) error {
@@ -65,6 +66,7 @@ func (f *fakeSandboxes) StopPod(_ context.Context, id string) error   { return f
 func (f *fakeSandboxes) RemovePod(_ context.Context, id string) error { return f.call("RemovePod", id) }
 
 func (f *fakeSandboxes) Pod(id string) (sandbox.Pod, error) {
+	f.looked = time.Now()
 	for _, p := range f.pods {
 		if strings.HasPrefix(p.ID, id) {
 			return p, nil

@@ -22,8 +22,8 @@ const (
 	dialTimeout = 5 * time.Second
 )
 
-// errNoDaemon means that nobody answers on the socket.
-var errNoDaemon = errors.New("no berthd there")
+// errNoDaemon means that there is no connection to be had by the socket: nobody answers there, or not to everybody.
+var errNoDaemon = errors.New("berthd cannot be reached")
 
 // client is the connection to berthd. Its zero value is of use once socket is set.
 type client struct {

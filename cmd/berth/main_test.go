@@ -305,6 +305,10 @@ func TestNoDaemon(t *testing.T) {
 	if code != 1 || !strings.Contains(stderr, "no such file or directory") || !strings.Contains(stderr, "hint: is berthd running?") {
 		t.Errorf("exit status %d, %q", code, stderr)
 	}
+	// What keeps from reaching a daemon says nothing about whether there is one.
+	if _, _, stderr = berth(t, "/"+strings.Repeat("s", 200), "ps"); !strings.Contains(stderr, "berthd cannot be reached: invalid argument") {
+		t.Errorf("a socket with a long name: %q", stderr)
+	}
 }
 
 func TestWrongCommandLines(t *testing.T) {

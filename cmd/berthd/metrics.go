@@ -10,13 +10,20 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/net/netutil"
 	"k8s.io/klog/v2"
 
 	"github.com/berthd/berth/cmd/berthd/prometheus"
 )
 
-// metricsTimeout bounds a request for metrics.
-const metricsTimeout = 10 * time.Second
+// Bounds of requests for metrics: everybody who reaches the address may connect, also from a pod with the host's network.
+const (
+	metricsTimeout = 10 * time.Second
+	// headTimeout is how long a client may take to ask.
+	headTimeout = 2 * time.Second
+	// maxScrapers is how many clients are served at a time; others wait without a descriptor of berthd's.
+	maxScrapers = 16
+)
 
 // setMetricsAddress takes an address with a port.
 func setMetricsAddress(c *config, address string) (err error) {
@@ -36,10 +43,10 @@ func (p *parts) serveMetrics(ctx context.Context, address netip.AddrPort) error 
 		return fmt.Errorf("listen for metrics: %w", err)
 	}
 	p.calls = &prometheus.Calls{Version: version, Gauges: append(prometheus.Process(time.Now()), p.gauges()...)}
-	server := &http.Server{Handler: p.calls, ReadTimeout: metricsTimeout, WriteTimeout: metricsTimeout, MaxHeaderBytes: 16 << 10}
+	server := &http.Server{Handler: p.calls, ReadHeaderTimeout: headTimeout, ReadTimeout: metricsTimeout, WriteTimeout: metricsTimeout, MaxHeaderBytes: 16 << 10}
 	server.SetKeepAlivesEnabled(false)
 	served := make(chan error, 1)
-	go func() { served <- server.Serve(l) }()
+	go func() { served <- server.Serve(netutil.LimitListener(l, maxScrapers)) }()
 	p.closeWith(func(context.Context) error {
 		err := server.Close()
 		if end := <-served; !errors.Is(end, http.ErrServerClosed) {

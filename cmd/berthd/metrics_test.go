@@ -45,9 +45,38 @@ func TestMetricsOfTheDaemon(t *testing.T) {
 			t.Errorf("no %q in\n%s", want, body)
 		}
 	}
+	// Whoever reaches the address may connect, and must not take the descriptors that pods need.
+	before := openFiles(t, string(body))
+	for range 24 {
+		conn, err := net.Dial("tcp", address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+	}
+	if resp, err = http.Get("http://" + address + "/metrics"); err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if body, err = io.ReadAll(resp.Body); err != nil {
+		t.Fatal(err)
+	}
+	if now := openFiles(t, string(body)); now > before+maxScrapers {
+		t.Errorf("clients that say nothing took berthd from %d to %d descriptors", before, now)
+	}
 	for _, bad := range []string{"localhost:1", "127.0.0.1", "127.0.0.1:0", ":9440"} {
 		if _, err := readConfig(write(t, fmt.Sprintf("[metrics]\naddress = %q\n", bad))); err == nil || !strings.Contains(err.Error(), "key metrics.address") {
 			t.Errorf("address %q: %v", bad, err)
 		}
 	}
+}
+
+// openFiles is the number of berthd's descriptors.
+func openFiles(t *testing.T, metrics string) (n int) {
+	t.Helper()
+	_, after, _ := strings.Cut(metrics, "\nprocess_open_fds ")
+	if _, err := fmt.Sscan(after, &n); err != nil {
+		t.Fatal(err)
+	}
+	return n
 }

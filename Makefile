@@ -10,7 +10,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 export CGO_ENABLED = 0
 
 # Debian packages that the tests and the demonstration use besides Go; `make setup` installs those that are missing.
-PACKAGES := busybox-static gcc libc6-dev libseccomp-dev nftables iproute2 procps util-linux ca-certificates git runc
+PACKAGES := busybox-static gcc libc6-dev libseccomp-dev nftables iproute2 procps util-linux e2fsprogs ca-certificates git runc
 
 # For test-uml alone: a kernel that runs as a program, its modules' loader, the loader of AppArmor profiles, crun, which runs on
 # cgroup v2 only, and what makes a small system whose init is systemd.

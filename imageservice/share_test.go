@@ -85,6 +85,32 @@ func TestASlowPullLeavesTheProcessorsToOthers(t *testing.T) {
 	w.reopen()
 }
 
+// TestLayersFoundByAPullStay: an image is removed whose layer a pull under way has found here and counts on.
+func TestLayersFoundByAPullStay(t *testing.T) {
+	w := newWorld(t, registrytest.Options{})
+	shared := layerOf("shared", "s")
+	gone := w.push("a/gone", "1", registrytest.Image{Layers: []registrytest.Layer{shared}})
+	w.pull(gone.Ref)
+	p := w.push("a/b", "1", registrytest.Image{Layers: []registrytest.Layer{shared, layerOf("own", "o")}})
+	w.snap.hold = make(chan struct{})
+	done := make(chan error, 1)
+	go func() {
+		_, err := w.Pull(t.Context(), p.Ref, Auth{}, nil)
+		done <- err
+	}()
+	<-w.snap.holding
+	if err := w.Remove(t.Context(), gone.Ref); err != nil {
+		t.Error(err)
+	}
+	close(w.snap.hold)
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if published, _ := w.snap.layers(); published != 2 {
+		t.Errorf("%d layers published, want 2", published)
+	}
+}
+
 // TestASlowRegistryDoesNotHoldUpOthers: a registry that never gets on with a layer keeps nobody waiting who has it from another one.
 func TestASlowRegistryDoesNotHoldUpOthers(t *testing.T) {
 	w := newWorld(t, registrytest.Options{})

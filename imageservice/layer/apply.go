@@ -17,7 +17,7 @@ type Limits struct {
 	Bytes      int64 // of the tar, and of a sparse file's length; default 64 GiB
 	Entries    int64 // with directories that no entry names; default 4,000,000
 	Replaced   int   // things that the layer itself replaces, and 1/64 of the bytes of their names; default 65,536
-	Memory     int64 // bytes of memory for directories and names; default 128 MiB
+	Memory     int64 // bytes of memory for directories and names; default 256 MiB
 	FreeBytes  int64 // to be left free on the file system for those who are not root; default 64 MiB
 	FreeInodes int64 // to be left free on the file system; default 1,024
 }
@@ -30,7 +30,7 @@ func (l Limits) withDefaults() Limits {
 	}
 	set(&l.Bytes, 64<<30)
 	set(&l.Entries, 4_000_000)
-	set(&l.Memory, 128<<20)
+	set(&l.Memory, 256<<20)
 	set(&l.FreeBytes, 64<<20)
 	set(&l.FreeInodes, 1024)
 	if l.Replaced == 0 {

@@ -519,6 +519,36 @@ func TestMonitorIsSealed(t *testing.T) {
 	}
 }
 
+// Threat B1: should the way to the socket be open, the monitor still answers nobody but root.
+func TestMonitorAnswersRootOnly(t *testing.T) {
+	p := newPod(t, nil)
+	for path, mode := range map[string]os.FileMode{filepath.Dir(p.dir): 0o755, p.dir: 0o755, filepath.Join(p.dir, "monitor.sock"): 0o666} {
+		if err := os.Chmod(path, mode); err != nil {
+			t.Fatal(err)
+		}
+	}
+	somebody := engine.UserNamespace{UIDs: []engine.IDMap{{Outside: 1000, Length: 1}}, GIDs: []engine.IDMap{{Outside: 1000, Length: 1}}}
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = somebody.Impersonate(func() error { return unix.Connect(fd, &unix.SockaddrUnix{Name: filepath.Join(p.dir, "monitor.sock")}) })
+	if err != nil {
+		unix.Close(fd)
+		t.Fatal(err)
+	}
+	unix.SetNonblock(fd, true)
+	conn, err := wire.NewConn(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	conn.Send(wire.Message{Verb: wire.VerbHello}) // it may be closed already
+	if m, err := conn.Receive(); err == nil {
+		t.Errorf("the monitor answers user 1000 by %v", m.Verb)
+	}
+}
+
 // What an older monitor would leave out without a word is not asked of it.
 func TestOlderMonitorsAreNotAskedForMore(t *testing.T) {
 	p := newPod(t, nil)

@@ -422,6 +422,9 @@ func TestHooksOfContainersOfAllKinds(t *testing.T) {
 		if got := c.Sh("ls /bin/sh"); !strings.HasPrefix(got, "/bin/sh") {
 			t.Errorf("%s: %q", tc.name, got)
 		}
+		if got := c.Sh("cat /proc/1/comm"); tc.pod == shared && got != "pod-init" {
+			t.Errorf("%s: an exec's first process is %q", tc.name, got)
+		}
 		c.Stop(0)
 		c.Remove()
 	}

@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -87,7 +88,8 @@ func TestStartAppearsWithoutTheHost(t *testing.T) {
 		}
 	})
 	proc := &Mount{Type: "proc", Source: "proc", Target: "/proc"}
-	for until := time.Now().Add(2 * time.Second); time.Now().Before(until) && !t.Failed(); {
+	begun := time.Now()
+	for (time.Since(begun) < 2*time.Second || seen.Load() == 0) && time.Since(begun) < 30*time.Second && !t.Failed() {
 		c, err := Start(plan, Cgroups{Unified: -1}, Stdio{-1, -1, -1})
 		if err != nil {
 			t.Fatal(err)
@@ -205,5 +207,27 @@ func TestFailedStartLeavesNoDescriptors(t *testing.T) {
 		if after := count(); after >= before+15 {
 			t.Errorf("%d descriptors after 15 starts that failed, %d before", after, before)
 		}
+	}
+}
+
+// Who traces a process before execve writes reports in its place, and gets no other process of the host for it.
+func TestReportsNameOneChild(t *testing.T) {
+	var pipe [2]int
+	if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(pipe[0])
+	for _, pid := range []uint32{uint32(os.Getpid()), 1} {
+		report := [2]uint32{born, pid}
+		if _, err := unix.Write(pipe[1], unsafe.Slice((*byte)(unsafe.Pointer(&report)), 8)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	unix.Close(pipe[1])
+	c := Child{PID: 1 << 30, PIDFD: -1}
+	_, err := (&program{}).reports(pipe[0], &c)
+	defer unix.Close(c.PIDFD)
+	if err == nil || c.PID != os.Getpid() {
+		t.Errorf("after two births: process %d, %v", c.PID, err)
 	}
 }

@@ -305,8 +305,10 @@ func (p *program) start(flags uint64, cgroup, pidns int) (Child, error) {
 
 // reports reads what the child tells until its end of the pipe is closed, as execve does: nothing, or why it failed. A
 // child that gave birth to another one stands back for it: that one is c from then on. One that waits goes on when whoever was asked says so.
+//
+// A child is born once. Until execve whoever traces the process can write a report, and must not have it be any process of the host.
 func (p *program) reports(pipe int, c *Child) (failed *Error, err error) {
-	for {
+	for stoodBack := false; ; {
 		var report [8]byte
 		n, err := readFull(pipe, report[:])
 		if err != nil || n == 0 {
@@ -327,6 +329,10 @@ func (p *program) reports(pipe int, c *Child) (failed *Error, err error) {
 			failed = &Error{s.verb, s.object, syscall.Errno(second)}
 			continue
 		}
+		if stoodBack {
+			return failed, unix.EPROTO
+		}
+		stoodBack = true
 		parent := *c
 		c.PID = int(second)
 		// It is not reaped by anyone else, so the ID is its own.

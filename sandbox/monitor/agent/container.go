@@ -132,7 +132,7 @@ func (a *Agent) birth(c *container, r *wire.Start, dirs []int, by maker, gone <-
 	}
 	a.mu.Lock()
 	c.pid, c.startedAt = child.PID, time.Now().UnixNano()
-	c.find(&r.Plan, child.PID, "pid")
+	c.find(&r.Plan, child.PID)
 	a.mu.Unlock()
 	ended := a.register(child.PID)
 	if process.Terminal {

@@ -12,19 +12,22 @@ import (
 // find notes which namespaces the process has that an exec joins. The process is a child of the agent that nobody has reaped, so the number is its
 // own. The caller holds Agent.mu.
 //
-// A child that waits may have the container's pid namespace only for its own children as yet.
-func (c *container) find(plan *engine.Plan, pid int, namespace string) {
+// A child that waits before its root changes is not yet in a pid namespace that others are in, and what is executed beside it, a hook, is not either:
+// both have the host's root still.
+func (c *container) find(plan *engine.Plan, pid int) {
 	if plan.Users != nil {
 		c.namespaces |= unix.CLONE_NEWUSER
 	}
 	if plan.NewCgroup {
 		c.namespaces |= unix.CLONE_NEWCGROUP
 	}
-	if c.pidns >= 0 || !plan.NewPID && plan.PIDNamespace == "" {
+	closeIf(c.pidns)
+	c.pidns = -1
+	if !plan.NewPID && plan.PIDNamespace == "" {
 		return
 	}
 	var err error
-	if c.pidns, err = unix.Open("/proc/"+strconv.Itoa(pid)+"/ns/"+namespace, unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
+	if c.pidns, err = unix.Open("/proc/"+strconv.Itoa(pid)+"/ns/pid", unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
 		c.pidns = unknownNamespace
 	}
 }
@@ -36,7 +39,7 @@ func (a *Agent) pause(c *container, plan *engine.Plan, conn *wire.Conn, at wire.
 	closeIf(c.pidfd) // of a child that stood back for its own
 	var err error
 	c.pidfd, err = unix.PidfdOpen(at.PID, 0)
-	c.find(plan, at.PID, "pid_for_children")
+	c.find(plan, at.PID)
 	c.waits = resumed
 	a.mu.Unlock()
 	if err != nil {

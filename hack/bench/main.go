@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -38,9 +39,9 @@ type bench struct {
 
 func main() {
 	b := &bench{}
-	flag.IntVar(&b.pods, "pods", 40, "pods of each side, one at a time")
-	flag.IntVar(&b.execs, "execs", 5, "execs in each of them")
-	flag.IntVar(&b.pulls, "pulls", 3, "pulls of the big image by each side")
+	count(&b.pods, "pods", 40, "pods of each side, one at a time")
+	count(&b.execs, "execs", 5, "execs in each of them")
+	count(&b.pulls, "pulls", 3, "pulls of the big image by each side")
 	flag.StringVar(&b.only, "only", "", "names of the runtimes to measure, with commas; default: all that are there")
 	flag.Func("peer", "measure the runtime that answers at a socket, as NAME=SOCKET; may be repeated", func(v string) error {
 		if name, socket, ok := strings.Cut(v, "="); !ok || name == "" || socket == "" {
@@ -62,6 +63,17 @@ func main() {
 		fmt.Fprintln(os.Stderr, "bench: above budget:", strings.Join(breaches, "; "))
 		os.Exit(1)
 	}
+}
+
+// count is a flag of how often something is measured.
+func count(n *int, name string, usual int, usage string) {
+	*n = usual
+	flag.Func(name, fmt.Sprintf("%s (default %d)", usage, usual), func(v string) (err error) {
+		if *n, err = strconv.Atoi(v); err == nil && *n < 1 {
+			err = errors.New("must be 1 or more")
+		}
+		return err
+	})
 }
 
 // run measures and prints, and returns the budgets that were exceeded, of a check.

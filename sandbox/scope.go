@@ -51,9 +51,9 @@ func (m *Manager) scopeEnded(scope string) {
 	}
 	m.mu.RUnlock()
 	if owner != nil {
-		m.logger(m.ctx).Info("Scope of a sandbox was ended by others, with all that ran in it", "podSandboxID", owner.id, "scope", scope)
+		m.logger(m.ctx).Info("Scope of a sandbox was ended by others, with all that ran in it, or its holder alone was", "podSandboxID", owner.id, "scope", scope)
 	}
 	if strings.HasPrefix(m.cfg.Cgroups.MonitorPath(), scope+"/") {
-		m.logger(m.ctx).Info("Scope of the monitors was ended by others, with all monitors", "scope", scope)
+		m.logger(m.ctx).Info("Scope of the monitors was ended by others, with all monitors, or its holder alone was", "scope", scope)
 	}
 }

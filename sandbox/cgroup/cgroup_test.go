@@ -405,6 +405,25 @@ func TestKillEachWithoutTheKernelsHelp(t *testing.T) {
 	cmd.Wait()
 }
 
+// A container may make threaded cgroups below its own, which do not list processes.
+func TestRemoveKillsAroundThreadedCgroups(t *testing.T) {
+	d := pure(t)
+	p := d.Tree() + "/pod/leaf"
+	cmd := run(t, create(t, d, p, nil), "sleep 100")
+	if _, err := d.unified.mkdir(relative(p) + "/threaded"); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.unified.write(relative(p)+"/threaded", "cgroup.type", "threaded"); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if err := errors.Join(d.killEach(relative(p)), d.Remove(ctx, p)); err != nil {
+		t.Error(err)
+	}
+	cmd.Wait()
+}
+
 func TestRemoveKillsWhatLeftTheUnifiedLeaf(t *testing.T) {
 	d := open(t)
 	if d.V2() || d.unified == nil {

@@ -102,7 +102,9 @@ func (h *hierarchy) signalAll(rel string) error {
 		errs = append(errs, h.signalAll(path.Join(rel, child)))
 	}
 	pids, err := h.pids(rel)
-	errs = append(errs, err)
+	if !errors.Is(err, unix.EOPNOTSUPP) { // a threaded cgroup: its threads are of processes that are listed above
+		errs = append(errs, err)
+	}
 	for _, pid := range pids {
 		fd, err := unix.PidfdOpen(pid, 0)
 		if err != nil {

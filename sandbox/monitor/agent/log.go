@@ -66,6 +66,11 @@ func (l *logFile) close() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.closed = true
+	if l.lost > 0 { // nothing was written since: that some is missing is told now, if there is place again
+		w := newBatch()
+		l.flush(w)
+		spareBatch.Store(w)
+	}
 	if l.fd >= 0 {
 		unix.Close(l.fd)
 		l.fd = -1
@@ -149,7 +154,7 @@ func (l *logFile) add(w *batch, prefix, tag string, line []byte) {
 func (l *logFile) flush(w *batch) {
 	b, entries := w.text[:w.len], w.entries
 	w.len, w.entries = 0, 0
-	if l.fd < 0 || len(b) == 0 {
+	if l.fd < 0 || len(b) == 0 && l.lost == 0 {
 		return
 	}
 	if l.lost > 0 {

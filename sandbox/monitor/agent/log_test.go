@@ -56,6 +56,27 @@ func TestCopyTakesTheRestAtTheDeadline(t *testing.T) {
 	}
 }
 
+// A container whose last lines found no place, and that then says nothing more.
+func TestLostLinesAreToldAtTheEnd(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "log")
+	l, err := openLog(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	good := l.fd
+	if l.fd, err = unix.Open("/dev/full", unix.O_WRONLY|unix.O_CLOEXEC, 0); err != nil {
+		t.Fatal(err)
+	}
+	l.lines(" stdout ", []byte("one\ntwo\n"))
+	unix.Close(l.fd)
+	l.fd = good
+	l.close()
+	b, err := os.ReadFile(path)
+	if !strings.HasSuffix(string(b), " stderr F berth: 2 log entries were lost: the log could not be written\n") || strings.Count(string(b), "\n") != 1 {
+		t.Errorf("the log is %q, %v", b, err)
+	}
+}
+
 func isExited(err error) bool {
 	f, ok := err.(*wire.Failure)
 	return ok && f.Kind == wire.FailedExited

@@ -161,7 +161,7 @@ func (c *Conn) Send(m Message) error {
 	return nil
 }
 
-// Receive reads one message. At the end of the connection it returns io.EOF or the socket's error.
+// Receive reads one message. At the end of the connection it returns an error that Closed knows, or the socket's.
 func (c *Conn) Receive() (Message, error) {
 	return c.ReceiveInto(func(size int) []byte { return make([]byte, size) })
 }

@@ -3,7 +3,6 @@ package sandbox
 import (
 	"context"
 	"errors"
-	"fmt"
 	"sync"
 	"time"
 
@@ -150,20 +149,16 @@ func (m *Manager) tellRemoved(ctx context.Context, c *container, shown *adjust.C
 	}
 }
 
-// askUpdate asks plugins what they make of an update of a container, and does what they ask for of others. Preconditions: its turn is held.
-func (m *Manager) askUpdate(ctx context.Context, c *container, update *runtimeapi.LinuxContainerResources) (*runtimeapi.LinuxContainerResources, error) {
+// askUpdate asks plugins what they make of an update of a container, and what of others. Preconditions: its turn is held.
+func (m *Manager) askUpdate(ctx context.Context, c *container, update *runtimeapi.LinuxContainerResources) (*runtimeapi.LinuxContainerResources, []adjust.Update, error) {
 	state := m.containerRecord(c).State
 	if !m.cfg.Plugins.Active() || state != store.Created && state != store.Running {
-		return update, nil
+		return update, nil, nil
 	}
-	update, others, err := m.cfg.Plugins.Update(ctx, m.showContainer(c), update)
-	if err != nil {
-		return nil, err
-	}
-	return update, m.doUpdates(ctx, others)
+	return m.cfg.Plugins.Update(ctx, m.showContainer(c), update)
 }
 
-// doUpdates does what plugins ask for.
+// doUpdates does what plugins ask for. Preconditions: no container's turn is held but that of one that is being created: others never wait for that.
 func (m *Manager) doUpdates(ctx context.Context, updates []adjust.Update) error {
 	var errs []error
 	for _, u := range updates {
@@ -179,7 +174,8 @@ func (m *Manager) doUpdates(ctx context.Context, updates []adjust.Update) error 
 	return errors.Join(errs...)
 }
 
-// Change does what a plugin asks for of a container. One that has ended needs nothing more. Evictions are done behind the call.
+// Change does what a plugin asks for of a container. One that has ended needs nothing more. Evictions are done behind the call, and so are updates
+// of a container that is being created.
 // Errors: as UpdateContainer's, but for ErrNotFound.
 func (m *Manager) Change(ctx context.Context, u adjust.Update) error {
 	if u.Evict {
@@ -202,9 +198,21 @@ func (m *Manager) Change(ctx context.Context, u adjust.Update) error {
 	case store.Exited:
 		return nil
 	case store.Creating:
-		return fmt.Errorf("update container %s: it is being created: %w", c.id, ErrState)
+		m.background.start(func() {
+			if err := m.changeOne(m.ctx, c, u.Resources); err != nil {
+				m.logger(m.ctx).Info("Could not do what a plugin asked for", "containerID", c.id, "err", err)
+			}
+		})
+		return nil
 	}
-	err = m.changeLimits(ctx, c.id, func(ctx context.Context, c *container) error { return m.applyUpdate(ctx, c, u.Resources) })
+	return m.changeOne(ctx, c, u.Resources)
+}
+
+// changeOne updates one container, once it is created. One that has ended needs nothing more.
+func (m *Manager) changeOne(ctx context.Context, c *container, resources *runtimeapi.LinuxContainerResources) error {
+	err := m.changeLimits(ctx, c.id, func(ctx context.Context, c *container) ([]adjust.Update, error) {
+		return nil, m.applyUpdate(ctx, c, resources)
+	})
 	if errors.Is(err, ErrNotFound) || m.containerRecord(c).State == store.Exited {
 		return nil
 	}

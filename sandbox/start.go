@@ -30,7 +30,7 @@ func (m *Manager) StartContainer(ctx context.Context, containerID string) error 
 	if err != nil {
 		return err
 	}
-	err = m.carryThrough(ctx, c, startTimeout, func(work context.Context) error {
+	err = m.carryThrough(ctx, c, startTimeout, func(work context.Context) (then func(context.Context) error, err error) {
 		outcome := c.start.unheard
 		if outcome == nil {
 			err := m.startContainer(work, c)
@@ -40,7 +40,7 @@ func (m *Manager) StartContainer(ctx context.Context, containerID string) error 
 		if ctx.Err() != nil {
 			c.start.unheard = outcome
 		}
-		return *outcome
+		return nil, *outcome
 	})
 	if err != nil {
 		return fmt.Errorf("start container %s: %w", c.id, err)
@@ -48,14 +48,23 @@ func (m *Manager) StartContainer(ctx context.Context, containerID string) error 
 	return nil
 }
 
-// carryThrough does work that goes on when ctx ends, and returns then. It gives the container's turn back, which the caller holds.
-func (m *Manager) carryThrough(ctx context.Context, c *container, timeout time.Duration, work func(context.Context) error) error {
+// carryThrough does work that goes on when ctx ends, and returns then. It gives the container's turn back, which the caller holds, and does what
+// the work leaves for then.
+func (m *Manager) carryThrough(ctx context.Context, c *container, timeout time.Duration, work func(context.Context) (then func(context.Context) error, err error)) error {
 	result := make(chan error, 1)
 	begun := m.background.start(func() {
-		defer c.turn.give()
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
 		defer cancel()
-		result <- protect(func() error { return work(ctx) })
+		var then func(context.Context) error
+		err := protect(func() (err error) {
+			then, err = work(ctx)
+			return err
+		})
+		c.turn.give()
+		if err == nil && then != nil {
+			err = protect(func() error { return then(ctx) })
+		}
+		result <- err
 	})
 	if !begun {
 		c.turn.give()

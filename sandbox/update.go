@@ -22,36 +22,39 @@ const updateTimeout = time.Minute
 // UpdateContainer changes what a created or running container may use: what update sets; the rest stays. It is all or nothing, also when the
 // daemon is killed meanwhile, and is carried through when ctx ends. The score that the kernel's memory killer goes by is a process's own once it
 // runs, and stays.
+// What plugins ask for of other containers is done after.
 // Errors: ErrNotFound, ErrState (it is neither, or it uses more than it would have), *spec.InvalidError, ErrInvalid (the kernel refuses a value).
 func (m *Manager) UpdateContainer(ctx context.Context, containerID string, update *runtimeapi.LinuxContainerResources) error {
-	return m.changeLimits(ctx, containerID, func(ctx context.Context, c *container) error {
-		asked, err := m.askUpdate(ctx, c, update)
+	return m.changeLimits(ctx, containerID, func(ctx context.Context, c *container) ([]adjust.Update, error) {
+		asked, others, err := m.askUpdate(ctx, c, update)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		if err := m.applyUpdate(ctx, c, asked); err != nil {
-			return err
+			return nil, err
 		}
 		if m.cfg.Plugins.Active() {
 			m.notifyContainer(ctx, adjust.UpdatedContainer, m.showContainer(c))
 		}
-		return nil
+		return others, nil
 	})
 }
 
-// changeLimits does an update in the container's turn, and carries it through when ctx ends.
-func (m *Manager) changeLimits(ctx context.Context, containerID string, update func(context.Context, *container) error) error {
+// changeLimits does an update in the container's turn, and those of others that it returns after: two containers whose updates are each other's would
+// wait for each other's turn. All of it is carried through when ctx ends.
+func (m *Manager) changeLimits(ctx context.Context, containerID string, update func(context.Context, *container) ([]adjust.Update, error)) error {
 	c, err := m.readyContainer(ctx, containerID)
 	if err != nil {
 		return err
 	}
-	err = m.carryThrough(ctx, c, updateTimeout, func(ctx context.Context) error {
+	err = m.carryThrough(ctx, c, updateTimeout, func(ctx context.Context) (then func(context.Context) error, err error) {
 		start := time.Now()
-		if err := update(ctx, c); err != nil {
-			return err
+		others, err := update(ctx, c)
+		if err != nil {
+			return nil, err
 		}
 		m.logger(ctx).V(2).Info("Updated container", "podSandboxID", c.pod.id, "containerID", c.id, "duration", time.Since(start))
-		return nil
+		return func(ctx context.Context) error { return m.doUpdates(ctx, others) }, nil
 	})
 	if err != nil {
 		return fmt.Errorf("update container %s: %w", c.id, err)

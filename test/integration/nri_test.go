@@ -270,6 +270,46 @@ func TestPluginUpdatesContainers(t *testing.T) {
 	d.Eventually(harness.Timeout, "the update of a plugin that joined", func() bool { return quotaOf(c) == "50000" })
 }
 
+// TestPluginUpdatesContainersCrosswise: containers that are updated at once, each with an update of the other, do not wait for each other.
+func TestPluginUpdatesContainersCrosswise(t *testing.T) {
+	d := harness.Start(t)
+	var ids []string
+	join(d, "10-crosswise", func(p *nodePlugin) {
+		p.update = func(*api.Container, *api.LinuxResources) (all []*api.ContainerUpdate) {
+			time.Sleep(50 * time.Millisecond) // the other update begins meanwhile
+			for _, id := range ids {
+				u := &api.ContainerUpdate{}
+				u.SetContainerId(id)
+				u.SetLinuxCPUShares(300)
+				all = append(all, u)
+			}
+			return all
+		}
+	})
+	pod := d.RunPod(d.Pod("a"))
+	both := []*harness.Container{pod.Run(d.Sleeper("a")), pod.Run(d.Sleeper("b"))}
+	ids = []string{both[0].ID, both[1].ID}
+	for range 3 {
+		failed := make(chan error)
+		for _, c := range both {
+			go func() {
+				_, err := d.Runtime.UpdateContainerResources(d.Context(), &runtimeapi.UpdateContainerResourcesRequest{ContainerId: c.ID, Linux: &resources{CpuShares: 200}})
+				failed <- err
+			}()
+		}
+		for range both {
+			if err := <-failed; err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	for _, c := range both {
+		if got := linuxOf(c).GetCpuShares(); got != 300 {
+			t.Errorf("%d shares", got)
+		}
+	}
+}
+
 // TestPluginJoinsWhileContainersAreCreated: each of them is told of once, when the plugin is synchronized or when it is created.
 func TestPluginJoinsWhileContainersAreCreated(t *testing.T) {
 	d := harness.Start(t)

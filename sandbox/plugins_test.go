@@ -1,0 +1,43 @@
+package sandbox
+
+import (
+	"testing"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berthd/berth/oci/adjust"
+)
+
+// A plugin that has seen a container may ask for another limit of it before the container is created: it has it then.
+func TestChangeOfAContainerThatIsBeingCreated(t *testing.T) {
+	w := newWorld(t)
+	reached, let := make(chan struct{}), make(chan struct{})
+	m := w.open(func(step string) error {
+		if step == "prepare writable layer" {
+			close(reached)
+			<-let
+		}
+		return nil
+	})
+	p := run(t, m, podConfig("a"))
+	created := make(chan error, 1)
+	go func() {
+		_, err := m.CreateContainer(t.Context(), createRequest(p, "c", "sleep"))
+		created <- err
+	}()
+	<-reached
+	c := m.containersOf(m.pods[p])[0]
+	if err := m.Change(t.Context(), adjust.Update{ContainerID: c.id, Resources: &runtimeapi.LinuxContainerResources{CpuShares: 300}}); err != nil {
+		t.Errorf("Change: %v", err)
+	}
+	close(let)
+	if err := <-created; err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(20 * time.Second); c.asked().GetCpuShares() != 300; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("it has %v", c.asked())
+		}
+	}
+}

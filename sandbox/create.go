@@ -250,6 +250,9 @@ func (m *Manager) askAdjusters(ctx context.Context, c *container, in *adjust.Con
 	if err := spec.CheckSysctls(c.pod.config, in.Spec.Linux.Sysctl); err != nil {
 		return err
 	}
+	if err := runtime.CheckHooks(in.Spec.Hooks); err != nil {
+		return fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
 	if m.record(c.pod).Runtime != nil { // which knows by itself what it has
 		return nil
 	}

@@ -1,6 +1,8 @@
 package runtime
 
 import (
+	"fmt"
+	"path"
 	"reflect"
 	"slices"
 
@@ -33,6 +35,32 @@ func Check(s *specs.Spec) error {
 		return err
 	}
 	return compileNamespaces(&engine.Plan{}, l)
+}
+
+// CheckHooks tells what is wrong with hooks, whoever made them (runtime-spec config.md#posix-platform-hooks). A path that is not absolute would lead
+// to programs of the container, whose root is below the folder that hooks are executed in.
+func CheckHooks(h *specs.Hooks) error {
+	if h == nil {
+		return nil
+	}
+	for _, stage := range []struct {
+		name  string
+		hooks []specs.Hook
+	}{
+		{"prestart", h.Prestart}, //nolint:staticcheck // deprecated, and in use
+		{"createRuntime", h.CreateRuntime}, {"createContainer", h.CreateContainer}, {"startContainer", h.StartContainer},
+		{"poststart", h.Poststart}, {"poststop", h.Poststop},
+	} {
+		for _, hook := range stage.hooks {
+			if !path.IsAbs(hook.Path) {
+				return fmt.Errorf("hooks.%s: the path %q is not absolute", stage.name, hook.Path)
+			}
+			if hook.Timeout != nil && *hook.Timeout <= 0 {
+				return fmt.Errorf("hooks.%s: the timeout of %s, %d, is not above 0", stage.name, hook.Path, *hook.Timeout)
+			}
+		}
+	}
+	return nil
 }
 
 // onlyClass tells whether r names a class of service, and asks for nothing else.

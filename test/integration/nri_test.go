@@ -201,8 +201,14 @@ func TestAdjustmentsThatCannotBe(t *testing.T) {
 		"RDT":              {func(a *api.ContainerAdjustment) { a.SetLinuxRDTClosID("gold") }, "gold"},
 		"host's parameter": {func(a *api.ContainerAdjustment) { a.SetLinuxSysctl("vm.swappiness", "1") }, "vm.swappiness"},
 		"limit":            {func(a *api.ContainerAdjustment) { a.SetLinuxCPUPeriod(1) }, "cpu_period"},
-		"network device":   {func(a *api.ContainerAdjustment) { a.AddLinuxNetDevice("eth9", &api.LinuxNetDevice{Name: "eth9"}) }, "netDevices"},
-		"mount":            {func(a *api.ContainerAdjustment) { a.AddMount(&api.Mount{Destination: "here", Type: "tmpfs"}) }, "mounts here"},
+		"hook": {func(a *api.ContainerAdjustment) {
+			a.AddHooks(&api.Hooks{Poststop: []*api.Hook{{Path: "rootfs/bin/sh"}}})
+		}, "hooks.poststop: the path \"rootfs/bin/sh\""},
+		"hook's time": {func(a *api.ContainerAdjustment) {
+			a.AddHooks(&api.Hooks{CreateRuntime: []*api.Hook{{Path: "/bin/true", Timeout: api.Int(0)}}})
+		}, "hooks.createRuntime: the timeout of /bin/true"},
+		"network device": {func(a *api.ContainerAdjustment) { a.AddLinuxNetDevice("eth9", &api.LinuxNetDevice{Name: "eth9"}) }, "netDevices"},
+		"mount":          {func(a *api.ContainerAdjustment) { a.AddMount(&api.Mount{Destination: "here", Type: "tmpfs"}) }, "mounts here"},
 		"namespace": {func(a *api.ContainerAdjustment) {
 			a.AddOrReplaceNamespace(&api.LinuxNamespace{Type: "network", Path: "/proc/1/ns/net"})
 		}, "namespaces"},

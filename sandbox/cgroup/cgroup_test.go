@@ -304,6 +304,39 @@ func TestKillThawsFrozenProcesses(t *testing.T) {
 	cmd.Wait()
 }
 
+// Without the unified hierarchy what an exec started has a cgroup as well, by which it is killed.
+func TestChildOfVersion1(t *testing.T) {
+	d := open(t)
+	if d.V2() {
+		t.Skip("the kernel has no version 1 hierarchy mounted")
+	}
+	old := &Driver{tree: d.tree, hierarchies: slices.DeleteFunc(slices.Clone(d.hierarchies), func(h *hierarchy) bool { return h.v2 })}
+	p := d.Tree() + "/pod/leaf"
+	leaf := run(t, create(t, old, p, nil), "sleep 100")
+	child, err := old.Child(p, "exec-1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer child.Close()
+	exec := run(t, child, "setsid sleep 100 & sleep 100")
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if err := errors.Join(old.Kill(child.Path), old.Wait(ctx, child.Path)); err != nil {
+		t.Error(err)
+	}
+	exec.Wait()
+	if gone, err := old.RemoveChild(child.Path); err != nil || !gone {
+		t.Errorf("RemoveChild = %t, %v", gone, err)
+	}
+	if pids, err := old.PIDs(p); err != nil || len(pids) == 0 {
+		t.Errorf("the leaf's own processes are gone: %v, %v", pids, err)
+	}
+	if err := old.Kill(p); err != nil {
+		t.Error(err)
+	}
+	leaf.Wait()
+}
+
 // A container that runs containers may have frozen one of those.
 func TestKillThawsWhatIsFrozenBelow(t *testing.T) {
 	d := open(t)

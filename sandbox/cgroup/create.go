@@ -85,28 +85,30 @@ func (d *Driver) create(p string, res *specs.LinuxResources) (*Group, error) {
 func (d *Driver) inScope(rel string) bool { return d.systemd != nil && scopeOf("/"+rel) != "" }
 
 // Child makes a cgroup below the leaf p, in the unified hierarchy only and without controllers of its own, for the processes of one
-// exec. In the other hierarchies the Group holds the leaf itself, and there is no child at all on a host without the unified one: then Kill is nil.
-// The child goes with Remove of either path.
+// exec. In the other hierarchies the Group holds the leaf itself. On a host without the unified one the child is in all, as Branch makes it, and there is no
+// Kill. The child goes with Remove of either path.
 func (d *Driver) Child(p, name string) (*Group, error) {
 	group := &Group{Path: p + "/" + name}
-	rel := relative(p)
+	failed := func(err error) (*Group, error) {
+		return nil, errors.Join(fmt.Errorf("create cgroup %s: %w", group.Path, err), group.Close(), d.RemoveEmpty(group.Path))
+	}
 	for _, h := range d.hierarchies {
-		at := rel
-		if h.v2 {
+		at := relative(p)
+		if h.v2 || d.unified == nil {
 			at = relative(group.Path)
-			if _, err := h.mkdir(at); err != nil {
-				return nil, fmt.Errorf("create cgroup %s: %w", group.Path, err)
+			if err := h.makeOne(at, nil); err != nil {
+				return failed(err)
 			}
 		}
 		f, err := h.open(at, unix.O_RDONLY|unix.O_DIRECTORY)
 		if err != nil {
-			return nil, errors.Join(fmt.Errorf("create cgroup %s: %w", group.Path, err), group.Close(), d.RemoveEmpty(group.Path))
+			return failed(err)
 		}
 		group.Dirs = append(group.Dirs, f)
 	}
 	var err error
 	if group.Kill, err = d.openKill(relative(group.Path)); err != nil {
-		return nil, errors.Join(err, group.Close(), d.RemoveEmpty(group.Path))
+		return failed(err)
 	}
 	return group, nil
 }

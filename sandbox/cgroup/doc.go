@@ -15,7 +15,7 @@
 //	/sys/fs/cgroup/...              the mounted hierarchies, as /proc/self/mountinfo names them
 //	PATH in every hierarchy         one container; own tree: /berth[-INST]/SANDBOX/CONTAINER
 //	PATH/exec-ID, unified only      one exec, without controllers of its own, so that cgroup.kill ends all that it started
-//	                                (every hierarchy when an OCI runtime that is a program of its own joins it)
+//	                                (every hierarchy when an OCI runtime that is a program of its own joins it, or there is no unified one)
 //	/berth[-INST]/monitors          the monitors, with a small cpu weight and no limit
 //	/berth[-INST]/runtime-NAME      unified only: the processes of such a program while it works on a container or an exec
 //

@@ -288,18 +288,37 @@ func TestClientCertificateAndHeadersStayWithTheirHost(t *testing.T) {
 	}
 }
 
+// TestAnswersOfOthersAreNotShown: a redirect may lead to what only this machine can reach. Nobody is told what that says, and it asks for nothing.
+func TestAnswersOfOthersAreNotShown(t *testing.T) {
+	for _, status := range []int{401, 403, 404, 500} {
+		reg, inner := start(t, registrytest.Options{}), start(t, registrytest.Options{})
+		p := push(t, reg, registrytest.Image{})
+		reg.AddFault(registrytest.Fault{Path: "/blobs/", RedirectHost: inner.URL})
+		inner.AddFault(registrytest.Fault{Status: status, Header: http.Header{"Www-Authenticate": {`Bearer realm="` + reg.URL + `/token"`}},
+			Body: []byte(`{"errors":[{"code":"INNER","message":"the password is ` + secret + `"}]}`)})
+		err := pullAll(t.Context(), open(t, quick, p.Ref, Credentials{}))
+		if !errors.Is(err, ErrUnavailable) || strings.Contains(err.Error(), secret) || strings.Contains(err.Error(), "INNER") {
+			t.Errorf("%d: %v, want ErrUnavailable and nothing of the answer", status, err)
+		}
+		if n := reg.Count("", "/token"); n != 0 {
+			t.Errorf("%d: %d tokens were asked for", status, n)
+		}
+	}
+}
+
 func TestErrorsCarryNoSecrets(t *testing.T) {
 	body := func(message string) []byte {
 		return []byte(`{"errors":[{"code":"DENIED","message":` + fmt.Sprintf("%q", message) + `}]}`)
 	}
 	user := Credentials{Username: "us", Password: secret} // both in base64 end with =
 	long := Credentials{Username: "us", Password: secret + strings.Repeat("x", 300)}
+	const signature = "SIGNATURE0123" // which the registry alone knows
 	for name, f := range map[string]registrytest.Fault{
 		"message with the password":   {Status: 500, Body: body("you sent " + secret)},
 		"message with both in base64": {Status: 500, Body: body("you sent " + user.pair())},
 		"message with a long one":     {Status: 500, Body: body("you sent " + long.Password)},
-		"message with a signed URL":   {Status: 500, Body: body("see https://x/y?sig=" + secret)},
-		"message with a query":        {Status: 500, Body: body("see /y?sig=" + secret + " token=" + secret)},
+		"message with a signed URL":   {Status: 500, Body: body("see https://x/y?sig=" + signature)},
+		"message with a query":        {Status: 500, Body: body("see /y?" + signature + " token=" + signature + " Bearer " + signature)},
 		"redirect to nowhere":         {Redirect: "http://127.0.0.1:1/x?sig=" + secret},
 		"redirect to bad TLS":         {Redirect: "https://127.0.0.1:1/x?sig=" + secret},
 		"redirect that is no address": {Redirect: "http://[::1/?sig=" + secret},
@@ -314,7 +333,7 @@ func TestErrorsCarryNoSecrets(t *testing.T) {
 		f.Path, f.Skip = "/blobs/", 1
 		reg.AddFault(f)
 		err := pullAll(t.Context(), open(t, quick, p.Ref, cred))
-		if err == nil || strings.Contains(err.Error(), secret) || strings.Contains(err.Error(), user.pair()[:10]) || len(err.Error()) > 2000 || strings.ContainsAny(err.Error(), "\x1b\n") {
+		if err == nil || strings.Contains(err.Error(), secret) || strings.Contains(err.Error(), signature) || strings.Contains(err.Error(), user.pair()[:10]) || len(err.Error()) > 2000 || strings.ContainsAny(err.Error(), "\x1b\n") {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

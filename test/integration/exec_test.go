@@ -1,6 +1,7 @@
 package integration_test
 
 import (
+	"fmt"
 	"os"
 	"strconv"
 	"strings"
@@ -8,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -160,4 +162,48 @@ func TestManyExecsAtOnce(t *testing.T) {
 	wg.Wait()
 	d.Eventually(3*time.Second, "the monitor's descriptors are as before", func() bool { return count() <= before })
 	d.Check()
+}
+
+// TestMonitorWithoutDescriptors: at whatever point a monitor has no descriptor left, the call fails, nothing of it is kept, and all is well once there are
+// some again.
+func TestMonitorWithoutDescriptors(t *testing.T) {
+	d := harness.Start(t)
+	pod := d.RunPod(d.Pod("scarce"))
+	c := pod.Run(d.Sleeper("c"))
+	c.Exec("true")
+	monitor := monitorPID(t, pod)
+	count := func() int { return len(listFolder(t, fmt.Sprintf("/proc/%d/fd", monitor))) }
+	before := count()
+	d.Eventually(harness.Timeout, "the monitor's descriptors are as few as they get", func() bool {
+		last := before
+		time.Sleep(50 * time.Millisecond)
+		before = count()
+		return before == last
+	})
+	var usual unix.Rlimit
+	if err := unix.Prlimit(monitor, unix.RLIMIT_NOFILE, nil, &usual); err != nil {
+		t.Fatal(err)
+	}
+	failed := 0
+	for n := before; n < before+40; n++ {
+		if err := unix.Prlimit(monitor, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: uint64(n), Max: usual.Max}, nil); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.TryExec(20*time.Second, "true"); err != nil {
+			failed++
+		}
+		other := pod.Create(d.Container(fmt.Sprint("c", n), []string{"true"}))
+		if err := other.TryStart(); err != nil {
+			failed++
+		}
+		other.Remove()
+	}
+	if err := unix.Prlimit(monitor, unix.RLIMIT_NOFILE, &usual, nil); err != nil {
+		t.Fatal(err)
+	}
+	if failed < 10 {
+		t.Errorf("%d calls failed: this test tests little", failed)
+	}
+	c.Exec("true")
+	d.Eventually(harness.Timeout, "the monitor's descriptors are as before", func() bool { return count() <= before })
 }

@@ -98,14 +98,14 @@ func (a *Agent) birth(c *container, r *wire.Start, dirs []int, by maker, gone <-
 	}
 	process := &r.Plan.Process
 	io, ends, err := c.pipes(process)
-	if err != nil {
-		return nil, err
-	}
 	defer func() {
 		for _, fd := range ends {
 			unix.Close(fd)
 		}
 	}()
+	if err != nil {
+		return nil, err
+	}
 	a.births.RLock()
 	defer a.born()
 	if r.Plan.Users != nil {

@@ -241,7 +241,12 @@ func TestPluginUpdatesContainers(t *testing.T) {
 			return nil, nil, nil
 		}
 		p.update = func(c *api.Container, r *api.LinuxResources) []*api.ContainerUpdate {
-			return []*api.ContainerUpdate{quota(c.GetId(), 2*r.GetCpu().GetQuota().GetValue())}
+			u := quota(c.GetId(), 2*r.GetCpu().GetQuota().GetValue())
+			if c.GetName() == "strict" || c.GetName() == "lenient" {
+				u.SetLinuxBlockIOClass("fast")
+				u.IgnoreFailure = c.GetName() == "lenient"
+			}
+			return []*api.ContainerUpdate{u}
 		}
 	})
 	pod := d.RunPod(d.Pod("a"))
@@ -263,6 +268,16 @@ func TestPluginUpdatesContainers(t *testing.T) {
 	}
 	if failed, err := p.api.UpdateContainers([]*api.ContainerUpdate{quota(c.ID, 1)}); err != nil || len(failed) != 1 || quotaOf(c) != "40000" {
 		t.Errorf("one that is invalid: %v, %v, quota %s", failed, err, quotaOf(c))
+	}
+	// What cannot be done is refused, or left out where the plugin says so.
+	_, err := d.Runtime.UpdateContainerResources(d.Context(), &runtimeapi.UpdateContainerResourcesRequest{ContainerId: pod.Create(d.Sleeper("strict")).ID,
+		Linux: &resources{CpuQuota: 15000}})
+	if !contains(err, "linux.resources.blockio_class") {
+		t.Errorf("an update that cannot be done: %v", err)
+	}
+	lenient := pod.Create(d.Sleeper("lenient"))
+	if update(lenient, &resources{CpuQuota: 15000}); linuxOf(lenient).GetCpuQuota() != 15000 {
+		t.Errorf("an update that may fail: quota %d", linuxOf(lenient).GetCpuQuota())
 	}
 	// One that joins may update all that it is told of.
 	join(d, "20-joins", func(p *nodePlugin) {

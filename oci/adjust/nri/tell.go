@@ -121,6 +121,9 @@ func (p *Plugins) Update(ctx context.Context, c *adjust.Container, asked *runtim
 		case u == nil:
 		case u.GetContainerId() == c.ID:
 			made, err := toCRI(u.GetLinux().GetResources())
+			if err != nil && u.GetIgnoreFailure() {
+				continue
+			}
 			if err != nil {
 				return nil, nil, err
 			}

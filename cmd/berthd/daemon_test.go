@@ -43,7 +43,7 @@ func newFolders(t *testing.T) folders {
 	}
 	dir := t.TempDir()
 	f := folders{root: filepath.Join(dir, "root"), state: filepath.Join(dir, "state"), config: filepath.Join(dir, "config.toml")}
-	text := fmt.Sprintf("[runtime]\nmonitor = %q\n[network]\nconf_dir = %q\n", self, filepath.Join(dir, "net.d"))
+	text := fmt.Sprintf("[runtime]\nmonitor = %q\n[network]\nconf_dir = %q\n[nri]\nplugin_path = %q\n", self, filepath.Join(dir, "net.d"), filepath.Join(dir, "nri"))
 	if err := os.WriteFile(f.config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}

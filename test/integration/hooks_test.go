@@ -81,15 +81,16 @@ func annotated(c *runtimeapi.ContainerConfig) { c.Annotations = map[string]strin
 
 var hostStages = []string{"prestart", "createRuntime", "createContainer", "poststart", "poststop"}
 
-// Hooks run in the order, the namespaces and with the state that the runtime specification says.
+// Hooks run in the order, the namespaces and with the state that the runtime specification says. They have nothing of the environment of the daemon,
+// nor of the container's, which is the image's to say.
 func TestHooks(t *testing.T) {
-	h := startHooked(t)
+	h := startHooked(t, harness.WithEnv("LEAK=daemon"))
 	for i, stage := range hostStages {
 		h.hook(fmt.Sprintf("%d", i), stage, `
 say began
 say state "$(cat)"
 for ns in net mnt pid uts; do say ns-$ns "$(readlink /proc/self/ns/$ns)"; done
-say env "$OWN" "$#" "$(pwd)"
+say env "$OWN" "$#" "${LEAK-none}" "$(pwd)"
 say root "[$(echo $(ls rootfs/bin/sh rootfs/proc/self/stat 2>/dev/null))]"
 [ "$stage" != createContainer ] || { echo inside > rootfs/of-the-hook; mkdir rootfs/mnt; mount -t tmpfs -o size=1m hooktmp rootfs/mnt; touch rootfs/mnt/there; }
 exit 0`, 20)
@@ -101,7 +102,9 @@ exit 0`, 20)
 	}
 	unhooked.Remove()
 
-	c := pod.Run(h.Sleeper("c", annotated))
+	c := pod.Run(h.Sleeper("c", annotated, func(c *runtimeapi.ContainerConfig) {
+		c.Envs = []*runtimeapi.KeyValue{{Key: "LEAK", Value: []byte("container")}}
+	}))
 	if harness.Handler == "" {
 		if got := c.Sh("cat /of-the-hook; ls /mnt"); got != "inside\nthere" {
 			t.Errorf("what the createContainer hook did is in the container as %q", got)
@@ -147,8 +150,8 @@ exit 0`, 20)
 		if harness.Handler != "" {
 			continue // what another runtime's hooks see is its own
 		}
-		if env := strings.Join(h.said(stage+" env"), ""); env != "value 1 "+state.Bundle {
-			t.Errorf("%s has the environment, number of arguments and folder %q", stage, env)
+		if env := strings.Join(h.said(stage+" env"), ""); env != "value 1 none "+state.Bundle {
+			t.Errorf("%s has the environment, number of arguments, somebody else's variable and folder %q", stage, env)
 		}
 		root := "[rootfs/bin/sh]"
 		if inside {

@@ -71,7 +71,7 @@ func (r *reloader) reload(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	certificate, err := r.started.streaming.certificate()
+	certificate, err := c.streaming.certificate() // of other names, too: the next start needs them
 	if err != nil {
 		return err
 	}
@@ -88,7 +88,9 @@ func (r *reloader) reload(ctx context.Context) (err error) {
 	r.parts.network.Reconfigure(c.network)
 	r.parts.manager.SetHandlers(c.runtimes)
 	r.server.SetHandlers(r.parts.handlers(ctx, r.now))
-	r.parts.streams.SetCertificate(certificate)
+	if was := r.started.streaming; was.cert == c.streaming.cert && was.key == c.streaming.key {
+		r.parts.streams.SetCertificate(certificate)
+	}
 	logger := klog.FromContext(ctx)
 	logger.Info("Took the configuration over", "changed", strings.Join(changed, ", "), "paths", strings.Join(c.values.Files, ", "))
 	if len(later) > 0 {

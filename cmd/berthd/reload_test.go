@@ -219,6 +219,22 @@ func TestReloadOfTheCertificate(t *testing.T) {
 	if s := p.hangUp(t, m); !strings.Contains(s, "Refused") || shown() != 2 {
 		t.Errorf("after a bad key %q, certificate %d, want 2", s, shown())
 	}
+	// Other names need a restart, which has to find the files; those of before may go.
+	was := cert
+	cert, key = cert+"2", key+"2"
+	if err := os.WriteFile(f.config, fmt.Appendf(text, "[streaming]\ntls_cert = %q\ntls_key = %q\n", cert, key), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if s := p.hangUp(t, m); !strings.Contains(s, "Refused") {
+		t.Errorf("with names of files that are missing: %q", s)
+	}
+	renew(3)
+	if err := os.Remove(was); err != nil {
+		t.Fatal(err)
+	}
+	if s := p.hangUp(t, m); !strings.Contains(s, "taken over") || shown() != 2 {
+		t.Errorf("with other names %q, certificate %d, want 2", s, shown())
+	}
 }
 
 // A service manager, or a person, may ask for a reload at any moment.

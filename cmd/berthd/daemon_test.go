@@ -47,6 +47,14 @@ func newFolders(t *testing.T) folders {
 	if err := os.WriteFile(f.config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { // after those of the daemons
+		tree := "berth-" + instanceOf(f.root)
+		for _, pattern := range []string{"/sys/fs/cgroup/" + tree, "/sys/fs/cgroup/*/" + tree} {
+			if left, _ := filepath.Glob(pattern); len(left) > 0 {
+				t.Errorf("cgroups are left: %q", left)
+			}
+		}
+	})
 	return f
 }
 
@@ -79,8 +87,10 @@ func (f folders) start(t *testing.T, extra ...string) *process {
 	}()
 	t.Cleanup(func() {
 		if p.cmd.ProcessState == nil {
-			_ = p.cmd.Process.Kill()
+			_ = p.cmd.Process.Signal(syscall.SIGTERM) // not killed: it takes its cgroups away
+			killed := time.AfterFunc(30*time.Second, func() { _ = p.cmd.Process.Kill() })
 			_ = p.cmd.Wait()
+			killed.Stop()
 		}
 		if t.Failed() {
 			t.Logf("log of %d:\n%s", p.cmd.Process.Pid, p.log)

@@ -723,6 +723,18 @@ func TestBadRecordsAreSetAside(t *testing.T) {
 		"another tag": func(t *testing.T, file string) {
 			write(t, file, bytes.Replace(read(t, file), []byte("/a/b:1"), []byte("/a/b:7"), 1))
 		},
+		"another config": func(t *testing.T, file string) {
+			r, err := readRecord(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			r.Config = append(r.Config, ' ')
+			raw, err := r.encode()
+			if err != nil {
+				t.Fatal(err)
+			}
+			write(t, file, raw)
+		},
 		"a folder": func(t *testing.T, file string) {
 			if err := errors.Join(os.Remove(file), os.MkdirAll(file+"/x", 0o700)); err != nil {
 				t.Fatal(err)

@@ -174,6 +174,12 @@ func TestTrustRealm(t *testing.T) {
 		{"http://127.0.0.1:5000", "https://127.0.0.1:5001/t", false},
 		{"https://registry", "https://registry/t", true},
 		{"https://registry", "https://other/t", false},
+		{"https://registry", "https://tokens.example/t", true},
+		{"https://registry", "https://tokens.example:443/t", true},
+		{"https://registry", "http://tokens.example/t", false},
+		{"https://registry", "http://tokens.example:5001/t", true},
+		{"https://registry", "https://tokens.example:5001/t", false},
+		{"https://registry", "https://other.tokens.example/t", false},
 	} {
 		base, err := url.Parse(tc.registry)
 		if err != nil {
@@ -183,7 +189,7 @@ func TestTrustRealm(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		e := &endpoint{base: base, spec: hostSpec{base: base}}
+		e := &endpoint{base: base, spec: hostSpec{base: base, realms: []string{"https://tokens.example", "http://tokens.example:5001"}}}
 		if err := e.trustRealm(realm); (err == nil) != tc.want {
 			t.Errorf("trustRealm(%s, %s) = %v, want %v", tc.registry, tc.realm, err, tc.want)
 		}

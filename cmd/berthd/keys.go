@@ -86,7 +86,7 @@ A pod keeps what its handler meant when the pod was made.`},
 		{Name: "runtimes.NAME.path", Default: "", Live: true, Set: runtimeKey(runtimePath, func(f *runtimeFile, v string) { f.Path = v }), Doc: `
 The program of an OCI runtime.
 It needs the commands create, start, exec and delete of runc 1.1 or later, with exec's option --cgroup, as crun has them.
-A program that is missing, or does not answer to --version, keeps nothing else from running: its handler is not among those of Status, its pods are refused, and it is taken as soon as it works.
+A program that is missing, or does not answer to --version, keeps nothing else from running: its handler is not among those of Status, its pods are refused, and it is taken as soon as it works, one that hung after a minute at most.
 Without that of the default handler berth is not ready.`},
 		{Name: "runtimes.NAME.options", Default: []string{}, Live: true, Set: runtimeKey(runtimeOptions, func(f *runtimeFile, v []string) { f.Options = v }), Doc: `
 Options of that program that stand before its command; each begins with -.`},

@@ -166,6 +166,28 @@ func TestUsable(t *testing.T) {
 	usable("exit status 1")
 }
 
+// A program that hangs is not waited for by everybody who asks, and is asked again when its file changes.
+func TestUsableWhenItHangs(t *testing.T) {
+	asked := filepath.Join(t.TempDir(), "asked")
+	p := script(t, "echo x >>"+asked+"; sleep 1000")
+	var prober Prober
+	for range 3 {
+		if err := prober.Usable(t.Context(), p); err == nil {
+			t.Error("a program that hangs can be used")
+		}
+		for _, known := range prober.known {
+			known.at = known.at.Add(-2 * believed)
+		}
+	}
+	if text, err := os.ReadFile(asked); err != nil || string(text) != "x\n" {
+		t.Errorf("asked %q, %v, want once", text, err)
+	}
+	rewrite(t, p, "exit 0")
+	if err := prober.Usable(t.Context(), p); err != nil {
+		t.Errorf("Usable = %v", err)
+	}
+}
+
 // A caller that gives up is not an answer.
 func TestUsableForTheNextCaller(t *testing.T) {
 	gate := filepath.Join(t.TempDir(), "gate")

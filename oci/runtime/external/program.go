@@ -25,8 +25,10 @@ import (
 const (
 	probeTimeout  = 5 * time.Second
 	deleteTimeout = 10 * time.Second
-	// believed is for how long an answer that is a failure counts.
+	// believed is for how long an answer that is a failure counts, and at least patience times as long as it took: a program that hangs must not hold
+	// up everybody who asks.
 	believed = 5 * time.Second
+	patience = 10
 )
 
 // Program is an OCI runtime on this host.
@@ -149,6 +151,7 @@ type probe struct {
 	mu       sync.Mutex
 	file     os.FileInfo // as it was then; nil: not asked yet
 	at       time.Time
+	took     time.Duration
 	problem  error // why it cannot be used
 	features runtime.Features
 	silent   error // why it has not told its features
@@ -197,9 +200,10 @@ func (p *probe) ask(ctx context.Context, program *Program) error {
 		return fmt.Errorf("look at runtime: %w", err)
 	}
 	same := p.file != nil && os.SameFile(p.file, st) && p.file.ModTime().Equal(st.ModTime()) && p.file.Size() == st.Size() && p.file.Mode() == st.Mode()
-	if same && (p.problem == nil && p.silent == nil || time.Since(p.at) < believed) {
+	if same && (p.problem == nil && p.silent == nil || time.Since(p.at) < max(believed, patience*p.took)) {
 		return p.problem
 	}
+	start := time.Now()
 	asking, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
 	_, problem := program.run(asking, slices.Concat([]string{program.Path}, program.Options, []string{"--version"}))
@@ -214,7 +218,7 @@ func (p *probe) ask(ctx context.Context, program *Program) error {
 	if ctx.Err() != nil { // it is the caller that gave up, and the program may answer the next one
 		return errors.Join(problem, ctx.Err())
 	}
-	p.file, p.at, p.problem, p.features, p.silent = st, time.Now(), problem, understand(&told), silent
+	p.file, p.at, p.took, p.problem, p.features, p.silent = st, time.Now(), time.Since(start), problem, understand(&told), silent
 	return problem
 }
 

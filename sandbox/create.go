@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 	"time"
 
@@ -305,18 +304,6 @@ func (m *Manager) appArmor(ctx context.Context, config *runtimeapi.ContainerConf
 	}
 	state.Default = apparmor.Name
 	return state, nil
-}
-
-// logPath is where the monitor writes the container's log. Its folder is the kubelet's to make.
-func logPath(pod *runtimeapi.PodSandboxConfig, config *runtimeapi.ContainerConfig) (string, error) {
-	path, err := spec.LogPath(pod, config)
-	if err != nil || path == "" {
-		return "", err
-	}
-	if st, err := os.Stat(filepath.Dir(path)); err != nil || !st.IsDir() {
-		return "", &spec.InvalidError{Field: "config.log_path", Value: path, Rule: "must be in a folder that is there"}
-	}
-	return path, nil
 }
 
 // seccompProfile reads the profile that the request names; nil when it names none.

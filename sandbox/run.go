@@ -39,7 +39,8 @@ func (m *Manager) RunPod(ctx context.Context, config *runtimeapi.PodSandboxConfi
 	if err != nil {
 		return "", err
 	}
-	rec := store.Pod{State: store.Creating, Handler: handler, ConfigHash: hash, Config: packed, BootID: m.bootID, Runtime: m.runtimeOf(handler)}
+	rec := store.Pod{State: store.Creating, Handler: handler, ConfigHash: hash, Config: packed, BootID: m.bootID, Runtime: m.runtimeOf(handler),
+		LogFolder: logFolder(config)}
 	for {
 		p, err := m.claimPod(ctx, config, rec)
 		if errors.Is(err, errAbandoned) {

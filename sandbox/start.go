@@ -148,14 +148,13 @@ func (m *Manager) launch(ctx context.Context, c *container) (pid int, err error)
 	if err != nil {
 		return 0, err
 	}
-	rec := m.containerRecord(c)
 	made, err := m.specOf(c)
 	if err != nil {
 		return 0, err
 	}
 	var group *cgroup.Group
 	by := m.handlerOf(c.pod)
-	request := monitor.StartRequest{ContainerID: c.id, LogPath: rec.LogPath}
+	request := monitor.StartRequest{ContainerID: c.id, LogPath: m.realLogPath(c), LogIsReal: true}
 	for _, name := range slices.Sorted(maps.Keys(made.Linux.Sysctl)) {
 		request.Sysctls = append(request.Sysctls, [2]string{name, made.Linux.Sysctl[name]})
 	}

@@ -45,6 +45,7 @@ type StartRequest struct {
 	Plan        *engine.Plan
 	Cgroups     []*os.File // one folder a hierarchy, named by its path
 	LogPath     string     // "" keeps no log
+	LogIsReal   bool       // no part of LogPath may be a symbolic link
 	// Command has another runtime make the container; RuntimeGroup is the cgroup that its program runs in, or nil.
 	Command      Command
 	RuntimeGroup *os.File
@@ -148,7 +149,7 @@ func (c *Client) Start(ctx context.Context, r StartRequest) (pid int, err error)
 			return 0, err
 		}
 	}
-	body := wire.Start{ContainerID: r.ContainerID, Plan: *r.Plan, LogPath: r.LogPath, Command: r.Command}
+	body := wire.Start{ContainerID: r.ContainerID, Plan: *r.Plan, LogPath: r.LogPath, LogIsReal: r.LogIsReal, Command: r.Command}
 	for _, s := range r.Sysctls {
 		body.Sysctls = append(body.Sysctls, wire.Sysctl{Key: s[0], Value: s[1]})
 	}

@@ -39,6 +39,7 @@ type Pod struct {
 	BootID    string        `json:"bootID"`
 	Runtime   *Runtime      `json:"runtime,omitempty"` // what its handler meant when it was made; absent: the native engine
 	Resources *PodResources `json:"resources,omitempty"`
+	LogFolder string        `json:"logFolder,omitempty"` // where its log_directory was when it was made, by no symbolic link; empty: not there
 	// SELinuxLevel is the one that no other pod has; empty when the pod asked for one, or SELinux is off.
 	SELinuxLevel string `json:"selinuxLevel,omitempty"`
 }

@@ -1,6 +1,7 @@
 package integration_test
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -174,6 +175,56 @@ func TestLogTargets(t *testing.T) {
 		}
 		if err == nil {
 			c.Remove()
+		}
+	}
+}
+
+// TestLogFolders: a pod that sees the node's logs may put a link in the place of a folder, and leads nothing elsewhere by it (threat B21). The kubelet's
+// own folder may be behind a link.
+func TestLogFolders(t *testing.T) {
+	d := harness.Start(t)
+	real, behind := filepath.Join(d.Dir, "real"), filepath.Join(d.Dir, "behind")
+	victims := filepath.Join(d.Dir, "victims")
+	for _, folder := range []string{filepath.Join(real, "pod", "c"), filepath.Join(real, "pod", "later"), filepath.Join(victims, "later")} {
+		if err := os.MkdirAll(folder, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	plant := func(path string) {
+		t.Helper()
+		if err := errors.Join(os.Rename(path, path+".old"), os.Symlink(victims, path)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink(real, behind); err != nil {
+		t.Fatal(err)
+	}
+	config := d.Pod("linked")
+	config.LogDirectory = filepath.Join(behind, "pod")
+	pod := d.RunPod(config)
+	shell := func(name string) *runtimeapi.ContainerConfig {
+		c := d.Shell(name, "echo here; sleep 1000")
+		c.LogPath = name + "/0.log"
+		return c
+	}
+	c := pod.Run(shell("c"))
+	c.WaitOutput("here")
+	if got := c.Status().LogPath; got != filepath.Join(behind, "pod", "c/0.log") {
+		t.Errorf("the log path is %s", got)
+	}
+	plant(filepath.Join(real, "pod", "c"))
+	if _, err := d.Runtime.ReopenContainerLog(d.Context(), &runtimeapi.ReopenContainerLogRequest{ContainerId: c.ID}); err == nil {
+		t.Error("a log in a folder that is a symbolic link is opened")
+	}
+	plant(filepath.Join(real, "pod"))
+	if later, err := pod.TryCreate(shell("later")); err == nil {
+		if err := later.TryStart(); err == nil {
+			t.Error("a container starts with a log below a symbolic link")
+		}
+	}
+	for _, log := range []string{"0.log", "later/0.log"} {
+		if _, err := os.Stat(filepath.Join(victims, log)); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s is there: %v", log, err)
 		}
 	}
 }

@@ -90,7 +90,11 @@ func (a *Agent) birth(c *container, r *wire.Start, dirs []int, by maker, gone <-
 	if err != nil {
 		return nil, err
 	}
-	if c.log, err = openLog(strings.Clone(r.LogPath)); err != nil {
+	var resolve uint64
+	if r.LogIsReal {
+		resolve = unix.RESOLVE_NO_SYMLINKS
+	}
+	if c.log, err = openLog(strings.Clone(r.LogPath), resolve); err != nil {
 		return nil, err
 	}
 	if err := a.setSysctls(r.Sysctls); err != nil {

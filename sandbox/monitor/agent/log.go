@@ -18,7 +18,8 @@ const lineMax = 16 << 10
 
 // logFile is a container's log. Its streams write to it in turns.
 type logFile struct {
-	path string // "" keeps no log
+	path    string // "" keeps no log
+	resolve uint64 // how the path is (openat2(2), RESOLVE_*)
 
 	mu     sync.Mutex
 	fd     int
@@ -27,8 +28,8 @@ type logFile struct {
 }
 
 // openLog opens the log at path for appending.
-func openLog(path string) (*logFile, error) {
-	l := &logFile{path: path, fd: -1}
+func openLog(path string, resolve uint64) (*logFile, error) {
+	l := &logFile{path: path, resolve: resolve, fd: -1}
 	return l, l.reopen()
 }
 
@@ -40,7 +41,7 @@ func (l *logFile) reopen() error {
 		return nil
 	}
 	const flags = unix.O_WRONLY | unix.O_APPEND | unix.O_CREAT | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_CLOEXEC
-	fd, err := unix.Open(l.path, flags, 0o640)
+	fd, err := unix.Openat2(unix.AT_FDCWD, l.path, &unix.OpenHow{Flags: flags, Mode: 0o640, Resolve: l.resolve})
 	if err != nil {
 		return fmt.Errorf("open log %s: %w", l.path, err)
 	}

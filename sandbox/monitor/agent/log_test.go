@@ -14,7 +14,7 @@ import (
 
 // A rotation that comes together with the exit.
 func TestClosedLogStaysClosed(t *testing.T) {
-	l, err := openLog(filepath.Join(t.TempDir(), "log"))
+	l, err := openLog(filepath.Join(t.TempDir(), "log"), 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -27,7 +27,7 @@ func TestClosedLogStaysClosed(t *testing.T) {
 // What a container wrote before its exit is in its log, also when the end of the streams does not come.
 func TestCopyTakesTheRestAtTheDeadline(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "log")
-	l, err := openLog(path)
+	l, err := openLog(path, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -59,7 +59,7 @@ func TestCopyTakesTheRestAtTheDeadline(t *testing.T) {
 // A container whose last lines found no place, and that then says nothing more.
 func TestLostLinesAreToldAtTheEnd(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "log")
-	l, err := openLog(path)
+	l, err := openLog(path, 0)
 	if err != nil {
 		t.Fatal(err)
 	}

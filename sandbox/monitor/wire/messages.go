@@ -130,6 +130,7 @@ type Start struct {
 	Cgroups     []string // the paths of the descriptors
 	Command     Command
 	Sysctls     []Sysctl // set in the pod's namespaces before the container is made
+	LogIsReal   bool     // no part of LogPath may be a symbolic link; an older monitor lets folders be
 }
 
 // Code writes or reads s.
@@ -141,6 +142,7 @@ func (s *Start) Code(c *codec.Codec) {
 		c.Strings(&s.Cgroups)
 		s.Command.Code(c)
 		codeSysctls(c, &s.Sysctls)
+		c.Bool(&s.LogIsReal)
 	})
 }
 

@@ -19,6 +19,9 @@ func TestMain(m *testing.M) {
 	if path := os.Getenv("CRI_TEST_CONNECT"); path != "" {
 		connectAsClient(path)
 	}
+	if len(os.TempDir()) > len("/var/tmp") { // sockets have short names
+		os.Setenv("TMPDIR", "/var/tmp")
+	}
 	os.Exit(m.Run())
 }
 

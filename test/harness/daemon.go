@@ -60,6 +60,11 @@ func WithRoot(dir string) Option {
 	return func(_ *Daemon, o *berthd.Options) { o.Root = dir }
 }
 
+// WithState puts the daemon's state on another file system. The path must be short: there are sockets in it.
+func WithState(dir string) Option {
+	return func(_ *Daemon, o *berthd.Options) { o.State = dir }
+}
+
 // WithBin starts the binaries of a folder, and not those of this tree.
 func WithBin(dir string) Option {
 	return func(_ *Daemon, o *berthd.Options) { o.Bin = dir }

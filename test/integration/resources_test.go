@@ -376,3 +376,28 @@ func TestBadResources(t *testing.T) {
 		}
 	}
 }
+
+// TestFilesOfThePodAreMemory: what a container writes to the files that berth makes for its pod, which are outside its layer, is memory of its own when
+// the state is in memory, as it is on a node; so its limit bounds that (threat B24, CVE-2020-8557).
+func TestFilesOfThePodAreMemory(t *testing.T) {
+	state, err := os.MkdirTemp("/var/tmp", "bt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(state) })
+	if err := unix.Mount("tmpfs", state, "tmpfs", 0, "size=512m"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Unmount(state, unix.MNT_DETACH) }) // unless the daemon's sweep was there before
+	d := harness.Start(t, harness.WithState(state))
+	c := d.RunPod(d.Pod("files")).Run(d.Shell("c", "for f in hosts hostname resolv.conf; do probe bytes 100000000 x >>/etc/$f; done",
+		harness.Resources(&resources{MemoryLimitInBytes: 64 << 20, MemorySwapLimitInBytes: 64 << 20})))
+	c.Wait(harness.Timeout)
+	var st unix.Statfs_t
+	if err := unix.Statfs(state, &st); err != nil {
+		t.Fatal(err)
+	}
+	if used := int64(st.Blocks-st.Bfree) * st.Bsize; used < 8<<20 || used > 80<<20 {
+		t.Errorf("%d MiB of the state's memory are in use: it wrote 300 within 64", used>>20)
+	}
+}

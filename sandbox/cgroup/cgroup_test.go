@@ -354,10 +354,13 @@ func TestKillThawsWhatIsFrozenBelow(t *testing.T) {
 	}
 	cmd := run(t, g, "echo 0 >"+h.mount+"/"+below+"/cgroup.procs; echo there; sleep 100")
 	waitUntil(t, "the process is below", func() bool { pids, err := h.pids(below); return err == nil && len(pids) > 0 })
-	if err := h.write(below, "freezer.state", "FROZEN"); err != nil {
-		t.Fatal(err)
-	}
-	waitUntil(t, "the process is frozen", func() bool { state, _ := h.read(below, "freezer.state"); return strings.TrimSpace(state) == "FROZEN" })
+	waitUntil(t, "the process is frozen", func() bool { // the version 1 freezer misses one that forks or is moved meanwhile, until it is told again
+		if err := h.write(below, "freezer.state", "FROZEN"); err != nil {
+			t.Fatal(err)
+		}
+		state, _ := h.read(below, "freezer.state")
+		return strings.TrimSpace(state) == "FROZEN"
+	})
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
 	err = errors.Join(d.Kill(p), d.Wait(ctx, p), d.Remove(ctx, p))

@@ -24,11 +24,20 @@ type disk struct {
 
 func newDisk(t *testing.T) *disk {
 	t.Helper()
-	if known, err := os.ReadFile("/proc/filesystems"); err != nil || !strings.Contains(string(known), "\text4\n") {
-		t.Skipf("the kernel does not know ext4: %v", err)
+	known, err := os.ReadFile("/proc/filesystems")
+	if err != nil {
+		t.Fatal(err)
 	}
-	if out, err := exec.Command("losetup", "-f").CombinedOutput(); err != nil {
-		t.Skipf("the kernel gives no loop device: %s", out)
+	if !strings.Contains(string(known), "\text4\n") {
+		t.Skip("the kernel does not know ext4")
+	}
+	control, err := os.Open("/dev/loop-control")
+	if err != nil {
+		t.Skipf("the kernel has no loop devices: %v", err)
+	}
+	defer control.Close()
+	if _, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE); err != nil {
+		t.Skipf("the kernel gives no loop device: %v", err)
 	}
 	d := &disk{t: t, image: filepath.Join(t.TempDir(), "image"), dir: t.TempDir()}
 	if err := os.WriteFile(d.image, nil, 0o600); err != nil {
@@ -92,7 +101,7 @@ func inOwnMounts(t *testing.T) (done bool) {
 	case err != nil:
 		t.Fatalf("%v\n%s", err, out)
 	case bytes.Contains(out, []byte("--- SKIP: "+t.Name())):
-		t.Skipf("%s", out)
+		t.Skipf("the kernel lacks what the file system needs: %s", out)
 	case !bytes.Contains(out, []byte("--- PASS: "+t.Name())):
 		t.Fatalf("it did not run:\n%s", out)
 	}

@@ -96,15 +96,15 @@ func TestStopSignalsAndThenKills(t *testing.T) {
 	request := createRequest(p, "usr1", `trap "exit 8" USR1; `+w.sign("usr1")+`; sleep 1000 & wait`)
 	request.Image = spec.Image{StopSignal: "SIGUSR1"}
 	ownSignal := start(t, m, request)
-	stubborn := start(t, m, createRequest(p, "stubborn", `trap "" TERM; `+w.sign("stubborn")+`; while :; do sleep 1; done`))
-	for _, name := range []string{"polite", "usr1", "stubborn"} {
+	deaf := start(t, m, createRequest(p, "deaf", `trap "" TERM; `+w.sign("deaf")+`; while :; do sleep 1; done`))
+	for _, name := range []string{"polite", "usr1", "deaf"} {
 		w.awaitSign(t, name)
 	}
 	for _, tc := range []struct {
 		id    string
 		grace time.Duration
 		code  int32
-	}{{polite, time.Minute, 7}, {ownSignal, time.Minute, 8}, {stubborn, 500 * time.Millisecond, 137}} {
+	}{{polite, time.Minute, 7}, {ownSignal, time.Minute, 8}, {deaf, 500 * time.Millisecond, 137}} {
 		begin := time.Now()
 		if err := m.StopContainer(t.Context(), tc.id, tc.grace); err != nil {
 			t.Error(err)

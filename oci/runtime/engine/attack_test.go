@@ -452,23 +452,8 @@ func TestNullDeviceOfTheHostStaysAsItIs(t *testing.T) {
 	if n, err := io.ReadFull(r, out); string(out) != "done\n" {
 		t.Errorf("the container says %q, %v", out[:n], err)
 	}
-	er, ew, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer er.Close()
-	pidns, err := os.Open("/proc/" + strconv.Itoa(c.PID) + "/ns/pid")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer pidns.Close()
-	e, err := Exec(&Process{Args: []string{"/bin/sh", "-c", change}, Env: []string{"PATH=/bin"}, Cwd: "/", Capabilities: plan.Process.Capabilities},
-		Target{PIDFD: c.PIDFD, PIDNamespace: int(pidns.Fd())}, Cgroups{Unified: -1}, Stdio{-1, int(ew.Fd()), -1})
-	ew.Close()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if out, _ := finish(t, e, er); out != "done\n" {
+	process := &Process{Args: []string{"/bin/sh", "-c", change}, Env: []string{"PATH=/bin"}, Cwd: "/", Capabilities: plan.Process.Capabilities}
+	if out := execOutput(t, c, process); out != "done\n" {
 		t.Errorf("an exec says %q", out)
 	}
 	if err := unix.Stat("/dev/null", &after); err != nil || after.Mode != before.Mode || after.Uid != before.Uid {

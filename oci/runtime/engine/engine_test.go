@@ -83,6 +83,28 @@ func testPlan(t *testing.T, args ...string) *Plan {
 	}
 }
 
+// execOutput runs a process in the container of c, and returns what it prints.
+func execOutput(t *testing.T, c Child, pr *Process) string {
+	t.Helper()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	pidns, err := os.Open("/proc/" + strconv.Itoa(c.PID) + "/ns/pid")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pidns.Close()
+	e, err := Exec(pr, Target{PIDFD: c.PIDFD, PIDNamespace: int(pidns.Fd())}, Cgroups{Unified: -1}, Stdio{-1, int(w.Fd()), -1})
+	w.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, _ := finish(t, e, r)
+	return out
+}
+
 // output starts plan and returns what it prints and its wait status.
 func output(t *testing.T, plan *Plan) (string, unix.WaitStatus) {
 	t.Helper()

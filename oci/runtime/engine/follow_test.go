@@ -5,7 +5,6 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -146,23 +145,7 @@ func TestTheHostAsAVolume(t *testing.T) {
 			if string(out) != want {
 				t.Errorf("the container says %q, %v; want %q", out[:n], err, want)
 			}
-			er, ew, err := os.Pipe()
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer er.Close()
-			pidns, err := os.Open("/proc/" + strconv.Itoa(c.PID) + "/ns/pid")
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer pidns.Close()
-			e, err := Exec(&Process{Args: []string{"/bin/ls", "/"}, Cwd: "/"}, Target{PIDFD: c.PIDFD, PIDNamespace: int(pidns.Fd())}, Cgroups{Unified: -1},
-				Stdio{-1, int(ew.Fd()), int(ew.Fd())})
-			ew.Close()
-			if err != nil {
-				t.Fatal(err)
-			}
-			if out, _ := finish(t, e, er); !strings.Contains(out, "data\n") || strings.Contains(out, "usr\n") {
+			if out := execOutput(t, c, &Process{Args: []string{"/bin/ls", "/"}, Cwd: "/"}); !strings.Contains(out, "data\n") || strings.Contains(out, "usr\n") {
 				t.Errorf("an exec has the root %q", out)
 			}
 		})

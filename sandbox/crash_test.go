@@ -415,6 +415,62 @@ func TestHungMonitorDoesNotHoldUpTheStart(t *testing.T) {
 	w.empty()
 }
 
+// A monitor that is killed while the daemon starts loses its sockets a moment before its process has ended.
+func TestMonitorThatDiesWhileTheDaemonStarts(t *testing.T) {
+	w := newWorld(t)
+	m := w.open(nil)
+	p := run(t, m, podConfig("a"))
+	c := start(t, m, createRequest(p, "c", "sleep 1000"))
+	if err := m.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	f := w.monitorOf(p)
+	f.mu.Lock()
+	f.helloErr = syscall.ECONNRESET
+	f.mu.Unlock()
+	m = w.open(nil)
+	time.AfterFunc(300*time.Millisecond, f.kill)
+	w.recovered(m)
+	if got, _ := m.Container(c); got.State != ContainerExited || got.Reason != ReasonMonitorLost {
+		t.Errorf("container = %+v", got)
+	}
+	remove(t, m, p)
+	w.empty()
+}
+
+// A daemon that ends while it starts knows nothing of its monitors: it must not give their sandboxes up.
+func TestEndOfTheDaemonWhileItStarts(t *testing.T) {
+	w := newWorld(t)
+	m := w.open(nil)
+	p := run(t, m, podConfig("a"))
+	c := start(t, m, createRequest(p, "c", "sleep 1000"))
+	if err := m.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	f := w.monitorOf(p)
+	f.mu.Lock()
+	f.hung = true
+	f.mu.Unlock()
+	m = w.open(nil)
+	waitFor(t, func() bool { return m.linkOf(m.pods[p]) != nil }) // it asks the monitor now
+	if err := m.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	f.mu.Lock()
+	f.hung = false
+	f.mu.Unlock()
+	m = w.open(nil)
+	w.recovered(m)
+	if got, _ := m.Pod(p); got.State != PodReady {
+		t.Errorf("sandbox = %+v", got)
+	}
+	if got, _ := m.Container(c); got.State != ContainerRunning {
+		t.Errorf("container = %+v", got)
+	}
+	remove(t, m, p)
+	w.empty()
+}
+
 func TestOrphansAreSwept(t *testing.T) {
 	w := newWorld(t)
 	m := w.open(nil)

@@ -140,6 +140,12 @@ func (l *link) ended() bool {
 	}
 }
 
+// endsWithin waits for the process's end, for d at most.
+func (l *link) endsWithin(d time.Duration) bool {
+	pause(l.life, d)
+	return l.ended()
+}
+
 // kill ends the monitor by force and waits until it is gone.
 func (l *link) kill(ctx context.Context) error {
 	if l.ended() {

@@ -235,7 +235,10 @@ func (m *Manager) reattach(ctx context.Context, p *pod, rec *store.Pod) error {
 	}
 	m.setLink(p, l)
 	hello, err := l.client.Hello(ctx)
-	if err != nil && !l.ended() {
+	if m.ctx.Err() != nil { // the daemon ends: that says nothing of the monitor
+		return m.ctx.Err()
+	}
+	if err != nil && !l.endsWithin(endTimeout) { // one that is killed loses its sockets before it is gone
 		return errors.Join(fmt.Errorf("its monitor does not answer: %w", err), m.updatePod(p, func(rec *store.Pod) { rec.State = store.NotReady }))
 	}
 	if err != nil {

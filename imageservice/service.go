@@ -161,6 +161,9 @@ func (s *Service) load(ctx context.Context) error {
 		if err == nil {
 			err = s.complete(ctx, image)
 		}
+		if ctx.Err() != nil { // whoever opens it ends: that says nothing of the image
+			return context.Cause(ctx)
+		}
 		if err != nil {
 			bad = append(bad, s.records.putAside(s.records.file(r.ImageID), err))
 			continue

@@ -815,6 +815,46 @@ func TestRecordWithoutItsLayersIsSetAside(t *testing.T) {
 	w.pull(p.Ref)
 }
 
+// A daemon that ends while it starts knows nothing of its images: none is put aside, and no layer goes.
+func TestEndWhileImagesAreLoaded(t *testing.T) {
+	reg, err := registrytest.Start(registrytest.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer reg.Close()
+	p, err := reg.Push("a/b", "1", registrytest.Image{Layers: []registrytest.Layer{layerOf("a", "1"), layerOf("b", "2")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	root := t.TempDir()
+	s, err := Open(t.Context(), Config{Root: root})
+	if err == nil {
+		_, err = s.Pull(t.Context(), p.Ref, Auth{}, nil)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 10 { // whether a lock or the end of the context is seen first is a matter of luck
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		ended, end := context.WithCancel(t.Context())
+		end()
+		if s, err := Open(ended, Config{Root: root}); !errors.Is(err, context.Canceled) {
+			t.Errorf("Open with a context that has ended = %v, %v", s, err)
+		}
+		if s, err = Open(t.Context(), Config{Root: root}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Image(p.Ref); err != nil || len(s.Problems()) > 0 {
+			t.Fatalf("after an end while images were loaded: %v, %v", err, s.Problems())
+		}
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestReadFile(t *testing.T) {
 	w := newWorld(t, registrytest.Options{})
 	p := w.push("a/b", "1", registrytest.Image{})

@@ -179,10 +179,16 @@ func TestKillTwiceAtEveryStepOfRecovery(t *testing.T) {
 // half leaves a sandbox that was being made when the daemon was killed.
 func half(t *testing.T, w *world, name string) {
 	t.Helper()
+	diesAt(t, w, "write hosts", func(m *Manager) { m.RunPod(t.Context(), podConfig(name), "") })
+}
+
+// diesAt kills a daemon at an effect of a call.
+func diesAt(t *testing.T, w *world, at string, call func(*Manager)) {
+	t.Helper()
 	var once sync.Once
 	died := make(chan struct{})
 	m := w.open(func(step string) error {
-		if step == "write hosts" {
+		if step == at {
 			once.Do(func() { close(died) })
 		}
 		select {
@@ -194,7 +200,7 @@ func half(t *testing.T, w *world, name string) {
 		}
 	})
 	w.recovered(m)
-	w.callers.Go(func() { m.RunPod(t.Context(), podConfig(name), "") })
+	w.callers.Go(func() { call(m) })
 	<-died
 }
 

@@ -21,6 +21,7 @@ const (
 	startTimeout = 2 * time.Minute // mounts may be on a network
 	endTimeout   = 2 * time.Second // the monitor's own end
 	watchPause   = 50 * time.Millisecond
+	awaitPause   = 5 * time.Millisecond
 )
 
 // link is the connection to one sandbox's monitor.
@@ -159,12 +160,30 @@ func (l *link) kill(ctx context.Context) error {
 	if err != nil && !errors.Is(err, os.ErrProcessDone) && !errors.Is(err, unix.ESRCH) {
 		return fmt.Errorf("kill monitor %d: %w", l.process.PID, err)
 	}
+	return l.await(ctx)
+}
+
+// await waits until the process has ended, also when the Manager ends: then awaitEnd does not tell it any more.
+func (l *link) await(ctx context.Context) error {
 	select {
 	case <-l.dead:
-		return nil
+	case <-l.life.Done():
 	case <-ctx.Done():
-		return fmt.Errorf("wait for the end of monitor %d: %w", l.process.PID, ctx.Err())
 	}
+	for !l.ended() {
+		fd, err := openProcess(l.process)
+		if errors.Is(err, os.ErrProcessDone) {
+			return nil
+		}
+		if err == nil {
+			unix.Close(fd)
+		}
+		if ctx.Err() != nil {
+			return fmt.Errorf("wait for the end of monitor %d: %w", l.process.PID, ctx.Err())
+		}
+		pause(ctx, awaitPause)
+	}
+	return nil
 }
 
 func (m *Manager) linkOf(p *pod) *link {

@@ -219,6 +219,9 @@ func (m *Manager) recoverState(ctx context.Context, p *pod) error {
 		m.follow(p)
 	}
 	err = errors.Join(err, m.stopPod(ctx, p))
+	if m.ctx.Err() != nil { // the next daemon goes on
+		return err
+	}
 	return errors.Join(err, each(m.containersOf(p), func(c *container) error { return m.loseContainer(ctx, c, ReasonUnknown) }))
 }
 

@@ -161,8 +161,8 @@ func (m *Manager) undoPod(ctx context.Context, p *pod) error {
 	if err == nil {
 		err = m.dropPod(ctx, p)
 	}
-	if err == nil {
-		return nil
+	if err == nil || m.ctx.Err() != nil { // the next daemon undoes what this one's end cut short
+		return err
 	}
 	m.mu.Lock()
 	p.lingering, p.message = true, "its creation failed and could not be undone: "+err.Error()

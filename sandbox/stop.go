@@ -127,11 +127,7 @@ func (m *Manager) endMonitor(ctx context.Context, p *pod) error {
 	farewell, cancel := context.WithTimeout(ctx, endTimeout)
 	err := l.client.Shutdown(farewell)
 	if err == nil {
-		select {
-		case <-l.dead:
-		case <-farewell.Done():
-			err = farewell.Err()
-		}
+		err = l.await(farewell)
 	}
 	cancel()
 	if err != nil && !l.ended() {
@@ -172,6 +168,9 @@ func (m *Manager) strayMonitor(p *pod) (*link, error) {
 		ctx, cancel := context.WithTimeout(m.ctx, endTimeout)
 		defer cancel()
 		hello, err := m.cfg.Dial(m.socket(p.id)).Hello(ctx)
+		if m.ctx.Err() != nil { // the daemon ends: that says nothing of the monitor
+			return nil, m.ctx.Err()
+		}
 		if err != nil {
 			return nil, nil //nolint:nilerr // it does not answer: sweepMonitors finds it by its cgroup
 		}

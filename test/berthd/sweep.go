@@ -21,34 +21,34 @@ import (
 // Sweep takes everything of a daemon that does not run off the host, except its two folders: what pods left, the bridge, its
 // firewall and the cgroup tree. It is for the end of a test, also of one that failed.
 func Sweep(d invariants.Daemon) error {
-	var errs []error
-	for range 3 { // what is killed may take a moment to leave its cgroup
-		errs = nil
-		items, err := invariants.Take(d)
-		if err != nil {
+	for end := time.Now().Add(invariants.Grace); ; time.Sleep(50 * time.Millisecond) { // what is killed may take a moment to leave its cgroup
+		if err := sweepOnce(d); err == nil || !time.Now().Before(end) {
 			return err
 		}
-		for _, name := range items.Names(invariants.Process) {
-			pid, _, _ := strings.Cut(name, " ")
-			if n, err := strconv.Atoi(pid); err == nil && n > 1 {
-				unix.Kill(n, unix.SIGKILL)
-			}
-		}
-		for _, m := range slices.Backward(items.Names(invariants.Mount)) {
-			if err := unix.Unmount(m, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
-				errs = append(errs, fmt.Errorf("unmount %s: %w", m, err))
-			}
-		}
-		for _, pin := range items.Names(invariants.Pin) {
-			errs = append(errs, ignore(os.Remove(pin)))
-		}
-		errs = append(errs, sweepLinks(items), sweepFirewall(d), sweepCgroups(d))
-		if errors.Join(errs...) == nil {
-			return nil
-		}
-		time.Sleep(50 * time.Millisecond)
 	}
-	return errors.Join(errs...)
+}
+
+func sweepOnce(d invariants.Daemon) error {
+	items, err := invariants.Take(d)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, name := range items.Names(invariants.Process) {
+		pid, _, _ := strings.Cut(name, " ")
+		if n, err := strconv.Atoi(pid); err == nil && n > 1 {
+			unix.Kill(n, unix.SIGKILL)
+		}
+	}
+	for _, m := range slices.Backward(items.Names(invariants.Mount)) {
+		if err := unix.Unmount(m, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+			errs = append(errs, fmt.Errorf("unmount %s: %w", m, err))
+		}
+	}
+	for _, pin := range items.Names(invariants.Pin) {
+		errs = append(errs, ignore(os.Remove(pin)))
+	}
+	return errors.Join(append(errs, sweepLinks(items), sweepFirewall(d), sweepCgroups(d))...)
 }
 
 func ignore(err error) error {
@@ -82,7 +82,7 @@ func sweepFirewall(d invariants.Daemon) error {
 		return fmt.Errorf("list nftables: %w", err)
 	}
 	for _, t := range tables {
-		if strings.Contains(t.Name, d.Bridge) {
+		if t.Name == d.Table() {
 			conn.DelTable(t)
 		}
 	}

@@ -152,12 +152,9 @@ func Start(t testing.TB, options ...Option) *Daemon {
 // warmUp runs a pod, so that what is opened once for all pods is open, and then takes what is there as the state before.
 func (d *Daemon) warmUp() {
 	d.T.Helper()
-	cold, err := invariants.Take(d.Process.Daemon())
-	if err != nil {
-		d.T.Fatal(err)
-	}
+	cold := d.Take()
 	d.RunPod(d.Pod("warm-up")).Remove()
-	lines, err := invariants.Settle(d.T.Context(), func(context.Context) ([]string, error) {
+	lines, err := invariants.Settle(d.T.Context(), func(context.Context) (_ []string, err error) {
 		if d.before, err = invariants.Take(d.Process.Daemon()); err != nil {
 			return nil, err
 		}
@@ -270,10 +267,7 @@ func (d *Daemon) Upgrade() {
 	d.DropIn("isolated.toml", berthd.Isolate("", d.Dir))
 	d.Start()
 	d.RunPod(d.Pod("upgraded")).Remove()
-	now, err := invariants.Take(d.Process.Daemon())
-	if err != nil {
-		d.T.Fatal(err)
-	}
+	now := d.Take()
 	maps.DeleteFunc(d.before, func(i invariants.Item, _ int) bool { return i.Kind == invariants.Descriptor })
 	maps.DeleteFunc(now, func(i invariants.Item, _ int) bool { return i.Kind != invariants.Descriptor })
 	maps.Copy(d.before, now)
@@ -309,6 +303,16 @@ func (d *Daemon) Write(path, text string) string {
 func (d *Daemon) Check() {
 	d.T.Helper()
 	invariants.Check(d.T, d.Process.Daemon(), d.Runtime)
+}
+
+// Take collects what is on the host once it has come to rest.
+func (d *Daemon) Take() invariants.Items {
+	d.T.Helper()
+	items, err := invariants.Steady(d.T.Context(), d.Process.Daemon(), invariants.Take)
+	if err != nil {
+		d.T.Fatal(err)
+	}
+	return items
 }
 
 // AsBefore fails the test if anything differs from before the test's first pod.

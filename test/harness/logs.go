@@ -44,18 +44,22 @@ func (c *Container) LogFile() string {
 	return filepath.Join(c.Pod.Config.LogDirectory, c.Config.LogPath)
 }
 
-// Lines reads the container's log.
+// Lines reads the container's log. A line that is just being written is waited for: a reader may see the part of a write that is on one page.
 func (c *Container) Lines() []Line {
 	c.T.Helper()
-	text, err := os.ReadFile(c.LogFile())
-	if err != nil {
-		c.T.Fatal(err)
+	for end := time.Now().Add(Patience); ; time.Sleep(time.Millisecond) {
+		text, err := os.ReadFile(c.LogFile())
+		if err != nil {
+			c.T.Fatal(err)
+		}
+		lines, err := ParseLog(string(text))
+		if err == nil {
+			return lines
+		}
+		if strings.HasSuffix(string(text), "\n") || !time.Now().Before(end) {
+			c.T.Fatal(err)
+		}
 	}
-	lines, err := ParseLog(string(text))
-	if err != nil {
-		c.T.Fatal(err)
-	}
-	return lines
 }
 
 // Output joins what the log says of both streams, with newlines where lines end.

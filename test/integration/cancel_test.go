@@ -197,7 +197,7 @@ func once(d *harness.Daemon, s sweep) error {
 // run makes the requests of a sweep and gives them up.
 func (s sweep) run(t *testing.T, d *harness.Daemon, r *rand.Rand) {
 	begin := time.Now()
-	before, err := takeAll(d)
+	before, err := invariants.Steady(t.Context(), d.Process.Daemon(), takeAll)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -222,7 +222,7 @@ func (s sweep) run(t *testing.T, d *harness.Daemon, r *rand.Rand) {
 	})
 	invariants.Check(t, d.Process.Daemon(), d.Runtime)
 	lines, err := invariants.Settle(t.Context(), func(context.Context) ([]string, error) {
-		after, err := takeAll(d)
+		after, err := takeAll(d.Process.Daemon())
 		return invariants.Diff(d.Process.Daemon(), before, after), err
 	})
 	if err != nil || len(lines) > 0 {
@@ -232,12 +232,12 @@ func (s sweep) run(t *testing.T, d *harness.Daemon, r *rand.Rand) {
 }
 
 // takeAll collects what is on the host of a daemon's, and the names in its store of images.
-func takeAll(d *harness.Daemon) (invariants.Items, error) {
-	items, err := invariants.Take(d.Process.Daemon())
+func takeAll(d invariants.Daemon) (invariants.Items, error) {
+	items, err := invariants.Take(d)
 	if err != nil {
 		return nil, err
 	}
-	root := filepath.Join(d.Options().Root, "images")
+	root := filepath.Join(d.Root, "images")
 	err = filepath.WalkDir(root, func(path string, e fs.DirEntry, err error) error {
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil // it went meanwhile

@@ -21,14 +21,16 @@ func TestTheCheckerSees(t *testing.T) {
 	c := pod.Run(d.Sleeper("c"))
 	daemon, opts := d.Process.Daemon(), d.Options()
 	stranger := strings.Repeat("ab", 32)
-	hold := func() string {
+	hold := func() (found string) {
 		t.Helper()
-		lines, err := invariants.Hold(d.Context(), daemon, d.Runtime)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return strings.Join(lines, "\n")
+		d.Eventually(harness.Timeout, "the checker can look", func() bool {
+			lines, err := invariants.Hold(d.Context(), daemon, d.Runtime)
+			found = strings.Join(lines, "\n")
+			return err == nil
+		})
+		return found
 	}
+	link := "vbs" + daemon.Instance() // no other test's on this host
 	d.Check()
 	run := func(args ...string) error { return exec.Command(args[0], args[1:]...).Run() }
 	cgroup := "/sys/fs/cgroup/pids" + daemon.CgroupRoot() + "/" + stranger
@@ -52,8 +54,8 @@ func TestTheCheckerSees(t *testing.T) {
 		{"writable layer", func() error { return os.Mkdir(layer, 0o700) }, func() error { return os.Remove(layer) }, "writable layer " + stranger},
 		{"address", func() error { return os.WriteFile(reserved, []byte(stranger+"\r\neth0"), 0o600) }, func() error { return os.Remove(reserved) }, d.Subnet + ".200"},
 		{"link", func() error {
-			return errors.Join(run("ip", "link", "add", "vbstranger", "type", "veth", "peer", "name", "vbstranger2"), run("ip", "link", "set", "vbstranger", "master", opts.Bridge))
-		}, func() error { return run("ip", "link", "del", "vbstranger") }, "link vbstranger"},
+			return errors.Join(run("ip", "link", "add", link, "type", "veth", "peer", "name", link+"p"), run("ip", "link", "set", link, "master", opts.Bridge))
+		}, func() error { return run("ip", "link", "del", link) }, "link " + link},
 		{"damaged record", func() error {
 			return os.Rename(filepath.Join(opts.Root, "pods", pod.ID, "pod"), filepath.Join(d.Dir, "aside"))
 		}, func() error {

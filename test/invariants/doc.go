@@ -13,7 +13,7 @@
 // I2: after the last removal everything is as it was before.
 // I7: every record can be read.
 //
-// All of them are given five seconds, since pods end and links go behind the calls: Check and AsBefore poll.
+// All of them are given the time of Grace, since pods end and links go behind the calls: Check and AsBefore poll.
 //
 // # Concurrency
 //

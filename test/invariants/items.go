@@ -88,6 +88,9 @@ func (d Daemon) IfbMAC() string {
 	return "0a:58:" + net.HardwareAddr(sum[:4]).String()
 }
 
+// Table is the name of the bridge's nftables tables.
+func (d Daemon) Table() string { return "berth-" + d.Bridge }
+
 // Pin is where a sandbox's network namespace is pinned.
 func (d Daemon) Pin(sandboxID string) string { return "/run/netns/" + d.marked() + "-" + sandboxID }
 

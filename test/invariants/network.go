@@ -6,6 +6,7 @@ import (
 	"maps"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
@@ -44,21 +45,22 @@ func takeLinks(d Daemon, items Items) error {
 
 // listLinks asks again when the kernel's answer was disturbed by a change.
 func listLinks() (links []netlink.Link, err error) {
-	for range 5 {
+	for range 100 {
 		if links, err = netlink.LinkList(); err == nil {
 			return links, nil
 		}
+		time.Sleep(time.Millisecond)
 	}
 	return nil, fmt.Errorf("list links: %w", err)
 }
 
-// takeFirewall collects nftables tables that carry the bridge's name, and the number of rules and elements in them. It asks again
+// takeFirewall collects the nftables tables of the bridge, and the number of rules and elements in them. It asks again
 // when somebody's change came between.
 func takeFirewall(d Daemon, items Items) (err error) {
 	if d.Bridge == "" {
 		return nil
 	}
-	for range 10 {
+	for range 100 {
 		found := Items{}
 		if err = readFirewall(d, found); err == nil {
 			maps.Copy(items, found)
@@ -67,6 +69,7 @@ func takeFirewall(d Daemon, items Items) (err error) {
 		if !errors.Is(err, netlink.ErrDumpInterrupted) && !errors.Is(err, unix.EINTR) {
 			return err
 		}
+		time.Sleep(time.Millisecond)
 	}
 	return err
 }
@@ -81,7 +84,7 @@ func readFirewall(d Daemon, items Items) error {
 		return fmt.Errorf("list nftables: %w", err)
 	}
 	for _, t := range tables {
-		if !strings.Contains(t.Name, d.Bridge) {
+		if t.Name != d.Table() {
 			continue
 		}
 		name := fmt.Sprintf("table %d %s", t.Family, t.Name)
@@ -123,7 +126,7 @@ func takeRules(d Daemon, items Items) error {
 		for _, a := range attributes {
 			names[a.Attr.Type] = strings.TrimRight(string(a.Value), "\x00")
 		}
-		if table := names[unix.NFTA_RULE_TABLE]; strings.Contains(table, d.Bridge) {
+		if table := names[unix.NFTA_RULE_TABLE]; table == d.Table() {
 			items[Item{Firewall, fmt.Sprintf("table %d %s chain %s rules", m[0], table, names[unix.NFTA_RULE_CHAIN])}]++
 		}
 	}

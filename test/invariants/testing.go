@@ -2,6 +2,7 @@ package invariants
 
 import (
 	"context"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -56,6 +57,21 @@ func Settle(ctx context.Context, look func(context.Context) ([]string, error)) (
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
+}
+
+// Steady collects things once they are the same twice in a row: what is just about to go is nothing that was there before.
+func Steady(ctx context.Context, d Daemon, take func(Daemon) (Items, error)) (items Items, err error) {
+	lines, err := Settle(ctx, func(context.Context) ([]string, error) {
+		last := items
+		if items, err = take(d); err != nil {
+			return nil, err
+		}
+		return append(Diff(d, last, items), Diff(d, items, last)...), nil
+	})
+	if err == nil && len(lines) > 0 {
+		err = fmt.Errorf("the host does not come to rest: %q", lines)
+	}
+	return items, err
 }
 
 // stat tells a file's identity.

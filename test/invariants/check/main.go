@@ -2,7 +2,7 @@
 //
 //	go run ./test/invariants/check [--root DIR] [--state DIR] [--socket PATH] [--bridge NAME]
 //
-// The exit status is 0 if nothing differs for five seconds at most, 1 if something does, 2 if it could not look.
+// The exit status is 0 if nothing differs for invariants.Grace at most, 1 if something does, 2 if it could not look.
 package main
 
 import (

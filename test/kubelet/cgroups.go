@@ -91,7 +91,7 @@ func removeCgroups(root string) error {
 	if err != nil {
 		return err
 	}
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
 		dirs, err := Cgroups(root)
 		errs := []error{err}
 		for _, tree := range trees {

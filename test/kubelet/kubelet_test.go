@@ -4,7 +4,6 @@ import (
 	"context"
 	"flag"
 	"fmt"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -111,7 +110,8 @@ func open(t *testing.T) *world {
 	if err := kubelet.Sweep(); err != nil {
 		t.Fatal(err)
 	}
-	w := &world{root: kubelet.CgroupRoot(), ports: freePorts(t, "$HOSTNETWORK", "$HOSTPORT"), before: readParameters(t)}
+	ports := map[string]string{"$HOSTNETWORK": fmt.Sprint(harness.FreePort(t)), "$HOSTPORT": fmt.Sprint(harness.FreePort(t))}
+	w := &world{root: kubelet.CgroupRoot(), ports: ports, before: readParameters(t)}
 	w.d = harness.Start(t, harness.WithCgroupParent(w.root))
 	w.hooks = httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		w.mu.Lock()
@@ -119,7 +119,8 @@ func open(t *testing.T) *world {
 		w.called = append(w.called, r.URL.Path)
 	}))
 	t.Cleanup(w.hooks.Close)
-	w.k, err = kubelet.New(kubelet.Options{Program: program, Dir: kubelet.Folder(w.d.Dir), Socket: w.d.Options().Socket, CgroupRoot: w.root})
+	w.k, err = kubelet.New(kubelet.Options{Program: program, Dir: kubelet.Folder(w.d.Dir), Socket: w.d.Options().Socket, CgroupRoot: w.root,
+		Port: int(harness.FreePort(t))})
 	if w.k != nil {
 		t.Cleanup(func() { w.close(t) })
 	}
@@ -164,21 +165,6 @@ func tail(path string, n int) string {
 		lines[i] = line[:min(len(line), 400)]
 	}
 	return strings.Join(lines, "\n")
-}
-
-// freePorts finds a port of the host for each name.
-func freePorts(t *testing.T, names ...string) map[string]string {
-	t.Helper()
-	ports := map[string]string{}
-	for _, name := range names {
-		l, err := net.Listen("tcp", ":0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer l.Close() // together, so that no port comes twice
-		_, ports[name], _ = net.SplitHostPort(l.Addr().String())
-	}
-	return ports
 }
 
 // put hands a scenario's pod to the kubelet. Names that begin with $ stand for what is known only now.
@@ -307,7 +293,7 @@ func (w *watch) logged(container, want string) (text string) {
 
 // fetch gets a page from the host's side.
 func fetch(url string) error {
-	client := http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	client := http.Client{Timeout: harness.Timeout, Transport: &http.Transport{DisableKeepAlives: true}}
 	resp, err := client.Get(url)
 	if err == nil {
 		resp.Body.Close()

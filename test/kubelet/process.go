@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -29,6 +28,7 @@ type Options struct {
 	Dir        string // the kubelet's folder, made and removed here
 	Socket     string // of the runtime
 	CgroupRoot string // made and removed here, in every hierarchy
+	Port       int    // of the kubelet's API, on loopback
 }
 
 // Process is one kubelet, which may be started and ended many times.
@@ -39,7 +39,6 @@ type Process struct {
 	URL    string
 
 	opts   Options
-	port   int
 	cmd    *exec.Cmd
 	exited chan struct{}
 }
@@ -55,11 +54,7 @@ func New(opts Options) (*Process, error) {
 	if err := errors.Join(unix.Mount(opts.Dir, opts.Dir, "", unix.MS_BIND, ""), unix.Mount("", opts.Dir, "", unix.MS_SHARED, "")); err != nil {
 		return k, fmt.Errorf("share the kubelet's folder: %w", err)
 	}
-	var err error
-	if k.port, err = freePort(); err != nil {
-		return k, err
-	}
-	k.URL = fmt.Sprintf("https://127.0.0.1:%d", k.port)
+	k.URL = fmt.Sprintf("https://127.0.0.1:%d", k.opts.Port)
 	for _, dir := range []string{k.Pods, k.path("logs"), k.path("root")} {
 		if err := os.Mkdir(dir, 0o755); err != nil {
 			return k, fmt.Errorf("make the kubelet's folder: %w", err)
@@ -121,16 +116,7 @@ fileCheckFrequency: 1s
 syncFrequency: 5s
 crashLoopBackOff: {maxContainerRestartPeriod: 1s}
 logging: {verbosity: 4}
-`, k.Pods, k.PodLogs(), k.opts.Socket, k.port, k.opts.CgroupRoot, k.path("resolv.conf"), k.path("plugins"))
-}
-
-func freePort() (int, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return 0, fmt.Errorf("find a free port: %w", err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port, nil
+`, k.Pods, k.PodLogs(), k.opts.Socket, k.opts.Port, k.opts.CgroupRoot, k.path("resolv.conf"), k.path("plugins"))
 }
 
 // Start starts the kubelet and waits until it is healthy.

@@ -336,7 +336,7 @@ func TestKilledInPoststartHook(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.Daemon.Start()
-	h.Eventually(harness.Timeout, "end of the hook", func() bool { return unix.Kill(hook, 0) != nil })
+	h.Eventually(harness.Timeout, "end of the hook", func() bool { return !lives(hook) })
 	if s := c.Status(); s.State != runtimeapi.ContainerState_CONTAINER_RUNNING || c.PID() != pid {
 		t.Errorf("the container is %v, process %d, before %d", s.State, c.PID(), pid)
 	}

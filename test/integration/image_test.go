@@ -181,7 +181,7 @@ func TestImageFsInfo(t *testing.T) {
 	if pulled < empty+2<<20 {
 		t.Errorf("images took %d bytes, then %d, want some MiB more", empty, pulled)
 	}
-	c.Sh("dd if=/dev/zero of=/tmp/big bs=1M count=8 2>/dev/null; sync")
+	c.Sh("dd if=/dev/zero of=/tmp/big bs=1M count=8 conv=fsync 2>/dev/null")
 	d.Eventually(15*time.Second, "what a container writes is counted", func() bool {
 		_, now := usage()
 		return now >= before+8<<20

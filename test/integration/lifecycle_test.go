@@ -1,7 +1,9 @@
 package integration_test
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -212,7 +214,7 @@ func TestListFilters(t *testing.T) {
 		{"all", nil, []string{a.ID, b.ID, stopped.ID}},
 		{"ID", &runtimeapi.PodSandboxFilter{Id: a.ID}, []string{a.ID}},
 		{"prefix of an ID", &runtimeapi.PodSandboxFilter{Id: a.ID[:12]}, []string{a.ID}},
-		{"unknown ID", &runtimeapi.PodSandboxFilter{Id: "ffff"}, nil},
+		{"unknown ID", &runtimeapi.PodSandboxFilter{Id: "0123456789abcdef"}, nil},
 		{"ready", &runtimeapi.PodSandboxFilter{State: &runtimeapi.PodSandboxStateValue{State: podReady}}, []string{a.ID, b.ID}},
 		{"not ready", &runtimeapi.PodSandboxFilter{State: &runtimeapi.PodSandboxStateValue{State: podNotReady}}, []string{stopped.ID}},
 		{"label", &runtimeapi.PodSandboxFilter{LabelSelector: map[string]string{"app": "beta"}}, []string{b.ID}},
@@ -346,6 +348,9 @@ func TestFilesOfThePodAreClosedToOthers(t *testing.T) {
 		}
 	}
 	err := filepath.Walk(opts.State, func(path string, info os.FileInfo, err error) error {
+		if errors.Is(err, fs.ErrNotExist) { // it went while we looked
+			return nil
+		}
 		if err != nil {
 			return err
 		}

@@ -75,7 +75,7 @@ func TestALineWithoutEnd(t *testing.T) {
 	d := harness.Start(t)
 	pod := d.RunPod(d.Pod("endless"))
 	c := pod.Run(d.Shell("c", "probe bytes 67108864 x; sleep 1000"))
-	d.Eventually(20*time.Second, "64 MiB are in the log", func() bool {
+	d.Eventually(2*time.Minute, "64 MiB are in the log", func() bool {
 		st, err := os.Stat(c.LogFile())
 		return err == nil && st.Size() > 64<<20
 	})
@@ -265,8 +265,9 @@ func TestLogOnAFullDisk(t *testing.T) {
 	config.LogDirectory = folder
 	c := d.RunPod(config).Run(d.Container("c", []string{"probe", "lines", "1000", "line"}))
 	c.WaitOutput("line 50\n")
-	written := func() (n int) {
-		_, rest, _ := strings.Cut(c.Host("io"), "wchar: ")
+	monitor := fmt.Sprintf("/proc/%d/io", monitorPID(t, c.Pod))
+	taken := func() (n int) {
+		_, rest, _ := strings.Cut(readRaw(t, monitor), "rchar: ")
 		fmt.Sscan(rest, &n)
 		return n
 	}
@@ -275,8 +276,8 @@ func TestLogOnAFullDisk(t *testing.T) {
 		if err := os.WriteFile(ballast, make([]byte, 2<<20), 0o600); err == nil {
 			t.Fatal("the disk has place for more")
 		}
-		before := written()
-		d.Eventually(harness.Timeout, "the container writes on", func() bool { return written() > before+10000 })
+		before := taken()
+		d.Eventually(harness.Timeout, "the container writes on", func() bool { return taken() > before+10000 })
 		size := len(readRaw(t, c.LogFile()))
 		if err := os.Remove(ballast); err != nil {
 			t.Fatal(err)

@@ -8,7 +8,6 @@ import (
 	"net/netip"
 	"os"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -44,31 +43,6 @@ func wantPage(d *harness.Daemon, address, want string) {
 
 func server(d *harness.Daemon, name string) *runtimeapi.ContainerConfig {
 	return d.Container(name, []string{"probe", "serve", ":80", "page of " + name})
-}
-
-var givenPorts sync.Map
-
-// freePort finds a TCP and UDP port of the host that nobody uses, and that no test got before: a pod's port is not seen by listening.
-func freePort(t testing.TB) int32 {
-	t.Helper()
-	for range 100 {
-		l, err := net.Listen("tcp", ":0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		port := l.Addr().(*net.TCPAddr).Port
-		u, err := net.ListenPacket("udp", fmt.Sprintf(":%d", port))
-		l.Close()
-		if err != nil {
-			continue
-		}
-		u.Close()
-		if _, given := givenPorts.LoadOrStore(port, true); !given {
-			return int32(port)
-		}
-	}
-	t.Fatal("no free port")
-	return 0
 }
 
 func TestAddresses(t *testing.T) {
@@ -153,7 +127,7 @@ func TestPrimaryAddress(t *testing.T) {
 
 func TestHostPorts(t *testing.T) {
 	d := harness.Start(t)
-	tcp, udp, local := freePort(t), freePort(t), freePort(t)
+	tcp, udp, local := harness.FreePort(t), harness.FreePort(t), harness.FreePort(t)
 	pod := d.RunPod(d.Pod("ports", harness.HostPort(runtimeapi.Protocol_TCP, tcp, 80, ""), harness.HostPort(runtimeapi.Protocol_UDP, udp, 53, ""),
 		harness.HostPort(runtimeapi.Protocol_TCP, local, 80, "127.0.0.1"), harness.HostPort(runtimeapi.Protocol_TCP, 0, 8080, "")))
 	pod.Run(server(d, "web"))
@@ -176,18 +150,18 @@ func TestHostPorts(t *testing.T) {
 		t.Errorf("from the pod itself by host port: %q", got)
 	}
 	for _, address := range []string{"127.0.0.1", host} {
-		conn, err := net.Dial("udp", net.JoinHostPort(address, fmt.Sprint(udp)))
-		if err != nil {
-			t.Fatal(err)
-		}
-		conn.SetDeadline(time.Now().Add(3 * time.Second))
-		buf := make([]byte, 16)
-		conn.Write([]byte("ping"))
-		n, err := conn.Read(buf)
-		if string(buf[:n]) != "ping" {
-			t.Errorf("UDP by %s: %q, %v", address, buf[:n], err)
-		}
-		conn.Close()
+		d.Eventually(harness.Timeout, "UDP by "+address, func() bool { // the server may still be starting
+			conn, err := net.Dial("udp", net.JoinHostPort(address, fmt.Sprint(udp)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			conn.SetDeadline(time.Now().Add(3 * time.Second))
+			buf := make([]byte, 16)
+			conn.Write([]byte("ping"))
+			n, _ := conn.Read(buf)
+			return string(buf[:n]) == "ping"
+		})
 	}
 	// A port is of one pod, until it stops.
 	if _, err := d.TryRunPod(d.Pod("thief", harness.HostPort(runtimeapi.Protocol_TCP, tcp, 80, ""))); err == nil {
@@ -226,7 +200,7 @@ func hostAddress(t testing.TB) string {
 
 func TestHostPortsOfIPv6(t *testing.T) {
 	d := harness.Start(t)
-	port := freePort(t)
+	port := harness.FreePort(t)
 	pod := d.RunPod(d.Pod("ports6", harness.HostPort(runtimeapi.Protocol_TCP, port, 80, "::")))
 	pod.Run(server(d, "web"))
 	wantPage(d, "["+pod.IPs()[1]+"]:80", "page of web")

@@ -66,11 +66,11 @@ func TestPodRangeMakesAConfiguration(t *testing.T) {
 		t.Errorf("address %s, want one of the bridge", ip)
 	}
 	template := d.Write(d.Dir+"/template", `{"cniVersion":"1.1.0","name":"pods","plugins":[{"type":"fake","subnet":"{{.PodCIDR}}"{{range .Routes}},"{{.}}":1{{end}}}]}`)
-	d.DropIn("10.toml", fmt.Sprintf("[network]\nconf_template = %q\n[log]\nverbosity = 4\n", template))
+	d.DropIn("10.toml", fmt.Sprintf("[network]\nconf_template = %q\n[runtimes.reloaded]\ntype = \"native\"\n", template))
 	if err := d.Reload(); err != nil {
 		t.Fatal(err)
 	}
-	d.Eventually(20*time.Second, "the template is taken over", func() bool { return fact(d, "verbosity") == "4" })
+	d.Eventually(20*time.Second, "the template is taken over", func() bool { return offered(d, "reloaded") })
 	wantCode(t, "UpdateRuntimeConfig", update("10.1.0.0/24, fd00:1::/64"), codes.OK)
 	text := readFile(t, d.CNIConf+"/10-berth.conflist")
 	if !strings.Contains(text, `"subnet":"10.1.0.0/24","0.0.0.0/0":1,"::/0":1`) {

@@ -35,7 +35,8 @@ func TestRestartKeepsEverything(t *testing.T) {
 	created := pod.Create(d.Sleeper("created"))
 	done := pod.Run(d.Shell("done", "exit 9"))
 	done.Wait(5 * time.Second)
-	later := pod.Run(d.Shell("later", "trap 'exit 13' TERM; sleep 1000 & wait"))
+	later := pod.Run(d.Shell("later", "trap 'exit 13' TERM; echo up; sleep 1000 & wait"))
+	later.WaitOutput("up") // before that the shell, as PID 1, ignores the signal
 	stopped := d.RunPod(d.Pod("stopped"))
 	stopped.Stop()
 	pid, began, ips, doneStatus, runStatus, podStatus := c.PID(), startTime(t, c.PID()), pod.IPs(), done.Status(), c.Status(), pod.Status()
@@ -185,10 +186,16 @@ func TestLinesThroughRestarts(t *testing.T) {
 		t.Errorf("addresses were %q, are %q", ips, got)
 	}
 	d.Check()
+	d.Eventually(time.Minute, "some thousands of lines are in the log, the last of them there", func() bool {
+		lines := c.Lines()
+		n := 0
+		if len(lines) > 0 {
+			fmt.Sscanf(lines[len(lines)-1].Text, "line %d", &n)
+		}
+		return n > 4000
+	})
 	c.Stop(5 * time.Second)
-	if n := countLines(t, "line", append(files, c.LogFile())...); n < 4000 {
-		t.Errorf("%d lines, want some thousands", n)
-	}
+	countLines(t, "line", append(files, c.LogFile())...)
 }
 
 // killing is one call that a kill of the daemon interrupts.
@@ -202,7 +209,7 @@ func killings() []killing {
 	run := func(d *harness.Daemon, n int) *harness.Pod { return d.RunPod(d.Pod(fmt.Sprintf("k%d", n))) }
 	return []killing{
 		{"RunPodSandbox", func(d *harness.Daemon, n int) func(context.Context) error {
-			config := d.Pod(fmt.Sprintf("k%d", n), harness.HostPort(runtimeapi.Protocol_TCP, freePort(d.T), 80, ""))
+			config := d.Pod(fmt.Sprintf("k%d", n), harness.HostPort(runtimeapi.Protocol_TCP, harness.FreePort(d.T), 80, ""))
 			return ctx(func(c context.Context) error {
 				_, err := d.Runtime.RunPodSandbox(c, &runtimeapi.RunPodSandboxRequest{Config: config})
 				return err

@@ -480,6 +480,7 @@ func TestNothingLeaksIntoTheContainer(t *testing.T) {
 		c.Remove()
 	}
 	plain := pod.Run(d.Sleeper("plain"))
+	plain.WaitOutput("up") // and has no file open that a program opens when it begins
 	entries, err := os.ReadDir("/proc/" + strconv.Itoa(plain.Executed()) + "/fd")
 	if err != nil {
 		t.Fatal(err)

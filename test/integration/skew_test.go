@@ -36,7 +36,7 @@ func TestSkew(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Fatal("needs root: namespaces, mounts, cgroups, links")
 	}
-	ctx, cancel := contextFor(t, 5*time.Minute)
+	ctx, cancel := contextFor(t, 15*time.Minute) // it may compile all anew
 	defer cancel()
 	old, err := berthd.BuildAt(ctx, t.TempDir(), oldest)
 	if errors.Is(err, berthd.ErrNoHistory) {

@@ -1,6 +1,7 @@
 package integration_test
 
 import (
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -48,10 +49,22 @@ func TestStatsOfKnownLoads(t *testing.T) {
 	d.Eventually(20*time.Second, "the busy container has used 2 s more", func() bool {
 		return statsOf(busy).GetCpu().GetUsageCoreNanoSeconds().GetValue() > before.GetCpu().GetUsageCoreNanoSeconds().GetValue()+2e9
 	})
-	s := statsOf(busy)
-	if cores := s.GetCpu().GetUsageNanoCores(); cores.GetValue() < 20e6 || cores.GetValue() > 600e6 {
-		t.Errorf("a container that is limited to half a processor uses %v nanocores", cores)
+	// A measurement is wrong when the daemon pauses between the time and what was used, so there may be several.
+	nanoCores := func(c *harness.Container, least, most uint64) {
+		t.Helper()
+		var cores *runtimeapi.UInt64Value
+		defer func() {
+			if t.Failed() {
+				t.Logf("%s used %v nanocores at last", c.Config.Metadata.Name, cores)
+			}
+		}()
+		d.Eventually(time.Minute, fmt.Sprintf("%s uses %d to %d nanocores", c.Config.Metadata.Name, least, most), func() bool {
+			cores = statsOf(c).GetCpu().GetUsageNanoCores()
+			return cores != nil && least <= cores.GetValue() && cores.GetValue() <= most
+		})
 	}
+	nanoCores(busy, 20e6, 600e6) // half a processor
+	s := statsOf(busy)
 	if isUnified() {
 		t.Log("the processor's file is another on version 2")
 	} else {
@@ -60,9 +73,7 @@ func TestStatsOfKnownLoads(t *testing.T) {
 			t.Errorf("usage %d, the kernel says %d, %v", got, usage, err)
 		}
 	}
-	if cores := statsOf(idle).GetCpu().GetUsageNanoCores(); cores == nil || cores.GetValue() > 100e6 {
-		t.Errorf("a sleeping container uses %v nanocores", cores)
-	}
+	nanoCores(idle, 0, 100e6)
 
 	m := statsOf(eater).GetMemory()
 	if rss := m.GetRssBytes().GetValue(); rss < 20<<20 || rss > 40<<20 || m.GetUsageBytes().GetValue() < rss || m.GetWorkingSetBytes().GetValue() < 20<<20 {

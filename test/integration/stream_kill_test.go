@@ -65,9 +65,7 @@ func TestDaemonKilledDuringStreams(t *testing.T) {
 			return err
 		}).Wait(t, "read hello")
 	}
-	if n := sleepers(t, writes); n < 4 {
-		t.Fatalf("%d processes of the commands are there", n)
-	}
+	d.Eventually(harness.Timeout, "the processes of the commands are there", func() bool { return sleepers(t, writes) >= 4 })
 
 	d.Kill()
 	d.Eventually(10*time.Second, "the commands end without a daemon", func() bool { return sleepers(t, writes) == 0 })

@@ -296,8 +296,8 @@ func TestStalledClientsHoldUpNothing(t *testing.T) {
 	before := lines()
 	d.Eventually(4*harness.Timeout, "100,000 lines come to the log beside stalled clients", func() bool { return lines() > before+100000 })
 	begin := time.Now()
-	c.Stop(20 * time.Second)
-	if took := time.Since(begin); took > 15*time.Second {
+	c.Stop(25 * time.Second)
+	if took := time.Since(begin); took > harness.Patience {
 		t.Errorf("the stop took %v", took)
 	}
 	for i, l := range c.Lines() {
@@ -313,7 +313,7 @@ func TestPortForward(t *testing.T) {
 	for name, option := range map[string]harness.PodOption{"own": func(*runtimeapi.PodSandboxConfig) {}, "host": hostNetwork} {
 		port := uint16(7777)
 		if name == "host" {
-			port = uint16(freePort(t))
+			port = uint16(harness.FreePort(t))
 		}
 		pod := d.RunPod(d.Pod("forward-"+name, option))
 		pod.Run(d.Container("c", []string{"probe", "echo", fmt.Sprintf("127.0.0.1:%d", port)}))
@@ -329,7 +329,7 @@ func forward(t *testing.T, d *harness.Daemon, pod *harness.Pod, port uint16, tra
 	if err != nil {
 		t.Fatal(err)
 	}
-	f, err := streamclient.Forward(d.Context(), u, transport)
+	f, err := streamclient.Forward(t.Context(), u, transport)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -369,7 +369,7 @@ func forward(t *testing.T, d *harness.Daemon, pod *harness.Pod, port uint16, tra
 	}
 	wg.Wait()
 	t.Logf("50 MiB both ways in %v", time.Since(begin))
-	refusedPort := uint16(freePort(t))
+	refusedPort := uint16(harness.FreePort(t))
 	c, err := f.Connect(refusedPort)
 	if err != nil {
 		t.Fatal(err)
@@ -503,8 +503,8 @@ func TestStreamingConfiguration(t *testing.T) {
 	dir := t.TempDir()
 	cert, key := filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
 	makeCertificate(t, cert, key)
-	port := freePort(t)
-	d := harness.Start(t, harness.WithConfig(fmt.Sprintf("[streaming]\naddress = \"0.0.0.0\"\nport = %d\ntls_cert = %q\ntls_key = %q\nidle_timeout = \"2s\"", port, cert, key)))
+	port := harness.FreePort(t)
+	d := harness.Start(t, harness.WithConfig(fmt.Sprintf("[streaming]\naddress = \"0.0.0.0\"\nport = %d\ntls_cert = %q\ntls_key = %q\nidle_timeout = \"4s\"", port, cert, key)))
 	c := d.RunPod(d.Pod("tls")).Run(d.Sleeper("c"))
 	for _, transport := range bothTransports {
 		u, err := d.ExecURL(d.Context(), c.ID, []string{"sh", "-c", "cat; exit 3"}, streamclient.Process{Stdin: true, Stdout: true})
@@ -523,7 +523,7 @@ func TestStreamingConfiguration(t *testing.T) {
 		if _, err := streamed(c, transport, "sleep", "600"); err == nil {
 			t.Errorf("%s: an idle session ended well", transport)
 		}
-		if took := time.Since(begin); took < 2*time.Second || took > 20*time.Second {
+		if took := time.Since(begin); took < 4*time.Second || took > harness.Timeout {
 			t.Errorf("%s: an idle session took %v", transport, took)
 		}
 	}

@@ -72,16 +72,20 @@ func TestUpdateRunningContainer(t *testing.T) {
 	if m := statsOf(c).GetMemory(); m.GetAvailableBytes().GetValue() != 128<<20-m.GetWorkingSetBytes().GetValue() {
 		t.Errorf("available of 128 MiB: %v", m)
 	}
-	// A fifth of a processor, and no more.
-	before := statsOf(c).GetCpu()
-	d.Eventually(30*time.Second, "the container has used the processor", func() bool {
-		return statsOf(c).GetCpu().GetUsageCoreNanoSeconds().GetValue() > before.GetUsageCoreNanoSeconds().GetValue()+3e8
+	// A fifth of a processor, and no more. A measurement is wrong when the daemon pauses between the time and what was used, so there are several.
+	d.Eventually(2*time.Minute, "the container uses a fifth of a processor at most", func() bool {
+		before := statsOf(c).GetCpu()
+		d.Eventually(time.Minute, "the container has used the processor", func() bool {
+			return statsOf(c).GetCpu().GetUsageCoreNanoSeconds().GetValue() > before.GetUsageCoreNanoSeconds().GetValue()+3e8
+		})
+		after := statsOf(c).GetCpu()
+		used := float64(after.GetUsageCoreNanoSeconds().GetValue() - before.GetUsageCoreNanoSeconds().GetValue())
+		share := used / float64(after.GetTimestamp()-before.GetTimestamp())
+		if share > 0.3 {
+			t.Logf("it used %.2f of a processor, 0.2 is the limit", share)
+		}
+		return share <= 0.3
 	})
-	after := statsOf(c).GetCpu()
-	used := float64(after.GetUsageCoreNanoSeconds().GetValue() - before.GetUsageCoreNanoSeconds().GetValue())
-	if share := used / float64(after.GetTimestamp()-before.GetTimestamp()); share > 0.3 {
-		t.Errorf("it uses %.2f of a processor, 0.2 is the limit", share)
-	}
 	// What is refused changes nothing.
 	for name, tc := range map[string]struct {
 		r    *resources
@@ -142,7 +146,7 @@ func TestUpdateMemoryBelowWhatIsInUse(t *testing.T) {
 		return // what is written there is memory that cannot be given up
 	}
 	// Page cache is given up for a lower limit.
-	cache := pod.Run(d.Shell("cache", "dd if=/dev/zero of=/file bs=1M count=60 2>/dev/null; sync; echo written; exec sleep 1000", harness.Resources(&resources{MemoryLimitInBytes: 128 << 20})))
+	cache := pod.Run(d.Shell("cache", "dd if=/dev/zero of=/file bs=1M count=60 conv=fsync 2>/dev/null; echo written; exec sleep 1000", harness.Resources(&resources{MemoryLimitInBytes: 128 << 20})))
 	cache.WaitOutput("written")
 	update(cache, &resources{MemoryLimitInBytes: 16 << 20})
 	if got := memoryOf(cache); got != strconv.Itoa(16<<20) {

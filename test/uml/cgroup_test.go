@@ -220,7 +220,7 @@ func TestStopOfAFrozenContainer(t *testing.T) {
 	write(t, dir+"/cgroup.freeze", "1")
 	start := time.Now()
 	c.Stop(time.Second)
-	if s := c.Status(); s.State != runtimeapi.ContainerState_CONTAINER_EXITED || s.ExitCode != 137 || time.Since(start) > 15*time.Second {
+	if s := c.Status(); s.State != runtimeapi.ContainerState_CONTAINER_EXITED || s.ExitCode != 137 || time.Since(start) > harness.Patience {
 		t.Errorf("state %s, code %d after %s, want an exit by SIGKILL", s.State, s.ExitCode, time.Since(start))
 	}
 }

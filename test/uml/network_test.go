@@ -22,6 +22,7 @@ func TestNetworkWithoutNAT(t *testing.T) {
 	for _, ip := range page.IPs() {
 		c.Sh("ping -c 1 -w 10 " + ip)
 		address := "http://" + net.JoinHostPort(ip, "80")
+		d.Eventually(harness.Timeout, "the server listens", func() bool { return c.Exec("probe", "get", address).Code == 0 })
 		if got := c.Sh("probe get " + address); !strings.HasPrefix(got, "a page\n") {
 			t.Errorf("another pod gets %q from %s", got, address)
 		}

@@ -50,8 +50,6 @@ func TestImageVolumes(t *testing.T) {
 	}
 	c.Stop(time.Second)
 	pod.Remove()
-	if after := hostMounts(t); after != before {
-		t.Errorf("the mount table was\n%s\nis\n%s", before, after)
-	}
+	d.Eventually(harness.Timeout, "the mount table is as it was", func() bool { return hostMounts(t) == before })
 	d.Check()
 }

@@ -113,9 +113,10 @@ func TestRealStreamsThatComeAndGo(t *testing.T) {
 			}
 		}
 	}
+	const atOnce = 8
 	crowd := func(n int) {
 		var group sync.WaitGroup
-		for worker := range 8 {
+		for worker := range atOnce {
 			group.Go(func() {
 				for i := range n {
 					disturb(worker + i)
@@ -134,7 +135,8 @@ func TestRealStreamsThatComeAndGo(t *testing.T) {
 	crowd(80)
 	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		nowMonitor, nowOwn, nowRoutines := settled()
-		if nowMonitor.descriptors <= monitor.descriptors+2 && nowMonitor.threads <= monitor.threads+3 && nowMonitor.kib <= monitor.kib+1<<10 &&
+		// A thread of a Go program never ends: there are as many as calls have ever been in the kernel at once, and more only if some stay there.
+		if nowMonitor.descriptors <= monitor.descriptors+2 && nowMonitor.threads <= monitor.threads+3*atOnce && nowMonitor.kib <= monitor.kib+1<<10 &&
 			nowOwn <= own+2 && nowRoutines <= routines+2 {
 			break
 		}

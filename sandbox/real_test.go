@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -135,9 +136,11 @@ func TestRealPod(t *testing.T) {
 	config.LogDirectory = t.TempDir()
 	p := run(t, m, config)
 	r := createRequest(p, "c")
-	r.Config.Command = []string{"/bin/sh", "-c", "echo out; trap 'exit 7' TERM; while :; do sleep 0.1; done"}
+	r.Config.Command = []string{"/bin/sh", "-c", "trap 'exit 7' TERM; echo out; while :; do sleep 0.1; done"}
 	r.Config.LogPath = "c.log"
 	c := start(t, m, r)
+	log := filepath.Join(config.LogDirectory, "c.log")
+	waitFor(t, func() bool { text, _ := os.ReadFile(log); return strings.HasSuffix(string(text), " stdout F out\n") }) // the trap is set
 	result, err := m.ExecSync(t.Context(), c, []string{"/bin/sh", "-c", "hostname; cat /etc/hostname; ip addr >&2"}, 0)
 	if err != nil || string(result.Stdout) != "real\nreal\n" {
 		t.Errorf("ExecSync = %q %q, %v", result.Stdout, result.Stderr, err)
@@ -145,14 +148,12 @@ func TestRealPod(t *testing.T) {
 	if _, err := m.ExecSync(t.Context(), c, []string{"/bin/none"}, 0); err == nil {
 		t.Error("exec of a missing file succeeded")
 	}
-	if err := m.StopContainer(t.Context(), c, 5*time.Second); err != nil {
+	if err := m.StopContainer(t.Context(), c, time.Minute); err != nil {
 		t.Error(err)
 	}
 	if got, _ := m.Container(c); got.ExitCode != 7 || got.Reason != ReasonError {
 		t.Errorf("container = %+v", got)
 	}
-	text, err := os.ReadFile(filepath.Join(config.LogDirectory, "c.log"))
-	t.Logf("log %q, %v", text, err)
 	r = createRequest(p, "bad", "/no/such")
 	bad := create(t, m, r)
 	err = m.StartContainer(t.Context(), bad)

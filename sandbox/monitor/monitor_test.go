@@ -454,12 +454,13 @@ func TestMemoryStaysFlat(t *testing.T) {
 	before, files := p.resident(), p.descriptors()
 	execs(1000)
 	logged(50 << 20)
-	if grown := p.resident() - before; grown > 2<<10 {
-		t.Errorf("the monitor grew by %d KiB from %d KiB", grown, before)
-	}
-	if now := p.descriptors(); now > files+2 { // a connection may be ending
-		t.Errorf("the monitor has %d descriptors, had %d", now, files)
-	}
+	defer func() {
+		if t.Failed() {
+			t.Logf("the monitor has %d KiB and %d descriptors, had %d and %d", p.resident(), p.descriptors(), before, files)
+		}
+	}()
+	p.eventually("its memory is as before", func() bool { return p.resident() <= before+2<<10 })
+	p.eventually("its descriptors are as before", func() bool { return p.descriptors() <= files+2 })
 }
 
 // resident is the monitor's memory in KiB.
@@ -532,7 +533,15 @@ func TestMonitorAnswersRootOnly(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	err = somebody.Impersonate(func() error { return unix.Connect(fd, &unix.SockaddrUnix{Name: filepath.Join(p.dir, "monitor.sock")}) })
+	// By the folder's descriptor: the way to where the tests are may be closed to others, or too long.
+	folder, err := os.Open(p.dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer folder.Close()
+	err = somebody.Impersonate(func() error {
+		return unix.Connect(fd, &unix.SockaddrUnix{Name: fmt.Sprintf("/proc/self/fd/%d/monitor.sock", folder.Fd())})
+	})
 	if err != nil {
 		unix.Close(fd)
 		t.Fatal(err)

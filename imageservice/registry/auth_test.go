@@ -42,7 +42,7 @@ func TestAuthentication(t *testing.T) {
 	} {
 		reg := start(t, registrytest.Options{Auth: tc.auth})
 		p := push(t, reg, registrytest.Image{})
-		err := pullAll(t.Context(), open(t, quick, p.Ref, tc.cred))
+		err := pullAll(t.Context(), open(t, patient, p.Ref, tc.cred))
 		if !errors.Is(err, tc.want) {
 			t.Errorf("%s: %v, want %v", tc.name, err, tc.want)
 		}
@@ -55,7 +55,7 @@ func TestAuthentication(t *testing.T) {
 			}
 		}
 		tc.cred.ServerAddress = "http://" + reg.Host() + "/v1/"
-		if err := pullAll(t.Context(), open(t, quick, p.Ref, tc.cred)); tc.want == nil && err != nil {
+		if err := pullAll(t.Context(), open(t, patient, p.Ref, tc.cred)); tc.want == nil && err != nil {
 			t.Errorf("%s with ServerAddress: %v", tc.name, err)
 		}
 	}
@@ -93,7 +93,7 @@ func TestCredentialsStayWithTheirHostOnRedirects(t *testing.T) {
 					evil.AddFault(registrytest.Fault{Status: answer, Header: http.Header{
 						"Www-Authenticate": {`Basic realm="x", Bearer realm="` + evil.URL + `/token"`}, "Set-Cookie": {"a=b"}}})
 				}
-				err := pullAll(t.Context(), open(t, quick, p.Ref, Credentials{Username: "u", Password: secret}))
+				err := pullAll(t.Context(), open(t, patient, p.Ref, Credentials{Username: "u", Password: secret}))
 				if got := sawSecrets(evil); got != "" {
 					t.Errorf("%v %s %d: sent to another host: %s", scheme, path, answer, got)
 				}
@@ -117,7 +117,7 @@ func TestRealmsOfOthersAreNotAsked(t *testing.T) {
 			reg := start(t, registrytest.Options{Auth: registrytest.Auth{Scheme: registrytest.Token, Username: "u", Password: secret}})
 			p := push(t, reg, registrytest.Image{})
 			reg.AddFault(registrytest.Fault{Path: "/manifests/", Status: 401, Header: http.Header{"Www-Authenticate": {`Bearer realm="` + realm + `"`}}})
-			if err := pullAll(t.Context(), open(t, quick, p.Ref, cred)); !errors.Is(err, ErrUnauthorized) {
+			if err := pullAll(t.Context(), open(t, patient, p.Ref, cred)); !errors.Is(err, ErrUnauthorized) {
 				t.Errorf("realm %q: %v, want ErrUnauthorized", realm, err)
 			}
 		}
@@ -208,7 +208,7 @@ func TestTokenServersAreBounded(t *testing.T) {
 		p := push(t, reg, registrytest.Image{})
 		f.Path = "/token"
 		reg.AddFault(f)
-		if err := pullAll(t.Context(), open(t, quick, p.Ref, Credentials{})); !errors.Is(err, ErrUnauthorized) {
+		if err := pullAll(t.Context(), open(t, patient, p.Ref, Credentials{})); !errors.Is(err, ErrUnauthorized) {
 			t.Errorf("%s: %v, want ErrUnauthorized", name, err)
 		}
 	}
@@ -217,7 +217,7 @@ func TestTokenServersAreBounded(t *testing.T) {
 func TestTokenExpiresInTheMiddle(t *testing.T) {
 	reg := start(t, registrytest.Options{Auth: registrytest.Auth{Scheme: registrytest.Token, Username: "u", Password: secret, Uses: 1}})
 	p := push(t, reg, registrytest.Image{})
-	if err := pullAll(t.Context(), open(t, quick, p.Ref, Credentials{Username: "u", Password: secret})); err != nil {
+	if err := pullAll(t.Context(), open(t, patient, p.Ref, Credentials{Username: "u", Password: secret})); err != nil {
 		t.Error(err)
 	}
 	if n := reg.Count("GET", "/token"); n != 3 {
@@ -228,7 +228,7 @@ func TestTokenExpiresInTheMiddle(t *testing.T) {
 func TestOneTokenServesManyRequestsAtOnce(t *testing.T) {
 	reg := start(t, registrytest.Options{Auth: registrytest.Auth{Scheme: registrytest.Token}})
 	p := push(t, reg, registrytest.Image{})
-	s := open(t, quick, p.Ref, Credentials{})
+	s := open(t, patient, p.Ref, Credentials{})
 	reg.AddFault(registrytest.Fault{Path: "/token", Wait: 50 * time.Millisecond})
 	var wg sync.WaitGroup
 	for range 20 {
@@ -248,7 +248,7 @@ func TestRedirectsAreBoundedAndStayOnHTTPS(t *testing.T) {
 	reg := start(t, registrytest.Options{})
 	p := push(t, reg, registrytest.Image{})
 	reg.AddFault(registrytest.Fault{Path: "/manifests/", RedirectHost: reg.URL})
-	if err := pullAll(t.Context(), open(t, quick, p.Ref, Credentials{})); !errors.Is(err, ErrUnavailable) || reg.Count("", "/manifests/") != maxRedirects+1 {
+	if err := pullAll(t.Context(), open(t, patient, p.Ref, Credentials{})); !errors.Is(err, ErrUnavailable) || reg.Count("", "/manifests/") != maxRedirects+1 {
 		t.Errorf("endless redirects: %d requests, %v", reg.Count("", "/manifests/"), err)
 	}
 	safe := start(t, registrytest.Options{TLS: true})
@@ -302,7 +302,7 @@ func TestAnswersOfOthersAreNotShown(t *testing.T) {
 		reg.AddFault(registrytest.Fault{Path: "/blobs/", RedirectHost: inner.URL})
 		inner.AddFault(registrytest.Fault{Status: status, Header: http.Header{"Www-Authenticate": {`Bearer realm="` + reg.URL + `/token"`}},
 			Body: []byte(`{"errors":[{"code":"INNER","message":"the password is ` + secret + `"}]}`)})
-		err := pullAll(t.Context(), open(t, quick, p.Ref, Credentials{}))
+		err := pullAll(t.Context(), open(t, patient, p.Ref, Credentials{}))
 		if !errors.Is(err, ErrUnavailable) || strings.Contains(err.Error(), secret) || strings.Contains(err.Error(), "INNER") {
 			t.Errorf("%d: %v, want ErrUnavailable and nothing of the answer", status, err)
 		}
@@ -338,7 +338,7 @@ func TestErrorsCarryNoSecrets(t *testing.T) {
 		p := push(t, reg, registrytest.Image{})
 		f.Path, f.Skip = "/blobs/", 1
 		reg.AddFault(f)
-		err := pullAll(t.Context(), open(t, quick, p.Ref, cred))
+		err := pullAll(t.Context(), open(t, patient, p.Ref, cred))
 		if err == nil || strings.Contains(err.Error(), secret) || strings.Contains(err.Error(), signature) || strings.Contains(err.Error(), user.pair()[:10]) || len(err.Error()) > 2000 || strings.ContainsAny(err.Error(), "\x1b\n") {
 			t.Errorf("%s: %v", name, err)
 		}

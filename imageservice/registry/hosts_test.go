@@ -132,21 +132,23 @@ func TestMirrorsAreTriedInOrder(t *testing.T) {
 		{name: "stalls", fault: registrytest.Fault{Path: "/blobs/", Cut: registrytest.Stall, At: 5}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			mirror, err := registrytest.Start(registrytest.Options{})
-			if err != nil {
-				t.Fatal(err)
-			}
+			mirror := start(t, registrytest.Options{})
+			address := mirror.URL
 			if tc.down {
-				mirror.Close()
-			} else {
-				defer mirror.Close()
+				address = "http://127.0.0.1:1"
 			}
 			if !tc.empty {
 				push(t, mirror, registrytest.Image{})
 			}
 			mirror.AddFault(tc.fault)
-			dir := hostsDir(t, map[string]string{upstream.Host() + "/hosts.toml": fmt.Sprintf("server = %q\n[host.%q]\n", upstream.URL, mirror.URL)})
-			config := quick
+			dir := hostsDir(t, map[string]string{upstream.Host() + "/hosts.toml": fmt.Sprintf("server = %q\n[host.%q]\n", upstream.URL, address)})
+			config := patient
+			if tc.fault.Wait > 0 || tc.fault.Cut == registrytest.Stall { // what a mirror may take; the registry itself has longer
+				config.Patience = 300 * time.Millisecond
+			}
+			if tc.fault.Cut == registrytest.Stall {
+				config.StallTimeout = 2 * time.Second
+			}
 			config.HostsDir = dir
 			upstream.ClearRequests()
 			begin := time.Now()
@@ -172,7 +174,7 @@ func TestMirrorsErrorsNameEveryHost(t *testing.T) {
 	a, b := start(t, registrytest.Options{}), start(t, registrytest.Options{})
 	a.AddFault(registrytest.Fault{Status: 500})
 	dir := hostsDir(t, map[string]string{b.Host() + "/hosts.toml": fmt.Sprintf("server = %q\n[host.%q]\n", b.URL, a.URL)})
-	config := quick
+	config := patient
 	config.HostsDir = dir
 	_, err := open(t, config, b.Host()+"/a/b:1", Credentials{}).Manifest(t.Context())
 	if !errors.Is(err, ErrNotFound) || !strings.Contains(err.Error(), a.Host()) || !strings.Contains(err.Error(), b.Host()) {
@@ -187,7 +189,7 @@ func TestResolveCapability(t *testing.T) {
 	mirror, upstream := start(t, registrytest.Options{}), start(t, registrytest.Options{})
 	push(t, mirror, registrytest.Image{})
 	p := push(t, upstream, registrytest.Image{})
-	config := quick
+	config := patient
 	config.HostsDir = hostsDir(t, map[string]string{
 		upstream.Host() + "/hosts.toml": fmt.Sprintf("server = %q\n[host.%q]\ncapabilities = [\"pull\"]\n", upstream.URL, mirror.URL)})
 	if err := pullAll(t.Context(), open(t, config, p.Ref, Credentials{})); err != nil {

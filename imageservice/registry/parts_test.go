@@ -17,9 +17,7 @@ import (
 )
 
 // chunked has chunks of half a MiB, and the patience of a machine that is busy.
-var chunked = Config{
-	StallTimeout: 30 * time.Second, Patience: 10 * time.Second, Backoff: 5 * time.Millisecond, ChunkSize: 512 << 10,
-}
+var chunked = func() Config { c := patient; c.ChunkSize = 512 << 10; return c }()
 
 const bigSize = 6<<20 + 12345
 
@@ -89,7 +87,7 @@ func TestBigBlobsComeInChunks(t *testing.T) {
 			}
 			config := chunked
 			if tc.stalls {
-				config.StallTimeout = 400 * time.Millisecond
+				config.StallTimeout = 2 * time.Second
 			}
 			s := open(t, config, reg.Host()+"/a/b:1", Credentials{})
 			r := s.Blob(t.Context(), desc)
@@ -135,7 +133,9 @@ func TestChunksThatAreWrongAreNeverTaken(t *testing.T) {
 			f.Path = desc.Digest.String()
 			reg.AddFault(f)
 			config := chunked
-			config.StallTimeout = 400 * time.Millisecond
+			if tc.fault.Pace.Size > 0 {
+				config.StallTimeout = 400 * time.Millisecond
+			}
 			s := open(t, config, reg.Host()+"/a/b:1", Credentials{})
 			if _, err := s.Fetch(t.Context(), desc); !errors.Is(err, tc.want) {
 				t.Errorf("%v, want %v", err, tc.want)

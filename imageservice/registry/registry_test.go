@@ -20,7 +20,10 @@ import (
 	"github.com/berthd/berth/imageservice/registry/registrytest"
 )
 
-// quick makes waiting short.
+// patient waits for a registry as long as a busy machine may need.
+var patient = Config{StallTimeout: 30 * time.Second, Patience: 20 * time.Second, Backoff: 5 * time.Millisecond}
+
+// quick is for registries that say nothing: what it asks of others may fail on a busy machine.
 var quick = Config{StallTimeout: 400 * time.Millisecond, Patience: 150 * time.Millisecond, Backoff: 5 * time.Millisecond}
 
 func start(t *testing.T, opts registrytest.Options) *registrytest.Registry {
@@ -105,7 +108,7 @@ func TestPullsEverySchemaAndFollowsIndexes(t *testing.T) {
 	for _, schema := range []registrytest.Schema{registrytest.OCI, registrytest.Docker} {
 		p := push(t, reg, registrytest.Image{Schema: schema})
 		for _, ref := range []string{p.Ref, p.DigestRef} {
-			s := open(t, quick, ref, Credentials{})
+			s := open(t, patient, ref, Credentials{})
 			m, err := s.Manifest(t.Context())
 			if err != nil || m.Digest != p.Digest || m.Named != p.Digest || m.Config.Digest.String() != p.ImageID || len(m.Layers) != 1 {
 				t.Errorf("Manifest(%s) = %+v, %v", ref, m, err)
@@ -120,7 +123,7 @@ func TestPullsEverySchemaAndFollowsIndexes(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		m, err := open(t, quick, index.Ref, Credentials{}).Manifest(t.Context())
+		m, err := open(t, patient, index.Ref, Credentials{}).Manifest(t.Context())
 		if err != nil || m.Named != index.Digest || m.Digest != images[1].Digest {
 			t.Errorf("Manifest of index = %+v, %v", m, err)
 		}
@@ -128,7 +131,7 @@ func TestPullsEverySchemaAndFollowsIndexes(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := open(t, quick, only.Ref, Credentials{}).Manifest(t.Context()); !errors.Is(err, ErrNoPlatform) || !strings.Contains(err.Error(), "s390x") {
+		if _, err := open(t, patient, only.Ref, Credentials{}).Manifest(t.Context()); !errors.Is(err, ErrNoPlatform) || !strings.Contains(err.Error(), "s390x") {
 			t.Errorf("Manifest without our platform: %v", err)
 		}
 	}
@@ -137,11 +140,6 @@ func TestPullsEverySchemaAndFollowsIndexes(t *testing.T) {
 func TestErrorsTellWhatIsWrong(t *testing.T) {
 	reg := start(t, registrytest.Options{})
 	p := push(t, reg, registrytest.Image{})
-	down, err := registrytest.Start(registrytest.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	down.Close()
 	for _, tc := range []struct {
 		name string
 		ref  string
@@ -150,10 +148,10 @@ func TestErrorsTellWhatIsWrong(t *testing.T) {
 	}{
 		{"unknown tag", reg.Host() + "/a/b:none", ErrNotFound, "MANIFEST_UNKNOWN"},
 		{"unknown digest", reg.Host() + "/a/b@" + digest.FromString("x").String(), ErrNotFound, reg.Host()},
-		{"down", down.Host() + "/a/b:1", ErrUnavailable, "connection refused"},
+		{"down", "127.0.0.1:1/a/b:1", ErrUnavailable, "connection refused"},
 		{"good", p.Ref, nil, ""},
 	} {
-		err := pullAll(t.Context(), open(t, quick, tc.ref, Credentials{}))
+		err := pullAll(t.Context(), open(t, patient, tc.ref, Credentials{}))
 		if !errors.Is(err, tc.want) || tc.want != nil && !strings.Contains(err.Error(), tc.text) {
 			t.Errorf("%s: %v, want %v with %q", tc.name, err, tc.want, tc.text)
 		}
@@ -183,7 +181,11 @@ func TestResumesByRangeAfterResets(t *testing.T) {
 				}
 				reg.AddFault(f)
 			}
-			if err := pullAll(t.Context(), open(t, quick, p.Ref, Credentials{})); err != nil {
+			config := patient
+			if tc.fault.Cut == registrytest.Stall {
+				config.StallTimeout = 2 * time.Second
+			}
+			if err := pullAll(t.Context(), open(t, config, p.Ref, Credentials{})); err != nil {
 				t.Error(err)
 			}
 			ranges := 0
@@ -248,7 +250,7 @@ func TestWrongBytesAreNeverTaken(t *testing.T) {
 			f := tc.fault
 			f.Path = "/blobs/" + p.Layers[0].Digest.String()
 			reg.AddFault(f)
-			err := pullAll(t.Context(), open(t, quick, p.Ref, Credentials{}))
+			err := pullAll(t.Context(), open(t, patient, p.Ref, Credentials{}))
 			if !errors.Is(err, tc.want) {
 				t.Errorf("%v, want %v", err, tc.want)
 			}
@@ -304,7 +306,7 @@ func TestManifestsThatLieAreRefused(t *testing.T) {
 		{"index of 30000", ociIndex, index(strings.Repeat(`{"digest":"","size":1},`, 30_000) + `{}`)},
 	} {
 		reg.PutManifest("a/b", "bad", tc.mediaType, []byte(tc.raw))
-		m, err := open(t, quick, reg.Host()+"/a/b:bad", Credentials{}).Manifest(t.Context())
+		m, err := open(t, patient, reg.Host()+"/a/b:bad", Credentials{}).Manifest(t.Context())
 		if !errors.Is(err, ErrInvalidManifest) {
 			t.Errorf("%s: Manifest = %v, %v, want ErrInvalidManifest", tc.name, m.Digest, err)
 		}
@@ -317,7 +319,7 @@ func TestManifestsThatLieAreRefused(t *testing.T) {
 		raw = []byte(index(fmt.Sprintf(`{"mediaType":%q,"digest":%q,"size":%d,"annotations":{"a":"1","A":"2"}}`, media, d, len(raw))))
 		media = ociIndex
 		reg.PutManifest("a/b", "nested", media, raw)
-		_, err := open(t, quick, reg.Host()+"/a/b:nested", Credentials{}).Manifest(t.Context())
+		_, err := open(t, patient, reg.Host()+"/a/b:nested", Credentials{}).Manifest(t.Context())
 		if ok := err == nil; ok != (depth+1 <= maxIndexDepth) {
 			t.Errorf("index of depth %d: %v", depth+1, err)
 		}
@@ -332,11 +334,11 @@ func TestManifestByDigestIsHeldAgainstIt(t *testing.T) {
 		t.Fatal(err)
 	}
 	reg.PutManifest("a/b", p.Digest.String(), q.MediaType, q.Manifest)
-	if _, err := open(t, quick, p.DigestRef, Credentials{}).Manifest(t.Context()); !errors.Is(err, ErrDigestMismatch) {
+	if _, err := open(t, patient, p.DigestRef, Credentials{}).Manifest(t.Context()); !errors.Is(err, ErrDigestMismatch) {
 		t.Errorf("other bytes: %v, want ErrDigestMismatch", err)
 	}
 	reg.AddFault(registrytest.Fault{Path: "/manifests/2", Header: http.Header{"Docker-Content-Digest": {p.Digest.String()}}})
-	if _, err := open(t, quick, q.Ref, Credentials{}).Manifest(t.Context()); !errors.Is(err, ErrDigestMismatch) {
+	if _, err := open(t, patient, q.Ref, Credentials{}).Manifest(t.Context()); !errors.Is(err, ErrDigestMismatch) {
 		t.Errorf("other digest in the header: %v, want ErrDigestMismatch", err)
 	}
 }
@@ -347,7 +349,7 @@ func TestForeignURLsAreIgnored(t *testing.T) {
 		Files: []registrytest.File{{Name: "f"}}, URLs: []string{evil.URL + "/x", "file:///etc/shadow", "http://169.254.169.254/"},
 		MediaType: "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
 	}}})
-	if err := pullAll(t.Context(), open(t, quick, p.Ref, Credentials{})); err != nil {
+	if err := pullAll(t.Context(), open(t, patient, p.Ref, Credentials{})); err != nil {
 		t.Error(err)
 	}
 	if n := len(evil.Requests()); n != 0 {
@@ -375,7 +377,7 @@ func TestStatusesAreRetriedAsTheySay(t *testing.T) {
 		reg.ClearFaults()
 		reg.AddFault(registrytest.Fault{Path: "/manifests/", Status: tc.status, Header: tc.header, Times: tc.times})
 		begin := time.Now()
-		_, err := open(t, quick, p.Ref, Credentials{}).Manifest(t.Context())
+		_, err := open(t, patient, p.Ref, Credentials{}).Manifest(t.Context())
 		if took := time.Since(begin); (err == nil) != tc.ok || took < tc.min || took > tc.max {
 			t.Errorf("%s: %v after %v", tc.name, err, took)
 		}
@@ -385,7 +387,7 @@ func TestStatusesAreRetriedAsTheySay(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
 	begin := time.Now()
-	if _, err := open(t, quick, p.Ref, Credentials{}).Manifest(ctx); err == nil || time.Since(begin) > 20*time.Second {
+	if _, err := open(t, patient, p.Ref, Credentials{}).Manifest(ctx); err == nil || time.Since(begin) > 20*time.Second {
 		t.Errorf("cancelled wait: %v after %v", err, time.Since(begin))
 	}
 }
@@ -424,7 +426,7 @@ func TestCancelEndsAReadAtOnce(t *testing.T) {
 func TestLoopbackSpeaksHTTPAndFallsBackToTLS(t *testing.T) {
 	reg := start(t, registrytest.Options{TLS: true})
 	p := push(t, reg, registrytest.Image{})
-	err := pullAll(t.Context(), open(t, quick, p.Ref, Credentials{}))
+	err := pullAll(t.Context(), open(t, patient, p.Ref, Credentials{}))
 	if !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), "certificate") {
 		t.Errorf("unknown certificate: %v", err)
 	}
@@ -533,7 +535,7 @@ func TestBlobIsReadInAnyPieces(t *testing.T) {
 	p := push(t, reg, registrytest.Image{Layers: []registrytest.Layer{}})
 	for _, raw := range [][]byte{{}, {1}, noise(70_001)} {
 		d := reg.PutBlob(raw)
-		s := open(t, quick, p.Ref, Credentials{})
+		s := open(t, patient, p.Ref, Credentials{})
 		r := s.Blob(t.Context(), Descriptor{Digest: d, Size: int64(len(raw))})
 		var got bytes.Buffer
 		if _, err := io.CopyBuffer(&got, struct{ io.Reader }{r}, make([]byte, 7)); err != nil || !bytes.Equal(got.Bytes(), raw) {
@@ -548,17 +550,20 @@ func TestBlobIsReadInAnyPieces(t *testing.T) {
 	}
 	sha512 := digest.SHA512.FromBytes([]byte("x"))
 	reg.PutBlobAs(sha512, []byte("x"))
-	if raw, err := open(t, quick, p.Ref, Credentials{}).Fetch(t.Context(), Descriptor{Digest: sha512, Size: 1}); err != nil || string(raw) != "x" {
+	if raw, err := open(t, patient, p.Ref, Credentials{}).Fetch(t.Context(), Descriptor{Digest: sha512, Size: 1}); err != nil || string(raw) != "x" {
 		t.Errorf("sha512: %q, %v", raw, err)
 	}
 }
 
 func TestSlowAndSteadyIsNoStall(t *testing.T) {
+	t.Parallel()
 	reg := start(t, registrytest.Options{})
 	p := push(t, reg, registrytest.Image{})
 	path := "/blobs/" + p.Layers[0].Digest.String()
-	reg.AddFault(registrytest.Fault{Path: path, Pace: registrytest.Pace{Size: 128 << 10, Every: 40 * time.Millisecond}})
-	if err := pullAll(t.Context(), open(t, quick, p.Ref, Credentials{})); err != nil { // takes longer than StallTimeout
+	reg.AddFault(registrytest.Fault{Path: path, Pace: registrytest.Pace{Size: 128 << 10, Every: 250 * time.Millisecond}})
+	config := patient
+	config.StallTimeout = 5 * time.Second // less than all takes, and far more than a piece does
+	if err := pullAll(t.Context(), open(t, config, p.Ref, Credentials{})); err != nil {
 		t.Error(err)
 	}
 	if n := reg.Count("GET", path); n != 1 {

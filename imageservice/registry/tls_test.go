@@ -104,7 +104,7 @@ func TestHostsFileIsObeyed(t *testing.T) {
 				}
 			}
 			text := fmt.Sprintf(tc.hosts+"%.0[1]s%.0[2]s%.0[3]s", reg.URL, ca, certs)
-			config := quick
+			config := patient
 			config.HostsDir = hostsDir(t, map[string]string{strings.Replace(reg.Host(), ":", "_", 1) + "_/hosts.toml": text})
 			err := pullAll(t.Context(), open(t, config, p.Ref, Credentials{}))
 			if tc.ok && err != nil || !tc.ok && !errors.Is(err, ErrUnavailable) {
@@ -132,7 +132,7 @@ func TestOverriddenPathsAreTakenAsTheyAre(t *testing.T) {
 		reg.ServeHTTP(w, r)
 	}))
 	defer proxy.Close()
-	config := quick
+	config := patient
 	config.HostsDir = hostsDir(t, map[string]string{
 		"registry.example/hosts.toml": "server = \"http://127.0.0.1:1\"\n[host.\"" + proxy.URL + "/proxy/of/hub\"]\noverride_path = true\n",
 	})

@@ -79,12 +79,12 @@ func TestFirstWalkDoesNotRest(t *testing.T) {
 	cancel()
 	w.snap.mu.Lock()
 	w.LayerUsage(impatient, "long")
-	time.Sleep(time.Second) // the rest is 20 times as long
+	time.Sleep(1500 * time.Millisecond) // the rest is 20 times as long
 	w.snap.mu.Unlock()
 	if _, ok := w.LayerUsage(t.Context(), "long"); !ok {
 		t.Error("nothing is known after the first walk")
 	}
-	patient, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	patient, cancel := context.WithTimeout(t.Context(), 25*time.Second)
 	defer cancel()
 	if _, ok := w.LayerUsage(patient, "new"); !ok {
 		t.Error("a layer waits for its first walk until others have rested")

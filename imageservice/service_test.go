@@ -43,12 +43,12 @@ func newWorld(t *testing.T, opts registrytest.Options) *world {
 	return w
 }
 
+// patient waits for a registry as long as a busy machine may need.
+var patient = registry.Config{StallTimeout: 30 * time.Second, Patience: 20 * time.Second, Backoff: 5 * time.Millisecond}
+
 func (w *world) open() {
 	w.t.Helper()
-	s, err := Open(w.t.Context(), Config{
-		Root: w.root, Snapshot: w.snap,
-		Registry: registry.Config{StallTimeout: 500 * time.Millisecond, Patience: 200 * time.Millisecond, Backoff: 5 * time.Millisecond},
-	})
+	s, err := Open(w.t.Context(), Config{Root: w.root, Snapshot: w.snap, Registry: patient})
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -454,6 +454,9 @@ func TestFailedPullsLeaveNothing(t *testing.T) {
 			}
 			p := w.push("a/b", "1", img)
 			if f := tc.fault; f.Cut != registrytest.NoCut || f.Status != 0 {
+				if f.Cut == registrytest.Stall {
+					w.Configure(Config{Registry: registry.Config{StallTimeout: 500 * time.Millisecond, Backoff: 5 * time.Millisecond}})
+				}
 				f.Path = "/blobs/" + p.Layers[1].Digest.String()
 				w.reg.AddFault(f)
 			}
@@ -481,6 +484,7 @@ func TestFailedPullsLeaveNothing(t *testing.T) {
 				t.Errorf("records: %v, %v", entries, err)
 			}
 			w.reg.ClearFaults()
+			w.Configure(Config{Registry: patient})
 			w.snap.set("Ingest", nil)
 			w.snap.set("Publish", nil)
 			again := good()

@@ -134,7 +134,7 @@ func TestRawRequests(t *testing.T) {
 // rawCall writes one request in HTTP/2 and answers with grpc-status.
 func rawCall(t *testing.T, conn net.Conn, path string, body []byte) string {
 	t.Helper()
-	if err := conn.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(time.Minute)); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := io.WriteString(conn, http2.ClientPreface); err != nil {

@@ -142,12 +142,7 @@ func TestForwardErrors(t *testing.T) {
 	for _, transport := range both {
 		s := serve(t, streaming.Config{})
 		f := forwarder(t, s, transport)
-		gone, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		gone.Close()
-		c := connect(t, f, uint16(gone.Addr().(*net.TCPAddr).Port))
+		c := connect(t, f, streamingtest.NobodysPort)
 		if text, err := io.ReadAll(c.Errors); err != nil || !strings.Contains(string(text), "connection refused") {
 			t.Errorf("%s: nobody listens: %q, %v", transport, text, err)
 		}
@@ -206,7 +201,8 @@ func TestForwardClientBreaksOff(t *testing.T) {
 
 // Fails when a stream without its other half, with a wrong head, or one too many is taken.
 func TestForwardStreamsAreChecked(t *testing.T) {
-	s := serve(t, streaming.Config{CreationTimeout: 200 * time.Millisecond})
+	t.Parallel()
+	s := serve(t, streaming.Config{CreationTimeout: 10 * time.Second}) // in which the other streams must come, too
 	port := fmt.Sprint(listen(t, echo))
 	f := forwarder(t, s, streamclient.SPDY)
 	for name, h := range map[string]map[string]string{
@@ -252,12 +248,7 @@ func TestForwardStreamsAreChecked(t *testing.T) {
 // TestForwardChannels is what clients of older days speak: two channels for each port of the request.
 func TestForwardChannels(t *testing.T) {
 	s := serve(t, streaming.Config{})
-	gone, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	gone.Close()
-	ports := []uint16{listen(t, echo), uint16(gone.Addr().(*net.TCPAddr).Port)}
+	ports := []uint16{listen(t, echo), streamingtest.NobodysPort}
 	u, err := s.PortForward("s", ports)
 	if err != nil {
 		t.Fatal(err)

@@ -67,16 +67,22 @@ func TestPluginThatWritesTooMuch(t *testing.T) {
 
 func TestPluginThatHangsIsKilledWithItsChildren(t *testing.T) {
 	for _, action := range []string{"hang", "fork"} {
-		start := time.Now()
-		state, _, err := run(t, &plugin.Exec{Timeout: 3 * time.Second}, action)
-		if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "3s") {
-			t.Errorf("%s: ExecPlugin = %v, want DeadlineExceeded that says 3s", action, err)
-		}
-		if d := time.Since(start); d > 30*time.Second {
-			t.Errorf("%s: took %s", action, d)
-		}
-		if action == "fork" {
-			checkGone(t, state)
+		for timeout := 3 * time.Second; ; timeout *= 3 {
+			start := time.Now()
+			state, _, err := run(t, &plugin.Exec{Timeout: timeout}, action)
+			if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), timeout.String()) {
+				t.Errorf("%s: ExecPlugin = %v, want DeadlineExceeded that says %s", action, err, timeout)
+			}
+			if d := time.Since(start); d > timeout+30*time.Second {
+				t.Errorf("%s: took %s", action, d)
+			}
+			if _, err := os.Stat(filepath.Join(state, "child")); err != nil && action == "fork" && timeout < 30*time.Second {
+				continue // a busy machine: it had not come so far
+			}
+			if action == "fork" {
+				checkGone(t, state)
+			}
+			break
 		}
 	}
 }

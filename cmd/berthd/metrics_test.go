@@ -12,7 +12,9 @@ import (
 
 func TestMetricsOfTheDaemon(t *testing.T) {
 	m, f := newManager(t), newFolders(t)
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	// An address of this process's own: a port that is free on 127.0.0.1 may be somebody else's a moment later.
+	pid := os.Getpid()
+	l, err := net.Listen("tcp", fmt.Sprintf("127.%d.%d.%d:0", 64+pid>>16&63, pid>>8&255, pid&255))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -223,8 +223,8 @@ func TestEvictions(t *testing.T) {
 
 // TestTimes: synchronization has its own, and plugins are told the one for requests.
 func TestTimes(t *testing.T) {
-	p := New(Config{RequestTimeout: time.Second, SyncTimeout: time.Hour})
-	for method, want := range map[string]time.Duration{"CreateContainer": time.Second, "Synchronize": time.Hour, "Configure": time.Second} {
+	p := New(Config{RequestTimeout: time.Minute, SyncTimeout: time.Hour})
+	for method, want := range map[string]time.Duration{"CreateContainer": time.Minute, "Synchronize": time.Hour, "Configure": time.Minute} {
 		payload, err := proto.Marshal(&api.ConfigureRequest{RequestTimeout: 3600000, RuntimeName: "berth"})
 		if err != nil {
 			t.Fatal(err)
@@ -234,7 +234,7 @@ func TestTimes(t *testing.T) {
 				t.Errorf("%s has until %v", method, at)
 			}
 			var told api.ConfigureRequest
-			if err := proto.Unmarshal(req.Payload, &told); err != nil || method == "Configure" && (told.RequestTimeout != 1000 || told.RuntimeName != "berth") {
+			if err := proto.Unmarshal(req.Payload, &told); err != nil || method == "Configure" && (told.RequestTimeout != 60000 || told.RuntimeName != "berth") {
 				t.Errorf("told %v, %v", &told, err)
 			}
 			return nil

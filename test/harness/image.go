@@ -4,9 +4,11 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -20,6 +22,7 @@ type site struct {
 	registry *registrytest.Registry
 	shell    registrytest.Layer
 	probe    registrytest.Layer
+	packed   []registrytest.Layer // both, as blobs: packing takes longer than all the rest of an image
 	base     registrytest.Pushed
 }
 
@@ -50,10 +53,27 @@ var theSite = sync.OnceValues(func() (*site, error) {
 	if s.probe, err = images.NewBuilder().Program("bin/probe", filepath.Join(from, "probe")).Layer(); err != nil {
 		return nil, err
 	}
-	s.base, err = registry.Push("test/base", "1", registrytest.Image{Layers: []registrytest.Layer{s.shell, s.probe},
+	for _, layer := range []registrytest.Layer{s.shell, s.probe} {
+		packed, err := pack(layer)
+		if err != nil {
+			return nil, err
+		}
+		s.packed = append(s.packed, packed)
+	}
+	s.base, err = registry.Push("test/base", "1", registrytest.Image{Layers: s.packed,
 		Config: ocispec.ImageConfig{Env: []string{images.Path}, Cmd: []string{"sh"}}})
 	return s, err
 })
+
+// pack is a layer that has been packed.
+func pack(layer registrytest.Layer) (registrytest.Layer, error) {
+	raw, err := registrytest.Tar(layer.Files...)
+	if err != nil {
+		return layer, err
+	}
+	blob, err := registrytest.Pack(raw, registrytest.Gzip)
+	return registrytest.Layer{Tar: raw, Blob: blob, Compression: registrytest.Gzip, DiffID: digest.FromBytes(raw), Digest: digest.FromBytes(blob)}, err
+}
 
 func openSite(t testing.TB) *site {
 	t.Helper()
@@ -77,7 +97,7 @@ func PushImage(t testing.TB, repo string, config ocispec.ImageConfig, more ...re
 	if config.Env == nil {
 		config.Env = []string{images.Path}
 	}
-	pushed, err := s.registry.Push(repo, "1", registrytest.Image{Layers: append([]registrytest.Layer{s.shell, s.probe}, more...), Config: config})
+	pushed, err := s.registry.Push(repo, "1", registrytest.Image{Layers: slices.Concat(s.packed, more), Config: config})
 	if err != nil {
 		t.Fatalf("make image %s: %v", repo, err)
 	}

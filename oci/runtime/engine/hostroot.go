@@ -42,6 +42,18 @@ func shareRoot(root int, folder string, d *descriptors) (int, error) {
 	return d.add(clone), nil
 }
 
+// CheckRootfs refuses a mounted root file system that has a symbolic link where the kernel's file systems go, as the engine does: other runtimes follow
+// one on the host while they fill /dev (CVE-2026-41579).
+func CheckRootfs(root string) error {
+	for _, name := range []string{"/proc", "/sys", "/dev"} {
+		var st unix.Stat_t
+		if err := unix.Lstat(root+name, &st); err == nil && st.Mode&unix.S_IFMT == unix.S_IFLNK {
+			return &Error{"mount at", quote(name), unix.ELOOP}
+		}
+	}
+	return nil
+}
+
 // MakeDirectories makes those that are missing in a mounted root file system in which nothing runs, mode 0755, owner root. Symbolic links mean what
 // they mean in the container.
 func MakeDirectories(root string, dirs []string) error {

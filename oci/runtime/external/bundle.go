@@ -117,6 +117,9 @@ func (b *Bundle) Write() error {
 	if err := engine.MountRootfs(&root, target); err != nil {
 		return err
 	}
+	if err := engine.CheckRootfs(target); err != nil {
+		return err
+	}
 	return engine.MakeDirectories(target, b.Directories)
 }
 

@@ -418,4 +418,18 @@ func TestBundle(t *testing.T) {
 	if err := Remove(b.Folder); err != nil {
 		t.Error(err)
 	}
+	// runc 1.1 and others fill /dev on the host, and follow a link there.
+	b.Directories = nil
+	for _, name := range []string{"proc", "sys", "dev"} {
+		link := filepath.Join(lower, name)
+		if err := os.Symlink(victim, link); err != nil {
+			t.Fatal(err)
+		}
+		if err := b.Write(); !errors.Is(err, unix.ELOOP) || !strings.Contains(err.Error(), name) {
+			t.Errorf("an image whose /%s is a link: %v", name, err)
+		}
+		if err := errors.Join(Remove(b.Folder), os.Remove(link)); err != nil {
+			t.Fatal(err)
+		}
+	}
 }

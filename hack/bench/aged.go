@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -57,18 +58,35 @@ func (s *side) age(ctx context.Context, b *bench) error {
 	if err := g.Wait(); err != nil {
 		return err
 	}
-	select { // a monitor gives memory back a moment after its work
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-time.After(agedRest):
-	}
-	if s.oldMonitors, err = s.monitors(); err != nil {
+	if err := s.rest(ctx); err != nil {
 		return err
 	}
 	if _, err := berthd.Sink(ctx, lives, callers); err != nil {
 		return err
 	}
 	return os.RemoveAll(logs)
+}
+
+// rest weighs the monitors that have worked, when they take no less any more: they give memory back a moment after their work, on a busy machine some
+// moments.
+func (s *side) rest(ctx context.Context) error {
+	for last := math.MaxInt; ; {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(agedRest):
+		}
+		all, err := s.monitors()
+		if err != nil {
+			return err
+		}
+		s.oldMonitors = all
+		if now := median(all); now >= last {
+			return nil
+		} else {
+			last = now
+		}
+	}
 }
 
 // awaitSize waits until a log has grown to a size.

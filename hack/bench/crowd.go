@@ -97,7 +97,7 @@ type many struct{ up, list, gone time.Duration }
 // twoHundred runs 200 pods, lists them, takes them away, and holds the host against what it was before.
 func (b *bench) twoHundred(ctx context.Context) error {
 	s := b.sides[0]
-	before, err := invariants.Take(s.berth.Daemon())
+	before, err := invariants.Steady(ctx, s.berth.Daemon(), invariants.Take)
 	if err != nil {
 		return err
 	}

@@ -198,11 +198,9 @@ func (s *side) weigh() (w weight, err error) {
 		return w, err
 	}
 	for _, pid := range pids {
-		kib, err := berthd.PSS(pid)
-		if err != nil {
-			return w, err
+		if kib, err := berthd.PSS(pid); err == nil { // else it has ended
+			w.others += kib
 		}
-		w.others += kib
 	}
 	return w, nil
 }

@@ -173,7 +173,7 @@ func (r *runner) start(ctx context.Context, registry *registrytest.Registry) (en
 	if err := r.berthd.Start(ctx); err != nil {
 		return nil, err
 	}
-	if r.before, err = invariants.Take(r.berthd.Daemon()); err != nil {
+	if r.before, err = invariants.Steady(ctx, r.berthd.Daemon(), invariants.Take); err != nil {
 		return nil, err
 	}
 	return func() error {

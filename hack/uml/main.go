@@ -1,6 +1,6 @@
 // Command uml boots a User-Mode Linux kernel on this machine's own root file system and runs tests there:
 //
-//	go run ./hack/uml [-timeout 8m] [-mem 2G] [-skip REGEXP] [-systemd] "[NAME=VALUE ]PACKAGE[=REGEXP]"...
+//	go run ./hack/uml [-timeout 20m] [-mem 2G] [-skip REGEXP] [-systemd] "[NAME=VALUE ]PACKAGE[=REGEXP]"...
 //
 //	go run ./hack/uml [...] "./hack/critest[ ARGUMENT...]"...
 //
@@ -71,7 +71,7 @@ func main() {
 	flag.StringVar(&o.mem, "mem", "2G", "`memory` of the guest")
 	flag.StringVar(&o.skip, "skip", "", "`regexp` of tests to leave out")
 	flag.BoolVar(&o.systemd, "systemd", false, "boot a Debian system whose init is systemd")
-	flag.DurationVar(&o.timeout, "timeout", 8*time.Minute, "how `long` the guest may take")
+	flag.DurationVar(&o.timeout, "timeout", 20*time.Minute, "how `long` the guest may take")
 	flag.Parse()
 	if o.suites = flag.Args(); len(o.suites) == 0 {
 		flag.Usage()

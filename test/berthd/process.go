@@ -36,6 +36,7 @@ type Process struct {
 	opts   Options
 	cmd    *exec.Cmd
 	exited chan error
+	last   *os.ProcessState
 }
 
 // answerWait is how long a started daemon may take to answer.
@@ -86,6 +87,14 @@ func (p *Process) PID() int {
 
 // Start starts the daemon and waits until it answers.
 func (p *Process) Start(ctx context.Context) error {
+	if err := p.Begin(); err != nil {
+		return err
+	}
+	return p.answer(ctx)
+}
+
+// Begin starts the daemon and waits for nothing.
+func (p *Process) Begin() error {
 	if p.cmd != nil {
 		return errors.New("start berthd: it runs")
 	}
@@ -111,7 +120,7 @@ func (p *Process) Start(ctx context.Context) error {
 	}
 	p.cmd, p.exited = cmd, make(chan error, 1)
 	go func(exited chan error) { exited <- cmd.Wait() }(p.exited)
-	return p.answer(ctx)
+	return nil
 }
 
 // answer waits for the first answer, or for the end of a daemon that could not start.
@@ -167,6 +176,9 @@ func (p *Process) end(sig syscall.Signal) error {
 	case <-time.After(answerWait):
 		return fmt.Errorf("berthd (PID %d) does not end after %s", p.PID(), sig)
 	}
-	p.cmd = nil
+	p.last, p.cmd = p.cmd.ProcessState, nil
 	return nil
 }
+
+// Last is how the daemon ended that Kill or Stop ended last.
+func (p *Process) Last() *os.ProcessState { return p.last }

@@ -242,6 +242,7 @@ func TestAddressesRunOut(t *testing.T) {
 const fakePlugin = `#!/bin/sh
 echo "$CNI_COMMAND $CNI_CONTAINERID $CNI_IFNAME" >> %[1]s/calls
 [ -e %[1]s/slow ] && sleep 0.3
+[ -e %[1]s/hang ] && [ $CNI_COMMAND = ADD ] && sleep 1000
 cat > %[1]s/stdin.$CNI_COMMAND
 case $CNI_COMMAND in
 ADD)

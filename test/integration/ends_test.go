@@ -1,0 +1,275 @@
+package integration_test
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"strconv"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berthd/berth/test/harness"
+)
+
+// node is what runs while daemons end and start: it must never notice.
+type node struct {
+	*harness.Daemon
+	t       *testing.T
+	pods    []*harness.Pod
+	created *harness.Container
+	writer  *harness.Container
+	was     []seen
+}
+
+// seen is what is known of an object, from outside.
+type seen struct {
+	name   string
+	status func() any
+	was    any
+}
+
+// newNode runs pods of all kinds, with containers in all states, on a node with some images.
+func newNode(t *testing.T) *node {
+	n := &node{Daemon: harness.Start(t), t: t}
+	n.pods = []*harness.Pod{
+		n.RunPod(n.Pod("own", harness.HostPort(runtimeapi.Protocol_TCP, harness.FreePort(t), 80, ""))),
+		n.RunPod(n.Pod("host", harness.Namespaces(runtimeapi.NamespaceMode_NODE, runtimeapi.NamespaceMode_CONTAINER, runtimeapi.NamespaceMode_NODE))),
+		n.RunPod(n.Pod("shared", harness.Namespaces(runtimeapi.NamespaceMode_POD, runtimeapi.NamespaceMode_POD, runtimeapi.NamespaceMode_POD))),
+	}
+	for _, p := range n.pods {
+		n.look(p.Config.Metadata.Name, func() any { return p.Status() })
+		c := p.Run(n.Sleeper("runs"))
+		n.look(p.Config.Metadata.Name+"/runs", func() any { return c.Status() })
+		n.look(p.Config.Metadata.Name+"/runs, its process", func() any { return fmt.Sprint(c.PID(), " since ", startTime(t, c.PID())) })
+	}
+	n.writer = n.pods[0].Run(n.Container("writer", []string{"probe", "lines", "500", "line"}))
+	n.look("writer", func() any { return n.writer.Status() })
+	n.created = n.pods[0].Create(n.Sleeper("created"))
+	n.look("created", func() any { return n.created.Status() })
+	done := n.pods[0].Run(n.Shell("done", "exit 9"))
+	done.Wait(harness.Patience)
+	n.look("done", func() any { return done.Status() })
+	for i := range 3 {
+		layer := registrytestLayer(t, func(b *builder) { b.File("n", strconv.Itoa(i), 0o644) })
+		n.Pull(harness.PushImage(t, fmt.Sprintf("test/end-%d", i), imageConfig(func(*ocispecConfig) {}), layer).Ref)
+	}
+	n.look("images", func() any {
+		r, err := n.Images.ListImages(n.Context(), &runtimeapi.ListImagesRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
+	})
+	return n
+}
+
+func (n *node) look(name string, status func() any) {
+	n.was = append(n.was, seen{name, status, status()})
+}
+
+// unchanged starts a daemon that nobody ends, and compares what it tells with what was told before.
+func (n *node) unchanged() {
+	n.t.Helper()
+	n.Start()
+	n.Check()
+	for _, s := range n.was {
+		same(n.t, s.name, s.status(), s.was)
+	}
+	if n.t.Failed() {
+		n.t.FailNow()
+	}
+}
+
+// finish checks what only the end shows.
+func (n *node) finish() {
+	n.t.Helper()
+	n.created.Start()
+	n.writer.Stop(5 * time.Second)
+	if lines := countLines(n.t, "line", n.writer.LogFile()); lines < 100 {
+		n.t.Errorf("%d lines, want some hundreds", lines)
+	}
+}
+
+// waits is how long a daemon gives what is under way, and then itself: an end that takes longer is an error.
+const waits = 3*time.Second + 5*time.Second
+
+// end ends a daemon by SIGTERM, sometimes with other signals beside it. It is no error, whatever the daemon does; may are signals that can end it before
+// it has come so far as to take them.
+func (n *node) end(may ...syscall.Signal) {
+	n.t.Helper()
+	pid, began := n.PID(), time.Now()
+	if rand.IntN(3) == 0 {
+		unix.Kill(pid, unix.SIGHUP)
+	}
+	unix.Kill(pid, unix.SIGTERM)
+	if rand.IntN(3) == 0 {
+		time.Sleep(time.Duration(rand.IntN(3000)) * time.Microsecond)
+	}
+	n.Stop() // once more
+	how := n.Last().Sys().(syscall.WaitStatus)
+	if how.ExitStatus() != 0 && !slices.Contains(may, how.Signal()) && time.Since(began) < waits {
+		n.t.Errorf("berthd ended with %s", n.Last())
+	}
+}
+
+// TestEndedAtAnyMomentOfItsStart ends daemons by SIGTERM while they start, which is neither a reason to give anything up nor an error.
+func TestEndedAtAnyMomentOfItsStart(t *testing.T) {
+	n := newNode(t)
+	n.Stop()
+	began := time.Now()
+	n.Start()
+	takes := time.Since(began)
+	n.Stop()
+	for round := range 60 {
+		if err := n.Begin(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Duration(rand.Int64N(int64(min(2*takes, 300*time.Millisecond)))))
+		n.end(unix.SIGTERM, unix.SIGHUP)
+		if round%15 == 14 {
+			n.unchanged()
+			n.Stop()
+		}
+	}
+	n.unchanged()
+	n.finish()
+}
+
+// TestEndedAtAnyMomentOfItsCalls ends daemons by SIGTERM while calls are under way. What they were asked for is done or not, and can be asked for again.
+func TestEndedAtAnyMomentOfItsCalls(t *testing.T) {
+	n := newNode(t)
+	for round := range 6 {
+		pod := n.RunPod(n.Pod(fmt.Sprintf("round-%d", round)))
+		starts, stops, runs := pod.Create(n.Sleeper("starts")), pod.Run(n.Sleeper("stops")), pod.Run(n.Sleeper("runs"))
+		next, another := n.Pod(fmt.Sprintf("next-%d", round)), n.Sleeper("another")
+		layer := registrytestLayer(t, func(b *builder) { b.File("n", fmt.Sprint("round ", round), 0o644) })
+		image := harness.PushImage(t, fmt.Sprintf("test/round-%d", round), imageConfig(func(*ocispecConfig) {}), layer).Ref
+		calls := map[string]func(context.Context) error{
+			"RunPodSandbox": func(ctx context.Context) error {
+				_, err := n.Runtime.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: next})
+				return err
+			},
+			"CreateContainer": func(ctx context.Context) error {
+				_, err := n.Runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: pod.ID, Config: another, SandboxConfig: pod.Config})
+				return err
+			},
+			"StartContainer": func(ctx context.Context) error {
+				_, err := n.Runtime.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: starts.ID})
+				if status.Code(err) == codes.FailedPrecondition && starts.Status().State == running {
+					return nil
+				}
+				return err
+			},
+			"StopContainer": func(ctx context.Context) error {
+				_, err := n.Runtime.StopContainer(ctx, &runtimeapi.StopContainerRequest{ContainerId: stops.ID, Timeout: 60})
+				return err
+			},
+			"ExecSync": func(ctx context.Context) error {
+				_, err := n.Runtime.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: runs.ID, Cmd: []string{"sleep", "0.02"}})
+				return err
+			},
+			"UpdateContainerResources": func(ctx context.Context) error {
+				_, err := n.Runtime.UpdateContainerResources(ctx, &runtimeapi.UpdateContainerResourcesRequest{ContainerId: runs.ID,
+					Linux: &runtimeapi.LinuxContainerResources{CpuShares: int64(100 + round)}})
+				return err
+			},
+			"PullImage": func(ctx context.Context) error {
+				_, err := n.Images.PullImage(ctx, &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: image}})
+				return err
+			},
+		}
+		stops.WaitOutput("up")
+		pid := runs.PID()
+		ctx, cancel := context.WithCancel(n.Context())
+		var all errgroup.Group
+		for _, call := range calls {
+			all.Go(func() error { return call(ctx) })
+		}
+		time.Sleep(time.Duration(rand.IntN(40)) * time.Millisecond)
+		n.end()
+		cancel()
+		all.Wait() //nolint:errcheck // some of them may have been cut off
+		n.Start()
+		n.Check()
+		for name, call := range calls {
+			if err := call(n.Context()); err != nil {
+				t.Errorf("round %d: %s again: %v", round, name, err)
+			}
+		}
+		if s := stops.Status(); s.State != exited || s.ExitCode != 0 {
+			t.Errorf("round %d: the container that was asked to end is %s with code %d", round, s.State, s.ExitCode)
+		}
+		if starts.Status().State != running || runs.PID() != pid {
+			t.Errorf("round %d: a container does not run, or was started again", round)
+		}
+		if t.Failed() {
+			return
+		}
+		pod.Remove()
+		n.RunPod(next).Remove()
+		if _, err := n.Images.RemoveImage(n.Context(), &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: image}}); err != nil {
+			t.Error(err)
+		}
+	}
+	n.Stop()
+	n.unchanged()
+	n.finish()
+}
+
+// TestEndedWithCallsThatTakeLong ends a daemon under calls that would take longer than it waits for.
+func TestEndedWithCallsThatTakeLong(t *testing.T) {
+	n := newNode(t)
+	stubborn := n.pods[0].Run(n.Shell("stubborn", "trap '' TERM; echo up; while :; do sleep 1; done"))
+	stubborn.WaitOutput("up")
+	pid := stubborn.PID()
+	calls := plugin(t, n.Daemon)
+	n.Write(n.Dir+"/hang", "")
+	config := n.Pod("interrupted")
+	ctx, cancel := context.WithCancel(n.Context())
+	defer cancel()
+	var all errgroup.Group
+	all.Go(func() error {
+		_, err := n.Runtime.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: config})
+		return err
+	})
+	all.Go(func() error {
+		_, err := n.Runtime.StopContainer(ctx, &runtimeapi.StopContainerRequest{ContainerId: stubborn.ID, Timeout: 300})
+		return err
+	})
+	all.Go(func() error {
+		_, err := n.Runtime.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: stubborn.ID, Cmd: []string{"sleep", "1000"}})
+		return err
+	})
+	n.Eventually(harness.Patience, "the plugin runs", func() bool { return countCalls(calls(), "ADD", "") == 1 })
+	n.end()
+	if err := all.Wait(); err == nil {
+		t.Error("calls that take longer than the daemon waits have succeeded")
+	}
+	n.unchanged()
+	if got := stubborn.Status(); got.State != running || stubborn.PID() != pid {
+		t.Errorf("in its grace period the container has become %s", got.State)
+	}
+	n.Eventually(harness.Patience, "the plugin takes back what it made", func() bool { return countCalls(calls(), "DEL", "") > 0 })
+	n.Eventually(harness.Patience, "the pod that was being made is gone", func() bool {
+		r, err := n.Runtime.ListPodSandbox(n.Context(), &runtimeapi.ListPodSandboxRequest{})
+		return err == nil && len(r.Items) == len(n.pods)
+	})
+	if err := os.Remove(n.CNIConf + "/10-fake.conflist"); err != nil {
+		t.Fatal(err)
+	}
+	n.RunPod(config).Remove()
+	stubborn.Stop(0)
+	if s := stubborn.Status(); s.ExitCode != 137 {
+		t.Errorf("the container that was killed ended with %d", s.ExitCode)
+	}
+	n.finish()
+}

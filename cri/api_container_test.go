@@ -263,7 +263,7 @@ func TestStopAndExecTimeouts(t *testing.T) {
 func TestExecSyncFitsIntoAMessage(t *testing.T) {
 	w := newWorld(t)
 	full := bytes.Repeat([]byte{'x'}, 16<<20)
-	w.sandboxes.exec = sandbox.ExecResult{Stdout: full, Stderr: full, ExitCode: 3}
+	w.sandboxes.exec = sandbox.ExecResult{Stdout: sandbox.Output{Head: full}, Stderr: sandbox.Output{Head: full}, ExitCode: 3}
 	r, err := w.runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: "x", Cmd: []string{"x"}})
 	if err != nil {
 		t.Fatal(err)
@@ -271,7 +271,7 @@ func TestExecSyncFitsIntoAMessage(t *testing.T) {
 	if len(r.GetStdout())+len(r.GetStderr()) != maxExecBytes || r.GetExitCode() != 3 {
 		t.Errorf("%d + %d bytes, code %d", len(r.GetStdout()), len(r.GetStderr()), r.GetExitCode())
 	}
-	w.sandboxes.exec = sandbox.ExecResult{Stdout: full, Stderr: []byte("short")}
+	w.sandboxes.exec = sandbox.ExecResult{Stdout: sandbox.Output{Head: full}, Stderr: sandbox.Output{Head: []byte("short")}}
 	r, err = w.runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: "x", Cmd: []string{"x"}})
 	if err != nil || string(r.GetStderr()) != "short" || len(r.GetStdout()) != maxExecBytes-5 {
 		t.Errorf("stderr %q, %d bytes of stdout, %v", r.GetStderr(), len(r.GetStdout()), err)
@@ -282,9 +282,9 @@ func TestShare(t *testing.T) {
 	for _, tc := range []struct{ a, b, most, wantA, wantB int }{
 		{3, 3, 10, 3, 3}, {20, 3, 10, 7, 3}, {3, 20, 10, 3, 7}, {20, 20, 10, 5, 5}, {0, 20, 10, 0, 10}, {20, 0, 10, 10, 0},
 	} {
-		a, b := share(make([]byte, tc.a), make([]byte, tc.b), tc.most)
-		if len(a) != tc.wantA || len(b) != tc.wantB {
-			t.Errorf("share(%d, %d, %d) = %d, %d, want %d, %d", tc.a, tc.b, tc.most, len(a), len(b), tc.wantA, tc.wantB)
+		a, b := share(tc.a, tc.b, tc.most)
+		if a != tc.wantA || b != tc.wantB {
+			t.Errorf("share(%d, %d, %d) = %d, %d, want %d, %d", tc.a, tc.b, tc.most, a, b, tc.wantA, tc.wantB)
 		}
 	}
 }

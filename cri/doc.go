@@ -11,6 +11,7 @@
 // One interceptor stands before every call: it names the call's objects in the contextual logger, logs the outcome with code
 // and duration (never the request: an environment is a secret), turns a panic into Internal, and turns errors into codes
 // by the one table in errors.go. What is not built answers Unimplemented with the sentence in unimplemented.go.
+// The answer of ExecSync may be 16 MiB, most of it on disk; it is read from there as gRPC sends it (execanswer.go).
 //
 // Only root may call: the socket is 0600 and each connection's SO_PEERCRED is looked at as well. Messages are at most 16 MiB.
 //

@@ -147,13 +147,14 @@ func NewServer(c Config) *Server {
 		grpc.WriteBufferSize(bufferBytes),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveIdle}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepaliveMinimum, PermitWithoutStream: true}),
+		grpc.ForceServerCodecV2(newCodec()),
 		grpc.UnaryInterceptor(i.unary),
 		grpc.StreamInterceptor(i.stream),
 	)
 	handlers := &handlers{}
 	handlers.set(c.Handlers)
 	ending, end := context.WithCancel(context.Background())
-	runtimeapi.RegisterRuntimeServiceServer(g, &runtimeService{
+	g.RegisterService(runtimeServiceDesc(), &runtimeService{
 		pods: c.Pods, containers: c.Containers, images: c.Images, network: c.Network, stats: c.Stats, limits: c.Limits, layers: c.Layers,
 		events: c.Events, ending: ending, streaming: c.Streaming,
 		handlers: handlers, driver: c.CgroupDriver, version: c.Version, facts: c.Facts,

@@ -279,17 +279,17 @@ func TestExecSync(t *testing.T) {
 	p := run(t, m, podConfig("a"))
 	c := start(t, m, createRequest(p, "c", "sleep 1000"))
 	result, err := m.ExecSync(t.Context(), c, []string{"echo out; echo err >&2; exit 5"}, 0)
-	if err != nil || string(result.Stdout) != "out\n" || string(result.Stderr) != "err\n" || result.ExitCode != 5 {
-		t.Errorf("ExecSync = %q %q %d, %v", result.Stdout, result.Stderr, result.ExitCode, err)
+	if err != nil || string(result.Stdout.Head) != "out\n" || string(result.Stderr.Head) != "err\n" || result.ExitCode != 5 {
+		t.Errorf("ExecSync = %q %q %d, %v", result.Stdout.Head, result.Stderr.Head, result.ExitCode, err)
 	}
 	result, err = m.ExecSync(t.Context(), c, []string{"head -c 40000000 /dev/zero; echo done >&2"}, 0)
-	if err != nil || len(result.Stdout) != maxExecOutput || string(result.Stderr) != "done\n" {
-		t.Errorf("40 MB: %d bytes, %q, %v", len(result.Stdout), result.Stderr, err)
+	if err != nil || result.Stdout.Len() != maxExecOutput || result.Stdout.TailSize < maxExecOutput-maxExecHead || string(result.Stderr.Head) != "done\n" {
+		t.Errorf("40 MB: %d bytes, %q, %v", result.Stdout.Len(), result.Stderr.Head, err)
 	}
 	begin := time.Now()
 	result, err = m.ExecSync(t.Context(), c, []string{"sleep 300 & echo started"}, 0)
-	if err != nil || string(result.Stdout) != "started\n" || time.Since(begin) > time.Minute {
-		t.Errorf("with a child left: %q, %v after %v", result.Stdout, err, time.Since(begin))
+	if err != nil || string(result.Stdout.Head) != "started\n" || time.Since(begin) > time.Minute {
+		t.Errorf("with a child left: %q, %v after %v", result.Stdout.Head, err, time.Since(begin))
 	}
 	if _, err = m.ExecSync(t.Context(), c, []string{"missing"}, 0); !errors.Is(err, ErrInvalid) {
 		t.Errorf("missing command: %v", err)

@@ -337,8 +337,8 @@ func TestRestartKeepsEverything(t *testing.T) {
 	if got, _ := m.Container(running); got.State != ContainerRunning {
 		t.Errorf("what runs: %+v", got)
 	}
-	if result, err := m.ExecSync(t.Context(), running, []string{"echo hi"}, 0); err != nil || string(result.Stdout) != "hi\n" {
-		t.Errorf("ExecSync after restart = %q, %v", result.Stdout, err)
+	if result, err := m.ExecSync(t.Context(), running, []string{"echo hi"}, 0); err != nil || string(result.Stdout.Head) != "hi\n" {
+		t.Errorf("ExecSync after restart = %q, %v", result.Stdout.Head, err)
 	}
 	if err := m.StartContainer(t.Context(), created); err != nil {
 		t.Errorf("start of what was created before the restart: %v", err)

@@ -18,6 +18,7 @@
 // # Files
 //
 //	ROOT/pods/...                        records, see package store
+//	ROOT                                 what ExecSyncs under way print beyond 64 KiB each, in files without names
 //	STATE/pods/SANDBOX/monitor.sock      the monitor's socket
 //	STATE/pods/SANDBOX/shm               a tmpfs, the pod's /dev/shm
 //	STATE/pods/SANDBOX/{hosts,hostname,resolv.conf}

@@ -1,7 +1,6 @@
 package sandbox
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -16,14 +15,11 @@ import (
 	"github.com/berthd/berth/sandbox/store"
 )
 
-// Bounds of an exec.
-const (
-	maxExecOutput = 16 << 20        // bytes of a stream that are kept (CRI: ExecSyncResponse)
-	execEnd       = 2 * time.Second // how long a killed command may take to be gone
-)
+// execEnd is how long a killed command may take to be gone.
+const execEnd = 2 * time.Second
 
 // ExecSync runs a command in a running container and returns its output and exit code. After timeout (0: none), or when ctx ends, all that
-// it started is killed. What it leaves behind on purpose runs on, and does not hold the answer up.
+// it started is killed. What it leaves behind on purpose runs on, and does not hold the answer up. The caller closes the result.
 // Errors: ErrNotFound, ErrState (the container does not run), ErrInvalid (the command cannot be executed), ErrTimeout, ctx's.
 func (m *Manager) ExecSync(ctx context.Context, containerID string, cmd []string, timeout time.Duration) (ExecResult, error) {
 	c, err := m.recoveredContainer(ctx, containerID)
@@ -43,22 +39,14 @@ func (m *Manager) execSync(ctx context.Context, c *container, cmd []string, time
 		call, cancel = context.WithTimeoutCause(ctx, timeout, fmt.Errorf("command did not end within %v: %w", timeout, ErrTimeout))
 	}
 	defer cancel()
-	var stdout, stderr capture
+	stdout, stderr := capture{folder: m.cfg.Root}, capture{folder: m.cfg.Root}
 	result.ExitCode, err = m.execStreams(call, c, cmd, Streams{Stdout: &stdout, Stderr: &stderr})
+	result.Stdout, result.Stderr = stdout.output(), stderr.output()
 	if err != nil {
+		result.Close()
 		return ExecResult{}, err
 	}
-	result.Stdout, result.Stderr = stdout.Bytes(), stderr.Bytes()
 	return result, nil
-}
-
-// capture keeps the first maxExecOutput bytes, and takes the rest so that the writer never waits.
-type capture struct{ bytes.Buffer }
-
-// Write never fails.
-func (c *capture) Write(b []byte) (int, error) {
-	c.Buffer.Write(b[:min(len(b), maxExecOutput-c.Len())])
-	return len(b), nil
 }
 
 // Exec runs a command in a running container with a client's streams, and returns its exit code when it has ended and its output is delivered.

@@ -161,8 +161,8 @@ func TestRuncDaemonDiesDuringStart(t *testing.T) {
 				t.Errorf("container = %+v, %v", got, err)
 			} else if err := m.StartContainer(t.Context(), c); err != nil {
 				t.Errorf("start again: %v", err)
-			} else if result, err := m.ExecSync(t.Context(), c, []string{"/bin/sh", "-c", "echo runs"}, 0); err != nil || string(result.Stdout) != "runs\n" {
-				t.Errorf("ExecSync = %q, %v", result.Stdout, err)
+			} else if result, err := m.ExecSync(t.Context(), c, []string{"/bin/sh", "-c", "echo runs"}, 0); err != nil || string(result.Stdout.Head) != "runs\n" {
+				t.Errorf("ExecSync = %q, %v", result.Stdout.Head, err)
 			}
 			remove(t, m, p)
 			close(end)

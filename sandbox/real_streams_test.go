@@ -202,7 +202,7 @@ func processes(t *testing.T, m *Manager, c string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return string(r.Stdout)
+	return string(r.Stdout.Head)
 }
 
 // attachable starts a container with the streams that it is told to have.

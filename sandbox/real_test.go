@@ -142,8 +142,8 @@ func TestRealPod(t *testing.T) {
 	log := filepath.Join(config.LogDirectory, "c.log")
 	waitFor(t, func() bool { text, _ := os.ReadFile(log); return strings.HasSuffix(string(text), " stdout F out\n") }) // the trap is set
 	result, err := m.ExecSync(t.Context(), c, []string{"/bin/sh", "-c", "hostname; cat /etc/hostname; ip addr >&2"}, 0)
-	if err != nil || string(result.Stdout) != "real\nreal\n" {
-		t.Errorf("ExecSync = %q %q, %v", result.Stdout, result.Stderr, err)
+	if err != nil || string(result.Stdout.Head) != "real\nreal\n" {
+		t.Errorf("ExecSync = %q %q, %v", result.Stdout.Head, result.Stderr.Head, err)
 	}
 	if _, err := m.ExecSync(t.Context(), c, []string{"/bin/none"}, 0); err == nil {
 		t.Error("exec of a missing file succeeded")

@@ -99,8 +99,14 @@ type CreateRequest struct {
 
 // ExecResult is what a command gave. Each stream is cut at 16 MiB.
 type ExecResult struct {
-	Stdout, Stderr []byte
+	Stdout, Stderr Output
 	ExitCode       int32
+}
+
+// Close frees the disk that the output takes.
+func (r ExecResult) Close() {
+	r.Stdout.Close()
+	r.Stderr.Close()
 }
 
 // describePod makes the copy that callers get. Preconditions: Manager.mu held.

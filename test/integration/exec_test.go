@@ -75,6 +75,55 @@ func TestExecOutputIsBounded(t *testing.T) {
 	}
 }
 
+// TestExecOutputOfManyIsBounded: what execs print is not memory of berth's, however many there are, and keeps nobody waiting (threat B5).
+func TestExecOutputOfManyIsBounded(t *testing.T) {
+	const (
+		most  = 16<<20 - 1<<10 // of both streams, see package cri
+		execs = 20
+	)
+	d := harness.Start(t)
+	c := d.RunPod(d.Pod("floods")).Run(d.Sleeper("c"))
+	c.Exec("true")
+	daemon, monitor := d.PID(), monitorPID(t, c.Pod)
+	before := peak(t, daemon) + peak(t, monitor)
+	ctx, cancel := contextFor(t, 5*time.Minute)
+	defer cancel()
+	exec := func(script string) (*runtimeapi.ExecSyncResponse, error) {
+		return d.Runtime.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: c.ID, Cmd: []string{"sh", "-c", script}})
+	}
+	flood := "printf %d_; probe bytes 18000000 o & printf %d_ >&2; probe bytes 18000000 e >&2; wait; exit %d"
+	var floods sync.WaitGroup
+	for i := range execs {
+		floods.Go(func() {
+			number := 10 + i
+			r, err := exec(fmt.Sprintf(flood, number, number, number))
+			begin := strconv.Itoa(number) + "_"
+			stdout, stderr := begin+strings.Repeat("o", most/2-len(begin)), begin+strings.Repeat("e", most/2-len(begin))
+			if err != nil || int(r.GetExitCode()) != number || string(r.GetStdout()) != stdout || string(r.GetStderr()) != stderr {
+				t.Errorf("exec %d: %d and %d bytes, want %d each; code %d, %v", number, len(r.GetStdout()), len(r.GetStderr()), most/2, r.GetExitCode(), err)
+			}
+		})
+	}
+	over := make(chan struct{})
+	go func() { floods.Wait(); close(over) }()
+	for running := true; running; {
+		if r, err := exec("echo short"); err != nil || string(r.GetStdout()) != "short\n" {
+			t.Errorf("beside the floods: %v, %v", r, err)
+			running = false
+		}
+		select {
+		case <-over:
+			running = false
+		default:
+		}
+	}
+	<-over
+	if grown := peak(t, daemon) + peak(t, monitor) - before; grown > 64<<10 {
+		t.Errorf("memory of berthd and the monitor grew by %d KiB, want less than 64 MiB", grown)
+	}
+	d.Check()
+}
+
 // peak is the most memory that a process had, in KiB.
 func peak(t testing.TB, pid int) int {
 	t.Helper()

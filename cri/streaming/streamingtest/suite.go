@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
+	"os/signal"
 	"strings"
 	"testing"
 	"time"
@@ -182,6 +184,9 @@ func suiteTerminal(t *testing.T, g Target) {
 		typed.Close()
 	})
 	t.Run("terminal interrupt", func(t *testing.T) {
+		caught := make(chan os.Signal, 1) // what a shell runs in the background ignores it, and with it what that starts
+		signal.Notify(caught, os.Interrupt)
+		defer signal.Stop(caught)
 		ctx, cancel := context.WithTimeout(t.Context(), Limit)
 		defer cancel()
 		in, typed := io.Pipe()

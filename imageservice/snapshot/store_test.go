@@ -375,8 +375,10 @@ func TestHostileWritableLayer(t *testing.T) {
 	if left, _ := os.ReadDir(filepath.Join(root, "trash")); len(left) > 0 {
 		t.Errorf("left: %v", left)
 	}
-	if after := openFiles(t); after > before {
-		t.Errorf("%d open files, before %d", after, before)
+	for end := time.Now().Add(20 * time.Second); openFiles(t) > before; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%d open files, before %d", openFiles(t), before)
+		}
 	}
 }
 

@@ -20,7 +20,7 @@ import (
 )
 
 // victim is a folder of the host that no layer may touch; check fails the test if one did.
-func victim(t *testing.T) (dir string, check func()) {
+func victim(t testing.TB) (dir string, check func()) {
 	t.Helper()
 	dir = t.TempDir()
 	for _, name := range []string{"d", "e", "implicit", "d/e"} { // whatever is looked for beyond a link is there
@@ -42,7 +42,7 @@ func victim(t *testing.T) (dir string, check func()) {
 	}
 }
 
-func describe(t *testing.T, dir string) []string {
+func describe(t testing.TB, dir string) []string {
 	t.Helper()
 	lines, err := Tree(dir)
 	if err != nil {
@@ -128,6 +128,34 @@ func TestStacksStayInside(t *testing.T) {
 			t.Fatalf("broken out: %s", name)
 		}
 	}
+}
+
+// Whatever the bytes are: the host is as before, and a layer that is taken gives its exact bytes back.
+func FuzzApply(f *testing.F) {
+	needRoot(f)
+	v, _ := victim(f)
+	before := describe(f, v)
+	for _, content := range exactTars() {
+		if len(content) < 64<<10 {
+			f.Add(content)
+		}
+	}
+	for _, entries := range breakouts(v) {
+		f.Add(Layer(entries...))
+	}
+	limits := layer.Limits{Bytes: 4 << 20, Entries: 1000, Memory: 4 << 20}
+	f.Fuzz(func(t *testing.T, content []byte) {
+		a, err := apply(t, bytes.NewReader(content), limits)
+		if diff := cmp.Diff(before, describe(t, v)); diff != "" {
+			t.Fatalf("the host was changed:\n%s", diff)
+		}
+		if err != nil {
+			return
+		}
+		if got, err := a.rebuild(t); err != nil || !bytes.Equal(got, content) {
+			t.Errorf("rebuilt %d bytes of %d, %v", len(got), len(content), err)
+		}
+	})
 }
 
 // Somebody exchanges directories and symbolic links in the folder all the time. Nobody but root can; still no path is

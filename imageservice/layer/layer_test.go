@@ -218,6 +218,8 @@ func TestLimits(t *testing.T) {
 	for i := range 200 {
 		xattrs = xattrs.With("user."+strings.Repeat("x", i+1), "v")
 	}
+	longName := File("x", "").With("user."+strings.Repeat("x", 251), "v")
+	bigValue := File("x", "").With("user.x", strings.Repeat("x", 64<<10+1))
 	for _, tc := range []struct {
 		name    string
 		content io.Reader
@@ -237,6 +239,8 @@ func TestLimits(t *testing.T) {
 		{name: "sparse length", content: bytes.NewReader(append(huge, eof...))},
 		{name: "sparse lengths", content: bytes.NewReader(bytes.Repeat(oldSparse("s"), 20)), limits: layer.Limits{Bytes: 15 * sparseSize}},
 		{name: "extended attributes", content: bytes.NewReader(Layer(xattrs))},
+		{name: "name of an extended attribute", content: bytes.NewReader(Layer(longName))},
+		{name: "value of an extended attribute", content: bytes.NewReader(Layer(bigValue))},
 		{name: "free bytes", content: bytes.NewReader(Layer(File("a", ""))), limits: layer.Limits{FreeBytes: 1 << 60}, also: unix.ENOSPC},
 		{name: "free inodes", content: bytes.NewReader(Layer(File("a", ""))), limits: layer.Limits{FreeInodes: 1 << 60}, also: unix.ENOSPC},
 	} {

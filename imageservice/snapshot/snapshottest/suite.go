@@ -3,6 +3,7 @@ package snapshottest
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
@@ -12,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/berthd/berth/imageservice/layer"
 	"github.com/berthd/berth/imageservice/snapshot"
 )
 
@@ -162,8 +164,8 @@ func (s *suite) malformed(t *testing.T) {
 	for _, tc := range MalformedCases() {
 		t.Run(strings.ReplaceAll(tc.Name, " ", "_"), func(t *testing.T) {
 			st := s.fresh(t)
-			if err := Publish(t.Context(), st, tc.Layers...); err == nil {
-				t.Error("published")
+			if err := Publish(t.Context(), st, tc.Layers...); !errors.Is(err, layer.ErrInvalid) {
+				t.Errorf("publish = %v, want layer.ErrInvalid", err)
 			}
 			if _, err := st.View(DiffIDs(tc.Layers...)); err == nil {
 				t.Error("visible")

@@ -72,6 +72,12 @@ func (e Entry) As(uid, gid int, mode int64) Entry {
 	return e
 }
 
+// gnu writes the entry in a format that has negative numbers.
+func gnu(e Entry) Entry {
+	e.Format, e.ModTime = tar.FormatGNU, e.ModTime.Truncate(time.Second)
+	return e
+}
+
 // With gives the entry an extended attribute.
 func (e Entry) With(name, value string) Entry {
 	records := map[string]string{"SCHILY.xattr." + name: value}

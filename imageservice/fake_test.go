@@ -61,7 +61,7 @@ func (f *fakeSnap) IngestAs(ctx context.Context, d digest.Digest, r io.Reader) e
 func (f *fakeSnap) ingest(ctx context.Context, d digest.Digest, r io.Reader, right func([]byte) bool) error {
 	f.mu.Lock()
 	known := f.published[d] != nil || f.ingested[d] != nil
-	hold, fail := f.hold, f.fail["Ingest"]
+	hold, fail, unread := f.hold, f.fail["Ingest"], f.fail["Ingest, unread"]
 	f.mu.Unlock()
 	if known {
 		return nil
@@ -73,6 +73,9 @@ func (f *fakeSnap) ingest(ctx context.Context, d digest.Digest, r io.Reader, rig
 		case <-ctx.Done():
 			return ctx.Err()
 		}
+	}
+	if unread != nil {
+		return fmt.Errorf("ingest: %w", unread)
 	}
 	raw, err := io.ReadAll(r)
 	if err != nil {

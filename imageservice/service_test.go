@@ -408,11 +408,11 @@ func TestFailedPullsLeaveNothing(t *testing.T) {
 		}, want: ErrInvalidImage},
 		{name: "gzip with a tail", image: func(i *registrytest.Image) { i.Layers[1].Blob = append(bytes.Clone(zeros), "tail"...) }, want: ErrInvalidImage},
 		{name: "xz", image: func(i *registrytest.Image) { i.Layers[1].Blob = []byte("\xfd7zXZ\x00xxxxxxxx") }, want: ErrInvalidImage},
-		{name: "zstd with a window of 2 GiB", image: func(i *registrytest.Image) {
+		{name: "zstd with a window of 128 MiB", image: func(i *registrytest.Image) {
 			i.Layers[1] = layerOf("z", "z")
 			raw := tarOf(i.Layers[1])
 			block := len(raw)<<3 | 1 // the last one, not compressed: all but the window is right
-			i.Layers[1].Blob = append([]byte{0x28, 0xb5, 0x2f, 0xfd, 0, 21 << 3, byte(block), byte(block >> 8), byte(block >> 16)}, raw...)
+			i.Layers[1].Blob = append([]byte{0x28, 0xb5, 0x2f, 0xfd, 0, 17 << 3, byte(block), byte(block >> 8), byte(block >> 16)}, raw...)
 		}, want: ErrInvalidImage},
 		{name: "disk full", fail: map[string]error{"Ingest": unix.ENOSPC}, want: unix.ENOSPC},
 		{name: "publish fails", fail: map[string]error{"Publish": errTest}, want: errTest},
@@ -441,7 +441,10 @@ func TestFailedPullsLeaveNothing(t *testing.T) {
 		{name: "diff_ids with ..", image: func(i *registrytest.Image) {
 			i.RawConfig = []byte(`{"rootfs":{"type":"layers","diff_ids":["sha256:../../x","sha256:../../y"]}}`)
 		}, want: ErrInvalidImage},
-		{name: "other rootfs type", image: func(i *registrytest.Image) { i.RawConfig = []byte(`{"rootfs":{"type":"x"}}`) }, want: ErrInvalidImage},
+		{name: "other rootfs type", image: func(i *registrytest.Image) {
+			i.RawConfig = fmt.Appendf(nil, `{"os":"linux","architecture":%q,"rootfs":{"type":"x","diff_ids":[%q,%q]}}`, runtime.GOARCH,
+				digest.FromBytes(tarOf(i.Layers[0])), digest.FromBytes(tarOf(i.Layers[1])))
+		}, want: ErrInvalidImage},
 		{name: "other platform", image: func(i *registrytest.Image) { i.Platform = ocispec.Platform{OS: "windows", Architecture: "amd64"} }, want: ErrNoPlatform},
 		{name: "no layers", image: func(i *registrytest.Image) { i.Layers = []registrytest.Layer{} }, want: ErrInvalidImage},
 		{name: "layer larger than the disk", image: func(i *registrytest.Image) { i.Layers[1].Size = 1 << 43 }, want: unix.ENOSPC},
@@ -490,6 +493,28 @@ func TestFailedPullsLeaveNothing(t *testing.T) {
 			again := good()
 			w.pull(w.push("a/b", "good", again).Ref)
 		})
+	}
+}
+
+// What fails here does not wait for what the registry still has to send.
+func TestFailureDoesNotWaitForTheRegistry(t *testing.T) {
+	w := newWorld(t, registrytest.Options{})
+	w.Configure(Config{Registry: registry.Config{StallTimeout: time.Hour}})
+	p := w.push("a/b", "1", registrytest.Image{Layers: []registrytest.Layer{noise(1, 1<<20)}})
+	w.reg.AddFault(registrytest.Fault{Path: "/blobs/" + p.Layers[0].Digest.String(), Cut: registrytest.Stall, At: 1000})
+	w.snap.set("Ingest, unread", unix.ENOSPC)
+	failed := make(chan error, 1)
+	go func() {
+		_, err := w.Pull(t.Context(), p.Ref, Auth{}, nil)
+		failed <- err
+	}()
+	select {
+	case err := <-failed:
+		if !errors.Is(err, unix.ENOSPC) {
+			t.Errorf("Pull: %v, want ENOSPC", err)
+		}
+	case <-time.After(30 * time.Second):
+		t.Error("Pull waits for the registry")
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -210,6 +211,34 @@ func TestTokenServersAreBounded(t *testing.T) {
 		reg.AddFault(f)
 		if err := pullAll(t.Context(), open(t, patient, p.Ref, Credentials{})); !errors.Is(err, ErrUnauthorized) {
 			t.Errorf("%s: %v, want ErrUnauthorized", name, err)
+		}
+	}
+}
+
+// TestAnswersAreReadWithinBounds: what does not end is not kept in memory to see how long it is.
+func TestAnswersAreReadWithinBounds(t *testing.T) {
+	body := []byte(`{"token":"x"` + strings.Repeat(" ", 64<<20))
+	for _, tc := range []struct {
+		path   string
+		status int
+		text   string
+	}{{"/token", 200, "larger than"}, {"/token", 500, "500"}, {"/manifests/", 200, "larger than"}, {"/manifests/", 500, "500"}} {
+		reg := start(t, registrytest.Options{Auth: registrytest.Auth{Scheme: registrytest.Token}})
+		p := push(t, reg, registrytest.Image{})
+		f := registrytest.Fault{Path: tc.path, Status: tc.status, Body: body}
+		if tc.path == "/manifests/" {
+			f.Skip = 1 // the one that asks for a token
+		}
+		reg.AddFault(f)
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		_, err := open(t, quick, p.Ref, Credentials{}).Manifest(t.Context())
+		runtime.ReadMemStats(&after)
+		if err == nil || !strings.Contains(err.Error(), tc.text) {
+			t.Errorf("%s, %d: %v, want %q", tc.path, tc.status, err, tc.text)
+		}
+		if grown := after.TotalAlloc - before.TotalAlloc; grown > 32<<20 {
+			t.Errorf("%s, %d: %d MiB allocated", tc.path, tc.status, grown>>20)
 		}
 	}
 }

@@ -303,6 +303,8 @@ func TestManifestsThatLieAreRefused(t *testing.T) {
 			oci, registrytest.MediaTypeDockerManifest).Replace(good)},
 		{"encrypted layer", oci, strings.Replace(good, "tar+gzip", "tar+gzip+encrypted", 1)},
 		{"deep", oci, strings.Repeat(`{"a":`, 100_000) + "1" + strings.Repeat("}", 100_000)},
+		{"as deep as can be", oci, strings.Repeat("[", 4<<20)}, // who follows that runs out of stack, which is the process's end
+		{"file system for the kernel to read", oci, strings.Replace(good, "layer.v1.tar+gzip", "layer.v1.erofs", 1)},
 		{"index of 30000", ociIndex, index(strings.Repeat(`{"digest":"","size":1},`, 30_000) + `{}`)},
 	} {
 		reg.PutManifest("a/b", "bad", tc.mediaType, []byte(tc.raw))
@@ -332,6 +334,12 @@ func TestManifestByDigestIsHeldAgainstIt(t *testing.T) {
 	q, err := reg.Push("a/b", "2", registrytest.Image{})
 	if err != nil {
 		t.Fatal(err)
+	}
+	index := fmt.Sprintf(`{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[{"mediaType":%q,"digest":%q,"size":%d}]}`,
+		q.MediaType, q.Digest, len(q.Manifest)+1)
+	reg.PutManifest("a/b", "long", "application/vnd.oci.image.index.v1+json", []byte(index))
+	if _, err := open(t, quick, reg.Host()+"/a/b:long", Credentials{}).Manifest(t.Context()); !errors.Is(err, ErrDigestMismatch) {
+		t.Errorf("other size than the index says: %v, want ErrDigestMismatch", err)
 	}
 	reg.PutManifest("a/b", p.Digest.String(), q.MediaType, q.Manifest)
 	if _, err := open(t, patient, p.DigestRef, Credentials{}).Manifest(t.Context()); !errors.Is(err, ErrDigestMismatch) {

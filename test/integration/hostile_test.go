@@ -458,7 +458,9 @@ func TestHostileNames(t *testing.T) {
 func TestMountSources(t *testing.T) {
 	d := harness.Start(t)
 	good, other := folder(t, d, "good"), folder(t, d, "other")
-	opened, err := os.Open(good)
+	parent := filepath.Join(d.Dir, "hidden")
+	path := filepath.Join(folder(t, d, "hidden/volume"), "file")
+	opened, err := os.Open(path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -467,26 +469,24 @@ func TestMountSources(t *testing.T) {
 	if err := os.Symlink(good, link); err != nil {
 		t.Fatal(err)
 	}
-	// The path says something else now than the descriptor.
-	moved := filepath.Join(d.Dir, "moved")
-	if err := errors.Join(os.Rename(good, moved), os.Symlink(other, good)); err != nil {
+	// What the descriptor's link says is another file now.
+	folder(t, d, "above/volume")
+	if err := unix.Mount(filepath.Join(d.Dir, "above"), parent, "", unix.MS_BIND, ""); err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { unix.Unmount(parent, unix.MNT_DETACH) })
 	pod := d.RunPod(d.Pod("sources"))
 	descriptor := fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), opened.Fd())
+	want := "goodhidden/volume"
 	if harness.Handler != "" {
-		descriptor = moved // runc opens it in a mount namespace of its own, from where the kernel binds no mount of another one
+		descriptor, want = path, "goodabove/volume" // runc opens it in a mount namespace of its own, from where the kernel binds no mount of another one
 	}
-	c := pod.Create(d.Sleeper("c", bind(descriptor, "/fd"), bind(link, "/link")))
-	c.Start()
-	if err := errors.Join(os.Remove(link), os.Symlink(moved, link)); err != nil {
+	c := pod.Run(d.Sleeper("c", bind(link, "/link"), bind(descriptor, "/fd")))
+	if err := errors.Join(os.Remove(link), os.Symlink(other, link)); err != nil {
 		t.Fatal(err)
 	}
-	if got := c.Sh("cat /fd/file /link/file; touch /fd/here"); got != "goodother" {
-		t.Errorf("files = %q", got)
-	}
-	if _, err := os.Stat(filepath.Join(moved, "here")); err != nil {
-		t.Error(err)
+	if got := c.Sh("cat /link/file /fd"); got != want {
+		t.Errorf("files = %q, want %q", got, want)
 	}
 }
 
@@ -550,4 +550,34 @@ func takeDescriptor(pid int) error {
 		}()
 	}()
 	return <-done
+}
+
+// TestSharedMemoryEndsWithThePod (threat B25, CVE-2024-3056): what a container has put into the pod's /dev/shm stays there when it is killed for want of
+// memory, as memory of the pod, and is free once the pod is stopped.
+func TestSharedMemoryEndsWithThePod(t *testing.T) {
+	parent := fmt.Sprintf("/berth-shm-%d", os.Getpid())
+	d := harness.Start(t, harness.WithCgroupParent(parent))
+	usage := func() int {
+		var n int
+		fmt.Sscan(readFile(t, cgroupFile(t, parent, "memory", "memory.usage_in_bytes", "memory.current")), &n)
+		return n >> 20
+	}
+	pod := d.RunPod(d.Pod("shm", harness.CgroupParent(parent)))
+	limit := harness.Resources(&resources{MemoryLimitInBytes: 96 << 20, MemorySwapLimitInBytes: 96 << 20})
+	c := pod.Run(d.Shell("c", "probe bytes 50000000 x >/dev/shm/f; exec probe eat 200", limit))
+	if s := c.Wait(harness.Timeout); s.Reason != "OOMKilled" {
+		t.Fatalf("the container has ended by %q, code %d", s.Reason, s.ExitCode)
+	}
+	if got := usage(); got < 47 {
+		t.Errorf("the pod has %d MiB, of which 47 are in /dev/shm", got)
+	}
+	c.Remove()
+	if got := usage(); got < 47 {
+		t.Errorf("without the container the pod has %d MiB, of which 47 are in /dev/shm", got)
+	}
+	if got := pod.Run(d.Sleeper("other")).Sh("stat -c %s /dev/shm/f"); got != "50000000" {
+		t.Errorf("the file has %s bytes", got)
+	}
+	pod.Stop()
+	d.Eventually(harness.Timeout, "the memory is free", func() bool { return usage() < 8 })
 }

@@ -329,10 +329,29 @@ func TestStatusAnswers(t *testing.T) {
 
 func TestNotBuiltIsUnimplementedWithASentence(t *testing.T) {
 	d := harness.Start(t)
-	_, err := d.Runtime.CheckpointContainer(d.Context(), &runtimeapi.CheckpointContainerRequest{ContainerId: "x", Location: "/x"})
-	wantCode(t, "CheckpointContainer", err, codes.Unimplemented)
-	if len(status.Convert(err).Message()) < 20 {
-		t.Errorf("message = %q, want a sentence", status.Convert(err).Message())
+	location := filepath.Join(d.Dir, "checkpoint")
+	for call, f := range map[string]func() error{
+		"CheckpointContainer": func() error {
+			_, err := d.Runtime.CheckpointContainer(d.Context(), &runtimeapi.CheckpointContainerRequest{ContainerId: "x", Location: location})
+			return err
+		},
+		"CheckpointPod": func() error {
+			_, err := d.Runtime.CheckpointPod(d.Context(), &runtimeapi.CheckpointPodRequest{})
+			return err
+		},
+		"RestorePod": func() error {
+			_, err := d.Runtime.RestorePod(d.Context(), &runtimeapi.RestorePodRequest{})
+			return err
+		},
+	} {
+		err := f()
+		wantCode(t, call, err, codes.Unimplemented)
+		if len(status.Convert(err).Message()) < 20 {
+			t.Errorf("%s: message = %q, want a sentence", call, status.Convert(err).Message())
+		}
+	}
+	if _, err := os.Lstat(location); !os.IsNotExist(err) {
+		t.Errorf("something is at %s: %v", location, err)
 	}
 }
 

@@ -139,33 +139,61 @@ func countLines(t testing.TB, prefix string, files ...string) int {
 	return next
 }
 
-// TestLogTargets: the log path is the kubelet's, the file there may be a trap (threat B21).
+// TestLogTargets: the log path is the kubelet's, the file there may be a trap (threat B21): at a container's start, when its log is opened anew, and
+// after a restart of the daemon.
 func TestLogTargets(t *testing.T) {
 	d := harness.Start(t)
-	victim := d.Write(filepath.Join(d.Dir, "victim"), "untouched")
+	victim := plantCanary(t, d)
+	file := filepath.Join(victim.dir, "f")
 	pod := d.RunPod(d.Pod("trap"))
-	if err := os.Symlink(victim, filepath.Join(pod.Config.LogDirectory, "trap.log")); err != nil {
-		t.Fatal(err)
-	}
-	c, err := pod.TryCreate(d.Shell("trap", "echo attack; sleep 1000"))
-	if err == nil {
-		c.TryStart()
-	}
 	good := pod.Run(d.Container("good", []string{"probe", "lines", "200", "attack"}))
 	good.WaitOutput("attack 10")
+	for name, plant := range map[string]func(path string) error{
+		"link":      func(path string) error { return os.Symlink(file, path) },
+		"missing":   func(path string) error { return os.Symlink(filepath.Join(victim.dir, "new"), path) },
+		"hard-link": func(path string) error { return os.Link(filepath.Join(d.Dir, "own"), path) },
+		"fifo":      func(path string) error { return unix.Mkfifo(path, 0o600) },
+		"folder":    func(path string) error { return os.Mkdir(path, 0o700) },
+		"device":    func(path string) error { return unix.Mknod(path, unix.S_IFCHR|0o600, int(unix.Mkdev(1, 3))) },
+	} {
+		own := d.Write(filepath.Join(d.Dir, "own"), "untouched") // a hard link changes its target by itself
+		trap := d.Shell("trap-"+name, "echo attack; sleep 1000")
+		if err := plant(filepath.Join(pod.Config.LogDirectory, trap.LogPath)); err != nil {
+			t.Fatal(err)
+		}
+		c, err := pod.TryCreate(trap)
+		if err == nil {
+			if err := c.TryStart(); err == nil {
+				t.Errorf("a container starts with a log that is a %s", name)
+			}
+			c.Remove()
+		}
+		if err := errors.Join(os.Remove(good.LogFile()), plant(good.LogFile())); err != nil {
+			t.Fatal(err)
+		}
+		for _, when := range []string{"", " after a restart"} {
+			if when != "" {
+				d.Restart()
+			}
+			if _, err := d.Runtime.ReopenContainerLog(d.Context(), &runtimeapi.ReopenContainerLogRequest{ContainerId: good.ID}); err == nil {
+				t.Errorf("a log that is a %s is opened%s", name, when)
+			}
+		}
+		if got := readFile(t, own); got != "untouched" {
+			t.Errorf("the file with the %s is %.100q", name, got)
+		}
+		if err := os.RemoveAll(own); err != nil {
+			t.Fatal(err)
+		}
+		victim.intact(t, name)
+	}
 	if err := os.Remove(good.LogFile()); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Symlink(victim, good.LogFile()); err != nil {
-		t.Fatal(err)
+	if _, err := d.Runtime.ReopenContainerLog(d.Context(), &runtimeapi.ReopenContainerLogRequest{ContainerId: good.ID}); err != nil {
+		t.Errorf("ReopenContainerLog without a trap: %v", err)
 	}
-	if _, err := d.Runtime.ReopenContainerLog(d.Context(), &runtimeapi.ReopenContainerLogRequest{ContainerId: good.ID}); err == nil {
-		t.Error("a log that is a symbolic link is opened")
-	}
-	time.Sleep(100 * time.Millisecond)
-	if got := readFile(t, victim); got != "untouched" {
-		t.Errorf("the file behind the link is %.100q", got)
-	}
+	good.WaitOutput("attack")
 	for name, path := range map[string]string{"above": "../x.log", "far above": "../../../../tmp/x.log", "absolute": "/tmp/x.log", "newline": "a\nb"} {
 		config := d.Sleeper("bad")
 		config.LogPath = path

@@ -1,12 +1,14 @@
 package integration_test
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -79,10 +81,23 @@ func TestMountsOverOwnFiles(t *testing.T) {
 	d := harness.Start(t)
 	dir := folder(t, d, "own")
 	file := filepath.Join(dir, "file")
-	pod := d.RunPod(d.Pod("own"))
-	c := pod.Run(d.Sleeper("c", bind(file, "/etc/hosts"), bind(file, "/etc/resolv.conf"), bind(file, "/etc/hostname"), bind(dir, "/dev/shm")))
-	if got := c.Sh("cat /etc/hosts /etc/resolv.conf /etc/hostname /dev/shm/file"); got != "ownownownown" {
-		t.Errorf("files = %q", got)
+	if err := errors.Join(os.Chown(file, 1234, 4321), os.Chmod(file, 0o604), os.Chmod(dir, 0o1705)); err != nil {
+		t.Fatal(err)
+	}
+	before := everything(t, dir)
+	pods := []*harness.Pod{d.RunPod(d.Pod("own"))}
+	if mapped := podOfUsers(t, d); mapped != nil {
+		pods = append(pods, mapped)
+	}
+	for _, pod := range pods {
+		c := pod.Run(d.Sleeper("c", likePod(pod), bind(file, "/etc/hosts"), bind(file, "/etc/resolv.conf"), bind(file, "/etc/hostname"), bind(dir, "/dev/shm")))
+		if got := c.Sh("cat /etc/hosts /etc/resolv.conf /etc/hostname /dev/shm/file"); got != "ownownownown" {
+			t.Errorf("files = %q", got)
+		}
+		c.Remove()
+		if diff := cmp.Diff(before, everything(t, dir)); diff != "" { // threat B3, CVE-2021-43816
+			t.Errorf("the files of the request were changed (-before +after):\n%s", diff)
+		}
 	}
 }
 

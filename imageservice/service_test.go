@@ -713,7 +713,7 @@ func TestPullWithWrongCredentialsIsRefusedAlthoughTheImageIsHere(t *testing.T) {
 func TestProgress(t *testing.T) {
 	w := newWorld(t, registrytest.Options{})
 	p := w.push("a/b", "1", registrytest.Image{Layers: []registrytest.Layer{layerOf("a", "1"), noise(7, 4<<20)}})
-	w.reg.AddFault(registrytest.Fault{Path: p.Layers[1].Digest.String(), Pace: registrytest.Pace{Size: 256 << 10, Every: 20 * time.Millisecond}})
+	w.reg.AddFault(registrytest.Fault{Path: p.Layers[1].Digest.String(), Pace: registrytest.Pace{Size: 256 << 10, Every: 100 * time.Millisecond}})
 	var mu sync.Mutex
 	var seen []Progress
 	id, err := w.Pull(t.Context(), p.Ref, Auth{}, func(p Progress) {

@@ -297,8 +297,13 @@ func TestRealAttachTerminal(t *testing.T) {
 	s := attachTo(t, m, c, terminal)
 	s.types(t, "one\n")
 	s.Wait(t, "one\r\ngot one\r\n")
-	s.resize <- TerminalSize{Columns: 77, Lines: 22}
-	s.Wait(t, "22 77\r\n")
+	waitFor(t, func() bool { // a shell that is just about to read does not see the signal
+		for _, columns := range []uint16{78, 77} {
+			s.resize <- TerminalSize{Columns: columns, Lines: 22}
+			time.Sleep(20 * time.Millisecond)
+		}
+		return strings.Contains(s.String(), "22 77\r\n")
+	})
 	s.in.Close()
 	if err := s.ended(t); err != nil {
 		t.Errorf("Attach = %v", err)
@@ -485,8 +490,11 @@ func fullListener(t *testing.T) uint16 {
 		t.Fatal(err)
 	}
 	address.Port = name.(*unix.SockaddrInet4).Port
+	var clients []unix.PollFd
 	for range 4 {
-		unix.Connect(open(), address)
+		clients = append(clients, unix.PollFd{Fd: int32(open()), Events: unix.POLLOUT})
+		unix.Connect(int(clients[len(clients)-1].Fd), address)
 	}
+	waitFor(t, func() bool { n, _ := unix.Poll(clients, 0); return n > 0 }) // one has come through, and there is no place for another
 	return uint16(address.Port)
 }

@@ -116,7 +116,7 @@ func realManager(t testing.TB) (*Manager, Config) {
 				t.Error(err)
 			}
 		}
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
 		m.Close(ctx)
 		spawner.Close()

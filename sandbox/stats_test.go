@@ -70,6 +70,23 @@ func descriptors(t *testing.T, part string) []string {
 	return found
 }
 
+// awaitClosed waits until nothing leads to a path with one of the parts any more, and as many meters as are wanted are open: an exit is told before
+// its container's is closed.
+func awaitClosed(t *testing.T, m *Manager, meters int64, parts ...string) {
+	t.Helper()
+	open := func() (all []string) {
+		for _, part := range parts {
+			all = append(all, descriptors(t, part)...)
+		}
+		return all
+	}
+	for end := time.Now().Add(20 * time.Second); len(open()) != 0 || m.meters.open.Load() != meters; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("open: %q, %d meters, want %d", open(), m.meters.open.Load(), meters)
+		}
+	}
+}
+
 func TestStatsAreOpenAsLongAsTheirObject(t *testing.T) {
 	w := newWorld(t)
 	m := w.open(nil)
@@ -104,18 +121,14 @@ func TestStatsAreOpenAsLongAsTheirObject(t *testing.T) {
 	if err := m.StopContainer(t.Context(), c, 0); err != nil {
 		t.Fatal(err)
 	}
-	if got := descriptors(t, c); len(got) != 0 {
-		t.Errorf("open after the exit: %q", got)
-	}
+	awaitClosed(t, m, 1, c) // the pod's own
 	if s, err := m.ContainerStats(c); err != nil || s.CPU != 0 {
 		t.Errorf("after the exit: %+v, %v", s, err)
 	}
 	if err := m.StopPod(t.Context(), p); err != nil {
 		t.Fatal(err)
 	}
-	if got := append(descriptors(t, p), descriptors(t, "/net/dev")...); len(got) != 0 || m.meters.open.Load() != 0 {
-		t.Errorf("open after the pod: %q, %d meters", got, m.meters.open.Load())
-	}
+	awaitClosed(t, m, 0, p, "/net/dev")
 	if s, err := m.PodStats(p); err != nil || s.Measured {
 		t.Errorf("a stopped pod: %+v, %v", s, err)
 	}
@@ -219,11 +232,6 @@ func TestStatsRaceWithTheEnd(t *testing.T) {
 		}
 		close(stop)
 		readers.Wait()
-		if got := append(descriptors(t, p), descriptors(t, "/net/dev")...); len(got) != 0 {
-			t.Errorf("open: %q", got)
-		}
-	}
-	if n := m.meters.open.Load(); n != 0 {
-		t.Errorf("%d meters are counted as open", n)
+		awaitClosed(t, m, 0, p, "/net/dev")
 	}
 }

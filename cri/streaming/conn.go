@@ -54,10 +54,14 @@ type conn struct {
 	place  *list.Element // among the strangers; nil: none. Guarded by door.mu
 	active atomic.Int64  // when bytes last moved, since door.start
 	closed atomic.Bool
+	read   atomic.Bool // somebody reads
+	nudged atomic.Bool // what is written now is no sign of life
 }
 
 // Read notes that the client lives.
 func (c *conn) Read(p []byte) (int, error) {
+	c.read.Store(true)
+	defer c.read.Store(false)
 	n, err := c.Conn.Read(p)
 	if n > 0 {
 		c.touch()
@@ -68,7 +72,7 @@ func (c *conn) Read(p []byte) (int, error) {
 // Write notes that the client takes what it is sent.
 func (c *conn) Write(p []byte) (int, error) {
 	n, err := c.Conn.Write(p)
-	if n > 0 {
+	if n > 0 && !c.nudged.Load() {
 		c.touch()
 	}
 	return n, err
@@ -107,6 +111,9 @@ func (c *conn) touch() { c.active.Store(int64(time.Since(c.door.start))) }
 func (c *conn) idle() time.Duration {
 	return time.Since(c.door.start) - time.Duration(c.active.Load())
 }
+
+// stalled tells whether nobody reads what the client sends, nor anything is sent to it.
+func (c *conn) stalled() bool { return !c.read.Load() && c.idle() > watchInterval }
 
 // hungUp asks the kernel whether the client has closed or reset the connection. Whoever reads notices that without asking, but nobody reads
 // while a process does not take what its client has sent before.

@@ -28,9 +28,9 @@
 // # Clients that go or stall
 //
 // Who reads from a client finds out that it is gone. While nobody reads, because a process does not take its input, the kernel is asked
-// once a second. It cannot tell of an end that stands in the client's kernel behind bytes for which there is no place in this one, before TCP gives
-// those up. Then the session's context ends: a command is killed, an attached client is detached, connections are closed. A client that
-// stalls holds up its own session, no container; after the idle timeout (no byte in either direction) it is let go.
+// once a second, and the client is sent something to ignore: one that has gone with much unread cannot say so, but its kernel answers by a
+// reset. Then the session's context ends: a command is killed, an attached client is detached, connections are closed. A client that stalls
+// holds up its own session, no container; after the idle timeout (no byte in either direction) it is let go.
 //
 // A session that ends tells its client, and closes after the client has, or when it is idle: a client that takes the output late goes on to
 // say something meanwhile, which would reset a connection that is closed, and the end of the output with it.

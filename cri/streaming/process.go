@@ -190,13 +190,13 @@ func openProcess(w http.ResponseWriter, r *http.Request, p Process) (client, *sl
 		c := newWebSocket(ws, protocol, sinks)
 		streams.all(c.streams)
 		// Clients wait for a first message, which may be empty, on the first channel that there is to read from.
-		first := slotError
+		c.first = slotError
 		if p.Stdout {
-			first = slotStdout
+			c.first = slotStdout
 		} else if p.Stderr {
-			first = slotStderr
+			c.first = slotStderr
 		}
-		c.send(uint32(first), nil) //nolint:errcheck // who has gone is found by reading
+		c.nudge() //nolint:errcheck // who has gone is found by reading
 		return c, streams, protocol, nil
 	}
 	var streams *slots

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
+	"sync/atomic"
 	"time"
 
 	"k8s.io/klog/v2"
@@ -33,6 +34,8 @@ type session struct {
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 	conn   *conn
+	client atomic.Pointer[client] // nil until it is served
+	nudges atomic.Bool            // a nudge is on its way
 	// served is closed when nobody reads from the client any more.
 	served chan struct{}
 }
@@ -45,6 +48,7 @@ func (s *session) end(cause error) {
 
 // serve reads what the client sends, in the background, until it ends. Then the session ends.
 func (s *session) serve(c client) {
+	s.client.Store(&c)
 	go func() {
 		defer close(s.served)
 		defer recovered(s.ctx)
@@ -52,6 +56,21 @@ func (s *session) serve(c client) {
 		if err := c.serve(); err != nil {
 			klog.FromContext(s.ctx).V(5).Info("Read no more from a client", "err", err)
 		}
+	}()
+}
+
+// nudge sends a client that is not read something to ignore. One that has left behind more than the kernels take cannot say that it has gone: the
+// end comes after all that. But its kernel answers what comes by a reset, and so does whoever passes on what comes.
+func (s *session) nudge() {
+	c := s.client.Load()
+	if c == nil || s.nudges.Swap(true) {
+		return
+	}
+	go func() { // it waits when the client does not read either
+		defer s.nudges.Store(false)
+		s.conn.nudged.Store(true)
+		defer s.conn.nudged.Store(false)
+		(*c).nudge() //nolint:errcheck // who has gone is found by the next look
 	}()
 }
 
@@ -122,6 +141,8 @@ func (s *Server) watch() {
 				sess.end(errGone)
 			case sess.conn.idle() > s.idleTimeout:
 				sess.end(errIdle)
+			case sess.conn.stalled():
+				sess.nudge()
 			}
 		}
 	}

@@ -234,6 +234,23 @@ func (c *spdyClient) reset(id uint32) error {
 	return c.writeReset(id, resetCancel)
 }
 
+// nudge implements client: no data, on any stream. To a ping clients reply, and while they cannot, some read nothing.
+func (c *spdyClient) nudge() error {
+	c.mu.Lock()
+	var open *stream
+	for _, s := range c.streams {
+		if !s.over.Load() {
+			open = s
+			break
+		}
+	}
+	c.mu.Unlock()
+	if open == nil {
+		return nil
+	}
+	return c.send(open.id, nil)
+}
+
 // leave implements client.
 func (c *spdyClient) leave() error {
 	frame := controlHead(typeGoAway, 8)

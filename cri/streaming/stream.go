@@ -34,6 +34,8 @@ type client interface {
 	finish(id uint32) error
 	// reset ends a stream in both directions.
 	reset(id uint32) error
+	// nudge sends what the client ignores.
+	nudge() error
 	// leave says that nothing more will be sent at all.
 	leave() error
 }

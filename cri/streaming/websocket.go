@@ -64,6 +64,7 @@ type wsClient struct {
 	text    bool // base64
 	ends    bool // a channel's end can be told
 	streams []*stream
+	first   uint32 // the first channel that there is to read from
 	sending sync.Mutex
 }
 
@@ -155,6 +156,9 @@ func (c *wsClient) finish(uint32) error { return nil }
 
 // reset implements client. Nothing in the protocols says so.
 func (c *wsClient) reset(uint32) error { return nil }
+
+// nudge implements client: an empty message, as clients get at the start.
+func (c *wsClient) nudge() error { return c.send(c.first, nil) }
 
 // leave implements client.
 func (c *wsClient) leave() error { return sayGoodbye(c.ws) }

@@ -26,9 +26,7 @@ var habits = []struct {
 	cmd []string
 	// streams that it opens, besides standard output
 	stdin, terminal bool
-	// resets says that it leaves by a reset: the end of a connection waits in the client's kernel behind what nobody reads.
-	resets bool
-	do     func(s *Session, r *rand.Rand)
+	do              func(s *Session, r *rand.Rand)
 }{
 	{cmd: []string{"sleep", "600"}},
 	{cmd: []string{"sh", "-c", "exit 3"}},
@@ -36,7 +34,7 @@ var habits = []struct {
 	{cmd: []string{"sh", "-c", "trap '' HUP TERM INT; while :; do echo line; sleep 0.01; done"}, do: read},
 	{cmd: []string{"cat", "/dev/zero"}}, // and the client reads nothing
 	{cmd: []string{"cat", "/dev/zero"}, do: read},
-	{cmd: []string{"sleep", "600"}, stdin: true, resets: true, do: push}, // a process that reads nothing
+	{cmd: []string{"sleep", "600"}, stdin: true, do: push}, // a process that reads nothing
 	{cmd: []string{"sh"}, stdin: true, terminal: true, do: chat},
 	{cmd: []string{"sh", "-c", "while :; do stty size; done"}, stdin: true, terminal: true, do: resize},
 	{cmd: []string{"sh", "-c", "sleep 600 & sleep 600 & wait"}, terminal: true, do: read},
@@ -118,10 +116,10 @@ func (c Chaos) Once(ctx context.Context, r *rand.Rand) error {
 		go io.Copy(io.Discard, s.Stderr)
 	}
 	time.Sleep(stay)
-	switch way := time.Now().UnixNano() % 3; {
-	case way == 0 || h.resets:
+	switch time.Now().UnixNano() % 3 {
+	case 0:
 		s.Abort()
-	case way == 1:
+	case 1:
 		s.Vanish()
 	default:
 		s.Close()

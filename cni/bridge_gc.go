@@ -40,13 +40,47 @@ func (b *bridge) gc(ctx context.Context, valid map[string]Attachment) error {
 	if err := b.reaper.idle(ctx); err != nil {
 		return errors.Join(portsErr, fmt.Errorf("wait for the end of links: %w", err))
 	}
-	return errors.Join(portsErr, b.store.Sweep(ctx, func(o ipam.Owner, ip netip.Addr) bool {
+	swept := b.store.Sweep(ctx, func(o ipam.Owner, ip netip.Addr) bool {
 		if busy.has(o.ContainerID) {
 			return true
 		}
 		a, ok := valid[o.ContainerID]
 		return ok && (len(a.IPs) == 0 || slices.ContainsFunc(a.IPs, func(p netip.Prefix) bool { return p.Addr() == ip }))
-	}))
+	})
+	return errors.Join(portsErr, swept, b.restore(ctx, valid))
+}
+
+// restore reserves again what pods have whose reservations somebody took away or damaged.
+func (b *bridge) restore(ctx context.Context, valid map[string]Attachment) error {
+	held, err := b.store.List()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for id, a := range valid {
+		owner := ipam.Owner{ContainerID: id, IfName: a.IfName}
+		if slices.ContainsFunc(a.IPs, func(p netip.Prefix) bool { return held[p.Addr()] != owner }) {
+			errs = append(errs, b.restorePod(ctx, owner, a))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// restorePod is restore for one pod. One that is detached meanwhile, or was, has nothing any more.
+func (b *bridge) restorePod(ctx context.Context, owner ipam.Owner, a Attachment) error {
+	leave, err := b.pods.enter(ctx, a.SandboxID)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	if b.reaper.has(a.HostIf) || b.withConn(func(c *rtnl.Conn) error { _, err := c.Link(a.HostIf); return err }) != nil {
+		return nil
+	}
+	var errs []error
+	for _, p := range a.IPs {
+		errs = append(errs, b.store.ReserveExact(ctx, owner, p.Addr()))
+	}
+	return errors.Join(errs...)
 }
 
 var errNoBridge = errors.New("there is no bridge")

@@ -201,6 +201,46 @@ func TestWhatACrashLeavesIsCollected(t *testing.T) {
 	must(t, d.Del(t.Context(), kept))
 }
 
+// An address that a pod has is never another's, whatever became of its reservation.
+func TestReservationsLostWhilePodsLive(t *testing.T) {
+	for name, lose := range map[string]func(dir string, ip netip.Addr) error{
+		"removed": func(dir string, ip netip.Addr) error { return os.Remove(filepath.Join(dir, ip.String())) },
+		"empty":   func(dir string, ip netip.Addr) error { return os.Truncate(filepath.Join(dir, ip.String()), 0) },
+		"not a pod's": func(dir string, ip netip.Addr) error {
+			return os.WriteFile(filepath.Join(dir, ip.String()), []byte("garbage"), 0o600)
+		},
+		"all removed": func(dir string, _ netip.Addr) error { return os.RemoveAll(dir) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHost(t)
+			d := h.newDaemon(t)
+			kept, ended := attach(t, d, podRequest(t)), attach(t, d, podRequest(t))
+			must(t, d.Del(t.Context(), ended))
+			must(t, d.Idle(t.Context()))
+			dir := filepath.Join(h.cfg.CacheDir, h.cfg.Bridge.Name)
+			for _, ip := range kept.IPs {
+				must(t, lose(dir, ip.Addr()))
+			}
+			must(t, os.RemoveAll(filepath.Join(dir, "last_reserved_ip.0"))) // the search for an address begins at the first
+			must(t, os.RemoveAll(filepath.Join(dir, "last_reserved_ip.1")))
+			d = h.newDaemon(t)
+			must(t, d.GC(t.Context(), []cni.Attachment{kept, ended})) // what ended meanwhile may be among them
+			must(t, d.Check(t.Context(), kept))
+			if got := reserved(t, h.cfg); len(got) != len(kept.IPs) {
+				t.Errorf("reserved = %v, want %v", got, kept.IPs)
+			}
+			next := attach(t, d, podRequest(t))
+			for _, ip := range next.IPs {
+				if slices.Contains(kept.IPs, ip) {
+					t.Errorf("two pods have the address %s", ip)
+				}
+			}
+			must(t, d.Del(t.Context(), next))
+			must(t, d.Del(t.Context(), kept))
+		})
+	}
+}
+
 func TestBridgeThatIsNoLongerConfigured(t *testing.T) {
 	h := newHost(t)
 	a := attach(t, h.newDaemon(t), podRequest(t, cni.PortMapping{HostPort: 8080, ContainerPort: 80, Protocol: "tcp"}))

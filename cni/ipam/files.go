@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -90,6 +91,16 @@ func (s *Store) note(owner Owner, a netip.Addr) {
 		}
 	}
 	s.owned[owner] = append(s.owned[owner], a)
+}
+
+// holder is who has an address as far as this process knows, but for one owner. Preconditions: locked.
+func (s *Store) holder(a netip.Addr, but Owner) (Owner, bool) {
+	for o, held := range s.owned {
+		if o != but && slices.Contains(held, a) {
+			return o, true
+		}
+	}
+	return Owner{}, false
 }
 
 // release removes those of addrs that belong to owner. Preconditions: locked.

@@ -228,6 +228,11 @@ func (s *Store) next(owner Owner, index int, r Range) (netip.Addr, error) {
 	for range maxTries {
 		if a != r.Gateway {
 			err := s.create(owner, a)
+			other, lost := s.holder(a, owner)
+			if err == nil && lost { // its file was taken away
+				s.forget(owner, a)
+				err = errors.Join(unix.Unlink(s.path(a.String())), s.create(other, a), fs.ErrExist)
+			}
 			if err == nil {
 				// The search start is a hint: without it an address is used again sooner, nothing else.
 				_ = overwrite(s.path(lastPrefix+fmt.Sprint(index)), a.String())

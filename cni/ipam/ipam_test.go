@@ -223,7 +223,15 @@ func TestDirectoryRemovedBehindOurBack(t *testing.T) {
 	if err := os.RemoveAll(dir); err != nil {
 		t.Fatal(err)
 	}
-	reserve(t, s, "b", dual)
+	if diff := cmp.Diff([]string{"10.77.0.3/24", "fd77::3/64"}, reserve(t, s, "b", dual)); diff != "" {
+		t.Errorf("Reserve beside what is still in use (-want +got):\n%s", diff)
+	}
+	got, err := open(t, dir).List()
+	want := map[netip.Addr]Owner{netip.MustParseAddr("10.77.0.2"): {"a", "eth0"}, netip.MustParseAddr("fd77::2"): {"a", "eth0"},
+		netip.MustParseAddr("10.77.0.3"): {"b", "eth0"}, netip.MustParseAddr("fd77::3"): {"b", "eth0"}}
+	if diff := cmp.Diff(want, got, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" || err != nil {
+		t.Errorf("reserved (-want +got), %v:\n%s", err, diff)
+	}
 	if err := s.Release(t.Context(), Owner{"a", "eth0"}); err != nil {
 		t.Error(err)
 	}

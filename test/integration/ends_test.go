@@ -273,3 +273,64 @@ func TestEndedWithCallsThatTakeLong(t *testing.T) {
 	}
 	n.finish()
 }
+
+// TestCrashLoop kills daemons by SIGKILL while they recover, one after the other, while a monitor is killed and others hang. What has lost its monitor
+// ends, what hung goes on, and nothing else notices.
+func TestCrashLoop(t *testing.T) {
+	n := newNode(t)
+	hung := n.pods[2]
+	lost := n.RunPod(n.Pod("lost"))
+	c := lost.Run(n.Sleeper("runs"))
+	stopped := n.RunPod(n.Pod("stopped"))
+	killed := stopped.Run(n.Shell("runs", "trap '' TERM; echo up; while :; do sleep 1; done"))
+	monitors := map[*harness.Pod]int{hung: monitorPID(t, hung), lost: monitorPID(t, lost)}
+	pid := c.PID()
+	n.Kill()
+	began := time.Now()
+	n.Start()
+	takes := time.Since(began)
+	ctx, cancel := context.WithCancel(n.Context())
+	defer cancel()
+	var stop errgroup.Group
+	stop.Go(func() error { // one is being stopped when it all begins
+		_, err := n.Runtime.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: stopped.ID})
+		return err
+	})
+	n.Kill()
+	cancel()
+	stop.Wait() //nolint:errcheck // it may have been cut off
+	patient := true
+	for round := range 10 {
+		unix.Kill(monitors[hung], unix.SIGSTOP)
+		began := time.Now()
+		if err := n.Begin(); err != nil {
+			t.Fatal(err)
+		}
+		pause := time.Duration(rand.Int64N(int64(min(2*takes, 300*time.Millisecond))))
+		time.Sleep(pause / 2)
+		if round == 4 {
+			unix.Kill(monitors[lost], unix.SIGKILL)
+		}
+		time.Sleep(pause / 2)
+		n.Kill()
+		patient = patient && time.Since(began) < 4*time.Second // a daemon gives a monitor up after five
+		unix.Kill(monitors[hung], unix.SIGCONT)
+	}
+	if !patient {
+		t.Log("this machine stood still for seconds: berthd may have given the monitor that hung up, as it should")
+		n.Start()
+		return
+	}
+	n.unchanged()
+	if s := c.Wait(harness.Patience); s.Reason != "MonitorLost" {
+		t.Errorf("what lost its monitor ended with code %d, reason %q", s.ExitCode, s.Reason)
+	}
+	n.Eventually(harness.Patience, "its process is gone", func() bool { return !lives(pid) })
+	if _, err := n.Runtime.StopPodSandbox(n.Context(), &runtimeapi.StopPodSandboxRequest{PodSandboxId: stopped.ID}); err != nil {
+		t.Errorf("the stop again: %v", err)
+	}
+	if s := killed.Status(); s.State != exited || s.ExitCode != 137 {
+		t.Errorf("the container of the pod that was stopped is %s with code %d", s.State, s.ExitCode)
+	}
+	n.finish()
+}

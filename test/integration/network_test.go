@@ -359,9 +359,22 @@ func TestNetworkReady(t *testing.T) {
 		t.Errorf("a pod with a broken configuration: %v", err)
 	}
 	d.AsBefore()
-	time.AfterFunc(300*time.Millisecond, func() { os.Remove(broken) }) // a pod waits a while for it
-	d.RunPod(d.Pod("patient")).Remove()
-	ready()
+	d.Eventually(harness.Timeout, "a pod waits a while for a configuration that can be used", func() bool { // which may not be enough on a busy machine
+		d.Write(broken, `{"cniVersion":`)
+		d.Eventually(5*time.Second, "the network is not ready", func() bool { return !networkReady() })
+		defer ready()
+		removed := make(chan error, 1)
+		time.AfterFunc(300*time.Millisecond, func() { removed <- os.Remove(broken) })
+		pod, err := d.TryRunPod(d.Pod("patient"))
+		if err := <-removed; err != nil {
+			t.Fatal(err)
+		}
+		if err != nil {
+			return false
+		}
+		pod.Remove()
+		return true
+	})
 	missing := d.Write(d.CNIConf+"/00-missing.conflist", `{"cniVersion":"1.0.0","name":"x","plugins":[{"type":"no-such-plugin"}]}`)
 	d.Eventually(5*time.Second, "a pod with a missing plugin is refused", func() bool {
 		pod, err := d.TryRunPod(d.Pod("none"))

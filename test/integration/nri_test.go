@@ -84,8 +84,11 @@ func TestPluginAdjustsAContainer(t *testing.T) {
 	d.Restart()
 	c.Start()
 	c.WaitOutput("adjusted")
-	if got := c.Sh("echo $ADDED $CHANGED $GONE; cat /mounted; ulimit -n; cat /proc/self/oom_score_adj; cat /proc/sys/net/core/somaxconn; echo x > /dev/plugged && echo plugged"); strings.TrimSpace(got) != "1 after\nfrom the plugin\n400\n900\n777\nplugged" {
-		t.Errorf("in the container: %q", got)
+	want := "1 after\nfrom the plugin\n400\n900\n777\nplugged"
+	got := strings.TrimSpace(c.Sh("echo $ADDED $CHANGED $GONE; cat /mounted; ulimit -n; cat /proc/self/oom_score_adj; cat /proc/sys/net/core/somaxconn; echo x > /dev/plugged && echo plugged"))
+	// In runc 1.1 Go's runtime now and then raises the soft limit of files to the hard one after runc has set it.
+	if got != want && (harness.Handler == "" || got != strings.Replace(want, "400", "500", 1)) {
+		t.Errorf("in the container: %q, want %q", got, want)
 	}
 	if memoryOf(c) != "67108864" {
 		t.Errorf("memory limit %s", memoryOf(c))

@@ -17,8 +17,15 @@ import (
 	"github.com/berthd/berth/sandbox"
 )
 
-// maxUserFileBytes bounds /etc/passwd and /etc/group of an image, which are hostile (threat B11).
-const maxUserFileBytes = 10 << 20
+// Bounds of /etc/passwd and /etc/group of an image, which are hostile (threat B11).
+const (
+	maxUserFileBytes = 10 << 20
+	// bigUserFileBytes is more than any host has. Images with more wait for each other, so that many at once do not take much memory.
+	bigUserFileBytes = 256 << 10
+)
+
+// bigUserFiles is the turn of the one container that is created with a file of more than bigUserFileBytes.
+var bigUserFiles = make(chan struct{}, 1)
 
 // CreateContainer composes an image with a sandbox. With the metadata and configuration of one that is created it answers with that
 // one's ID.
@@ -48,10 +55,11 @@ func (s *runtimeService) CreateContainer(ctx context.Context, r *runtimeapi.Crea
 	if err != nil {
 		return nil, err
 	}
-	hostile, err := s.specImage(ctx, image)
+	hostile, done, err := s.specImage(ctx, image)
 	if err != nil {
 		return nil, err
 	}
+	defer done()
 	containerID, err := s.containers.CreateContainer(ctx, sandbox.CreateRequest{
 		SandboxID: pod.ID, Config: config, SandboxConfig: r.GetSandboxConfig(),
 		ImageID: image.ID, ImageRef: image.ID, Image: hostile,
@@ -62,15 +70,22 @@ func (s *runtimeService) CreateContainer(ctx context.Context, r *runtimeapi.Crea
 	return &runtimeapi.CreateContainerResponse{ContainerId: containerID}, nil
 }
 
-// specImage is what an image says about how it wants to be run, with the files that its users are looked up in.
-func (s *runtimeService) specImage(ctx context.Context, image imageservice.Image) (spec.Image, error) {
-	passwd, err := s.optionalFile(ctx, image.ID, "etc/passwd")
-	if err != nil {
-		return spec.Image{}, err
-	}
-	group, err := s.optionalFile(ctx, image.ID, "etc/group")
-	if err != nil {
-		return spec.Image{}, err
+// specImage is what an image says about how it wants to be run, with the files that its users are looked up in. The caller calls done when
+// it needs them no more.
+func (s *runtimeService) specImage(ctx context.Context, image imageservice.Image) (hostile spec.Image, done func(), err error) {
+	done = func() {}
+	passwd, group, err := s.userFiles(ctx, image.ID, bigUserFileBytes)
+	if err != nil { // one is big, or cannot be read at all
+		select {
+		case bigUserFiles <- struct{}{}:
+			done = func() { <-bigUserFiles }
+		case <-ctx.Done():
+			return spec.Image{}, nil, context.Cause(ctx)
+		}
+		if passwd, group, err = s.userFiles(ctx, image.ID, maxUserFileBytes); err != nil {
+			done()
+			return spec.Image{}, nil, err
+		}
 	}
 	c := image.Config
 	return spec.Image{
@@ -78,16 +93,18 @@ func (s *runtimeService) specImage(ctx context.Context, image imageservice.Image
 		// The image service may hand the same slices to every container of the image (threat B13).
 		Env: slices.Clone(c.Env), Entrypoint: slices.Clone(c.Entrypoint), Cmd: slices.Clone(c.Cmd), Volumes: slices.Clone(c.Volumes),
 		Passwd: passwd, Group: group,
-	}, nil
+	}, done, nil
 }
 
-// optionalFile reads a file that an image need not have.
-func (s *runtimeService) optionalFile(ctx context.Context, imageID, path string) ([]byte, error) {
-	b, err := s.images.ReadFile(ctx, imageID, path, maxUserFileBytes)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
+// userFiles reads the files that an image's users are looked up in, of at most max bytes each. It need not have them.
+func (s *runtimeService) userFiles(ctx context.Context, imageID string, max int64) (passwd, group []byte, err error) {
+	if passwd, err = s.images.ReadFile(ctx, imageID, "etc/passwd", max); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, nil, err
 	}
-	return b, err
+	if group, err = s.images.ReadFile(ctx, imageID, "etc/group", max); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, nil, err
+	}
+	return passwd, group, nil
 }
 
 // StartContainer starts a created container.

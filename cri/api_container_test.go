@@ -8,6 +8,8 @@ import (
 	"math"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -46,6 +48,58 @@ func TestCreateContainerComposesImageAndSandbox(t *testing.T) {
 	i.Env[0] = "changed"
 	if w.images.images[0].Config.Env[0] != "A=1" {
 		t.Error("a container shares its image's environment (threat B13)")
+	}
+}
+
+// TestBigUserFilesWaitForEachOther: many containers of an image with a huge passwd do not take much memory at once, and hold up no others (threat B11).
+func TestBigUserFilesWaitForEachOther(t *testing.T) {
+	w := newWorld(t)
+	w.sandboxes.pods = []sandbox.Pod{{ID: "aa1", Config: podConfig()}}
+	for name, size := range map[string]int{"big": maxUserFileBytes, "small": bigUserFileBytes, "huge": maxUserFileBytes + 1} {
+		w.images.images = append(w.images.images, imageservice.Image{ID: "sha256:" + name, RepoTags: []string{"r/" + name}})
+		w.images.files["sha256:"+name+"/etc/group"] = strings.Repeat("g", size)
+	}
+	create := func(ctx context.Context, name string) error {
+		_, err := w.runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: "aa", Config: containerConfig("r/" + name), SandboxConfig: podConfig()})
+		return err
+	}
+	var atOnce atomic.Int32
+	begun, end := make(chan struct{}, 10), make(chan struct{})
+	w.sandboxes.creating = func(r sandbox.CreateRequest) {
+		if len(r.Image.Group) < maxUserFileBytes {
+			return
+		}
+		if n := atOnce.Add(1); n > 1 {
+			t.Errorf("%d at once", n)
+		}
+		begun <- struct{}{}
+		<-end
+		atOnce.Add(-1)
+	}
+	var all sync.WaitGroup
+	for range 5 {
+		all.Go(func() {
+			if err := create(t.Context(), "big"); err != nil {
+				t.Errorf("CreateContainer = %v", err)
+			}
+		})
+	}
+	<-begun
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	if err := create(ctx, "big"); status.Code(err) != codes.DeadlineExceeded {
+		t.Errorf("who gives up: %v", err)
+	}
+	if err := create(t.Context(), "small"); err != nil {
+		t.Errorf("of a small file: %v", err)
+	}
+	close(end)
+	all.Wait()
+	if err := create(t.Context(), "huge"); err == nil {
+		t.Error("a file of more than 10 MiB is taken")
+	}
+	if err := create(t.Context(), "big"); err != nil {
+		t.Errorf("afterwards: %v", err)
 	}
 }
 

@@ -31,6 +31,7 @@ type fakeSandboxes struct {
 	pods       []sandbox.Pod
 	containers []sandbox.Container
 	creates    []sandbox.CreateRequest
+	creating   func(sandbox.CreateRequest) // may be nil
 	fail       map[string]error
 	panics     map[string]bool
 	calls      []string
@@ -66,7 +67,9 @@ func (f *fakeSandboxes) StopPod(_ context.Context, id string) error   { return f
 func (f *fakeSandboxes) RemovePod(_ context.Context, id string) error { return f.call("RemovePod", id) }
 
 func (f *fakeSandboxes) Pod(id string) (sandbox.Pod, error) {
+	f.mu.Lock()
 	f.looked = time.Now()
+	f.mu.Unlock()
 	for _, p := range f.pods {
 		if strings.HasPrefix(p.ID, id) {
 			return p, nil
@@ -83,6 +86,11 @@ func (f *fakeSandboxes) CreateContainer(_ context.Context, r sandbox.CreateReque
 	if err := f.call("CreateContainer", r.SandboxID); err != nil {
 		return "", err
 	}
+	if f.creating != nil {
+		f.creating(r)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	f.creates = append(f.creates, r)
 	return strings.Repeat("c", 64), nil
 }
@@ -126,7 +134,7 @@ func (f *fakeSandboxes) Containers() []sandbox.Container {
 // fakeImages is Images in memory.
 type fakeImages struct {
 	images []imageservice.Image
-	files  map[string]string
+	files  map[string]string // by path, for all images, or by reference and path
 	pulls  []imageservice.Progress
 	fail   map[string]error
 	auth   imageservice.Auth
@@ -172,11 +180,18 @@ func (f *fakeImages) Pulls(reference string) []imageservice.Progress {
 	return slices.DeleteFunc(slices.Clone(f.pulls), func(p imageservice.Progress) bool { return reference != "" && p.Ref != reference })
 }
 
-func (f *fakeImages) ReadFile(_ context.Context, _, path string, _ int64) ([]byte, error) {
+func (f *fakeImages) ReadFile(_ context.Context, imageID, path string, max int64) ([]byte, error) {
 	if err := f.fail["ReadFile"]; err != nil {
 		return nil, err
 	}
-	if s, ok := f.files[path]; ok {
+	s, ok := f.files[imageID+"/"+path]
+	if !ok {
+		s, ok = f.files[path]
+	}
+	if ok {
+		if int64(len(s)) > max {
+			return nil, fmt.Errorf("read %s: more than %d bytes", path, max)
+		}
 		return []byte(s), nil
 	}
 	return nil, fmt.Errorf("read %s: %w", path, fs.ErrNotExist)

@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -112,12 +113,13 @@ func readIn(root *os.File, path string, max int64) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	content, err := io.ReadAll(io.LimitReader(f, max+1))
+	content := bytes.NewBuffer(make([]byte, 0, st.Size+bytes.MinRead)) // at once: growing would take several times as much
+	_, err = content.ReadFrom(io.LimitReader(f, max+1))
 	if err := errors.Join(err, f.Close()); err != nil {
 		return nil, err
 	}
-	if int64(len(content)) > max {
+	if int64(content.Len()) > max {
 		return nil, fmt.Errorf("%w: at most %d bytes are read", ErrTooLarge, max)
 	}
-	return content, nil
+	return content.Bytes(), nil
 }

@@ -81,6 +81,7 @@ func (l *recordLock) remove(from func() error) error {
 type execState struct {
 	sync.Mutex
 	spec      *specs.Spec // read from disk when nil
+	shed      bool        // the container has exited: spec is not kept
 	leftovers []string    // cgroups of execs that still had processes when the exec ended
 	inputs    []*os.File  // attached clients' ways to stdin
 }
@@ -195,7 +196,7 @@ func (c *container) recallUser(rec *store.Container) {
 func (c *container) shed() {
 	c.exec.Lock()
 	defer c.exec.Unlock()
-	c.exec.spec, c.exec.leftovers = nil, nil
+	c.exec.spec, c.exec.leftovers, c.exec.shed = nil, nil, true
 }
 
 func now() int64 { return time.Now().UnixNano() }

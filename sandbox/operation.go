@@ -79,6 +79,9 @@ func (m *Manager) begin(ctx context.Context, work func(context.Context) error) *
 		defer unhook()
 		o.err = work(own)
 		close(o.done)
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		o.cancel = func() {} // the object keeps its operation, and is not to keep its maker's call
 	})
 	if !begun {
 		cancel()

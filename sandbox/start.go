@@ -203,19 +203,22 @@ func (m *Manager) prepareRootfs(ctx context.Context, c *container) (err error) {
 func (m *Manager) specOf(c *container) (*specs.Spec, error) {
 	c.exec.Lock()
 	defer c.exec.Unlock()
-	if c.exec.spec == nil {
-		var s specs.Spec
-		if err := m.store.Spec(c.pod.id, c.id, &s); err != nil {
+	if c.exec.spec != nil {
+		return c.exec.spec, nil
+	}
+	var s specs.Spec
+	if err := m.store.Spec(c.pod.id, c.id, &s); err != nil {
+		return nil, err
+	}
+	if updated := c.limits.asked.Load(); updated != nil {
+		if err := spec.SetResources(&s, updated, m.cfg.Host); err != nil {
 			return nil, err
 		}
-		if updated := c.limits.asked.Load(); updated != nil {
-			if err := spec.SetResources(&s, updated, m.cfg.Host); err != nil {
-				return nil, err
-			}
-		}
+	}
+	if !c.exec.shed {
 		c.exec.spec = &s
 	}
-	return c.exec.spec, nil
+	return &s, nil
 }
 
 // makeCgroup makes the container's cgroup, and records first which ancestors that takes.

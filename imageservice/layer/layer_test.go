@@ -10,7 +10,9 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -214,6 +216,10 @@ func TestLimits(t *testing.T) {
 		copy(b[386:], "77777777777\x0000000000000\x00")
 		copy(b[483:], "\x80\x00\x00\x00\x00\x7f\xff\xff\xff\xff\xff\xff") // 2^55 bytes
 	})
+	hugest := gnuHeader("t", 'S', 0, func(b []byte) {
+		copy(b[386:], "77777777777\x0000000000000\x00")
+		copy(b[483:], "\x80\x00\x00\x00\x7f\xff\xff\xff\xff\xff\xff\xff") // 2^63-1 bytes
+	})
 	var xattrs Entry = File("x", "")
 	for i := range 200 {
 		xattrs = xattrs.With("user."+strings.Repeat("x", i+1), "v")
@@ -237,6 +243,7 @@ func TestLimits(t *testing.T) {
 		{name: "attributes of directories", content: bytes.NewReader(Layer(bigDirs...)), limits: layer.Limits{Memory: 1 << 20}},
 		{name: "whiteouts", content: bytes.NewReader(Layer(whiteouts...)), limits: layer.Limits{Memory: 1 << 18}},
 		{name: "sparse length", content: bytes.NewReader(append(huge, eof...))},
+		{name: "sparse lengths that overflow", content: bytes.NewReader(slices.Concat(oldSparse("s"), hugest, eof))},
 		{name: "sparse lengths", content: bytes.NewReader(bytes.Repeat(oldSparse("s"), 20)), limits: layer.Limits{Bytes: 15 * sparseSize}},
 		{name: "extended attributes", content: bytes.NewReader(Layer(xattrs))},
 		{name: "name of an extended attribute", content: bytes.NewReader(Layer(longName))},
@@ -328,6 +335,44 @@ func TestApplyEndsWithItsContext(t *testing.T) {
 		time.Sleep(10 * time.Millisecond)
 	}
 	t.Errorf("%d goroutines, before %d", runtime.NumGoroutine(), before)
+}
+
+// A reader that never waits and never ends is given up, too.
+func TestApplyOfAnEndlessReaderEndsWithItsContext(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	after := readerFunc(func(p []byte) (int, error) {
+		cancel()
+		clear(p)
+		return len(p), nil
+	})
+	_, err := layer.Apply(ctx, io.MultiReader(bytes.NewReader(Layer()), after), t.TempDir(), nil, layer.Options{Limits: layer.Limits{Bytes: 1 << 28}})
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("apply = %v, want context.Canceled", err)
+	}
+}
+
+type readerFunc func([]byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
+
+// The caller's reader is the caller's again when Apply returns.
+func TestApplyReadsNoMoreWhenItHasReturned(t *testing.T) {
+	var returned, late atomic.Bool
+	slow := readerFunc(func(p []byte) (int, error) {
+		time.Sleep(100 * time.Millisecond) // longer than Apply needs to find the first block malformed
+		if returned.Load() {
+			late.Store(true)
+		}
+		return len(p), nil
+	})
+	malformed := bytes.Repeat([]byte("not tar "), 256<<10/8) // a block of the stream
+	_, err := layer.Apply(t.Context(), io.MultiReader(bytes.NewReader(malformed), slow), t.TempDir(), nil, layer.Options{})
+	returned.Store(true)
+	time.Sleep(200 * time.Millisecond) // nobody is waited for who ought to come: this is too short at worst
+	if late.Load() || !errors.Is(err, layer.ErrInvalid) {
+		t.Errorf("apply = %v, read after it returned: %v", err, late.Load())
+	}
 }
 
 func TestReaderErrorsAreKept(t *testing.T) {

@@ -215,6 +215,16 @@ func TestTokenServersAreBounded(t *testing.T) {
 	}
 }
 
+func TestCheckToken(t *testing.T) {
+	for token, want := range map[string]bool{
+		"a.b-c~": true, strings.Repeat("a", maxToken): true, "": false, strings.Repeat("a", maxToken+1): false, "a b": false, "a\r\nX: y": false, "a\x7f": false, "\u00e9": false,
+	} {
+		if err := checkToken(token); (err == nil) != want {
+			t.Errorf("checkToken of %d bytes %.20q = %v", len(token), token, err)
+		}
+	}
+}
+
 // TestAnswersAreReadWithinBounds: what does not end is not kept in memory to see how long it is.
 func TestAnswersAreReadWithinBounds(t *testing.T) {
 	body := []byte(`{"token":"x"` + strings.Repeat(" ", 64<<20))

@@ -303,7 +303,9 @@ func TestManifestsThatLieAreRefused(t *testing.T) {
 			oci, registrytest.MediaTypeDockerManifest).Replace(good)},
 		{"encrypted layer", oci, strings.Replace(good, "tar+gzip", "tar+gzip+encrypted", 1)},
 		{"deep", oci, strings.Repeat(`{"a":`, 100_000) + "1" + strings.Repeat("}", 100_000)},
-		{"as deep as can be", oci, strings.Repeat("[", 4<<20)}, // who follows that runs out of stack, which is the process's end
+		{"deeper than is followed", oci, good[:len(good)-1] + `,"x":` + strings.Repeat("[", maxDepth+1) + strings.Repeat("]", maxDepth+1) + "}"},
+		{"media type of nobody", "application/octet-stream", strings.Replace(good, `"mediaType": "`+oci+`"`, `"mediaType": "application/vnd.x+json"`, 1)},
+		{"nothing that tells the kind", "text/plain", fmt.Sprintf(`{"schemaVersion":2,"config":{"digest":%q,"size":%d}}`, p.ImageID, len(p.Config))},
 		{"file system for the kernel to read", oci, strings.Replace(good, "layer.v1.tar+gzip", "layer.v1.erofs", 1)},
 		{"index of 30000", ociIndex, index(strings.Repeat(`{"digest":"","size":1},`, 30_000) + `{}`)},
 	} {

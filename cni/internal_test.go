@@ -3,6 +3,7 @@ package cni
 import (
 	"context"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
@@ -15,6 +16,7 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/containernetworking/cni/pkg/types/create"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -323,4 +325,32 @@ func TestHostIfNamesAreStableAndFit(t *testing.T) {
 	if len(name) != 12 || name != hostIf("", strings.Repeat("a", 64)) || name == hostIf("0badc0", strings.Repeat("a", 64)) {
 		t.Errorf("hostIf = %q", name)
 	}
+}
+
+// Whatever a plugin answers to ADD: what is taken from it are addresses, of interfaces that are there.
+func FuzzResult(f *testing.F) {
+	f.Add([]byte(`{"cniVersion":"1.0.0","interfaces":[{"name":"v"},{"name":"eth0","sandbox":"/x"}],"ips":[{"address":"192.0.2.1/24","gateway":"192.0.2.254","interface":1}]}`))
+	f.Add([]byte(`{"cniVersion":"1.1.0","ips":[{"address":"::ffff:192.0.2.1/128","interface":-1}]}`))
+	f.Add([]byte(`{"cniVersion":"1.0.0","interfaces":[null],"ips":[null]}`))
+	f.Add([]byte(`{"cniVersion":"0.4.0","ips":[null],"routes":[null]}`))
+	f.Add([]byte(`{"cniVersion":"0.2.0","ip4":{"ip":"192.0.2.1/24","routes":[{"dst":"0.0.0.0/0"}]}}`))
+	f.Add([]byte(`{"ips":[{}]}`))
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		result, err := create.CreateFromBytes(raw)
+		if err != nil {
+			return
+		}
+		a := Attachment{IfName: "eth0"}
+		if err := a.take(result); err != nil {
+			return
+		}
+		for _, ip := range a.IPs {
+			if !ip.IsValid() {
+				t.Errorf("%q gives %v", raw, a.IPs)
+			}
+		}
+		if len(a.IPs) == 0 || !json.Valid(a.Result) {
+			t.Errorf("%q gives %+v", raw, a)
+		}
+	})
 }

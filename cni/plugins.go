@@ -214,6 +214,9 @@ func (p *plugins) add(ctx context.Context, a *Attachment) (err error) {
 
 // take fills an attachment in from a result.
 func (a *Attachment) take(result types.Result) error {
+	if err := checkNulls(result); err != nil {
+		return err
+	}
 	r, err := types100.NewResultFromResult(result)
 	if err != nil {
 		return err
@@ -243,6 +246,26 @@ func (a *Attachment) take(result types.Result) error {
 	}
 	a.Result, err = json.Marshal(r)
 	return err
+}
+
+// checkNulls refuses a null in a list of a result: the library's conversions follow it.
+func checkNulls(result types.Result) error {
+	raw, err := json.Marshal(result)
+	if err != nil {
+		return err
+	}
+	var lists struct{ Interfaces, IPs, Routes []json.RawMessage }
+	if err := json.Unmarshal(raw, &lists); err != nil {
+		return err
+	}
+	for name, list := range map[string][]json.RawMessage{"interfaces": lists.Interfaces, "ips": lists.IPs, "routes": lists.Routes} {
+		for i, entry := range list {
+			if string(entry) == "null" {
+				return fmt.Errorf("entry %d of %s is null", i, name)
+			}
+		}
+	}
+	return nil
 }
 
 // hold notes the addresses of an attachment; one that another pod has is an error.

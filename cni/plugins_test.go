@@ -97,6 +97,7 @@ func TestAddThatFailsIsFollowedByDel(t *testing.T) {
 		{"fork", "6s"},
 		{"garbage", "invalid character"},
 		{"empty", "unexpected end"},
+		{"nulls", "is null"},
 		{"huge", "1 MiB"},
 		{"noisy", "the end"},
 		{"no address", "no address"},

@@ -36,7 +36,7 @@ type Call struct {
 }
 
 // SetScript tells the plugins whose state is in the folder what to do: an action for each command. Actions are "" (work), "fail",
-// "fail late" (work, then say so), "crash", "hang", "fork" (leave a child that holds the pipes, and hang), "garbage", "empty", "huge",
+// "fail late" (work, then say so), "crash", "hang", "fork" (leave a child that holds the pipes, and hang), "garbage", "empty", "nulls", "huge",
 // "noisy" (1 MiB of standard error, then crash), "no address", "same address", "json and exit 1".
 func SetScript(state string, script map[string]string) error {
 	b, err := json.Marshal(script)
@@ -171,6 +171,9 @@ func misbehave(conf PluginConf, action string) (code int, done bool) {
 		fmt.Print("\x00\xff\x1b[2J not JSON")
 		return 0, true
 	case "empty":
+		return 0, true
+	case "nulls":
+		fmt.Printf(`{"cniVersion":%q,"interfaces":[null],"ips":[null],"routes":[null]}`, conf.CNIVersion)
 		return 0, true
 	case "huge":
 		for range 1 << 10 {

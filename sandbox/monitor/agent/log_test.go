@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bytes"
 	"os"
 	"path/filepath"
 	"strings"
@@ -54,6 +55,62 @@ func TestCopyTakesTheRestAtTheDeadline(t *testing.T) {
 	if got := strings.Count(string(b), " stdout F fifteen letters\n"); err != nil || got != lines {
 		t.Errorf("the log has %d lines, want %d; %v", got, lines, err)
 	}
+}
+
+// Whatever a container writes stands in the log, byte by byte, in entries that are no longer than they may be.
+func FuzzCopy(f *testing.F) {
+	f.Add([]byte("a\n\nb"), uint16(1))
+	f.Add([]byte("\x00\xff\r"), uint16(lineMax))
+	f.Add([]byte("x"), uint16(lineMax))
+	f.Add([]byte("x"), uint16(lineMax+1))
+	f.Add([]byte(strings.Repeat("x", lineMax-1)+"\n"), uint16(3))
+	f.Add([]byte(strings.Repeat("x", lineMax)+"\n"), uint16(3))
+	f.Add([]byte(strings.Repeat("x", lineMax+1)+"\n"), uint16(3))
+	f.Fuzz(func(t *testing.T, text []byte, times uint16) {
+		if len(text)*int(times) > 1<<20 {
+			return
+		}
+		content, dir := bytes.Repeat(text, int(times)), t.TempDir()
+		if err := os.WriteFile(filepath.Join(dir, "out"), content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		from, err := os.Open(filepath.Join(dir, "out"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer from.Close()
+		l, err := openLog(filepath.Join(dir, "log"), 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		(&stream{name: "stdout", from: from}).copy(l)
+		l.close()
+		b, err := os.ReadFile(filepath.Join(dir, "log"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []byte
+		for entry := range bytes.Lines(b) {
+			stamp, rest, _ := bytes.Cut(entry, []byte(" stdout "))
+			if _, err := time.Parse(time.RFC3339Nano, string(stamp)); err != nil || len(rest) < 3 || len(rest) > lineMax+3 {
+				t.Fatalf("entry %.80q: %v", entry, err)
+			}
+			switch tag, line := string(rest[:2]), rest[2:]; tag {
+			case "F ":
+				got = append(got, line...)
+			case "P ":
+				got = append(got, line[:len(line)-1]...)
+			default:
+				t.Fatalf("entry %.80q", entry)
+			}
+		}
+		if len(content) > 0 && content[len(content)-1] != '\n' {
+			content = append(content, '\n')
+		}
+		if !bytes.Equal(got, content) {
+			t.Errorf("the log has %d bytes of %d", len(got), len(content))
+		}
+	})
 }
 
 // A container whose last lines found no place, and that then says nothing more.

@@ -163,8 +163,8 @@ func attacks(c *canary, volume, dev string) []attack {
 		all = append(all, attack{name: "working folder is a link to " + opened, plant: func(b *builder) { b.Symlink("opened", "a").Symlink("a", opened) },
 			config: func(i *ocispecConfig) { i.WorkingDir = "/opened" }})
 	}
-	for name, target := range map[string]string{"proc": c.dir, "sys": c.up, "dev": c.dir, "dev/": c.up} {
-		all = append(all, attack{name: name + " is a link", plant: func(b *builder) { b.Symlink(strings.Trim(name, "/"), target) }})
+	for name, target := range map[string]string{"proc": c.dir, "sys": "/elsewhere", "dev": c.dir, "dev/": c.up} {
+		all = append(all, attack{name: name + " is a link", plant: func(b *builder) { b.Dir("elsewhere", 0o755).Symlink(strings.Trim(name, "/"), target) }})
 	}
 	return all
 }

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/berthd/berth/oci/apparmor"
 	"github.com/berthd/berth/test/harness"
+	"github.com/berthd/berth/test/images"
 )
 
 const parser = "/usr/sbin/apparmor_parser"
@@ -257,6 +259,22 @@ func TestProfilesAreNotWrittenToAContainersProc(t *testing.T) {
 		}
 		if got := strings.TrimSpace(c.Host("attr/current")); got != isDefault {
 			t.Errorf("with a volume at %s the first process has profile %q", target, got)
+		}
+	}
+	// An image's link leads a volume there.
+	layer, err := images.NewBuilder().Symlink("attr", "/proc/thread-self/attr").Symlink("folder", "/proc/self").Layer()
+	if err != nil {
+		t.Fatal(err)
+	}
+	image := harness.PushImage(t, "test/attr", ocispec.ImageConfig{}, layer)
+	d.Pull(image.Ref)
+	for i, target := range []string{"/attr", "/folder/attr"} {
+		linked, err := pod.TryCreate(d.Sleeper(fmt.Sprintf("linked%d", i), harness.Image(image.Ref), harness.Mounts(&runtimeapi.Mount{HostPath: fake, ContainerPath: target})))
+		if err != nil || linked.TryStart() != nil {
+			continue // refused
+		}
+		if got := strings.TrimSpace(linked.Host("attr/current")); got != isDefault {
+			t.Errorf("with a volume at %s of the image the first process has profile %q", target, got)
 		}
 	}
 	c := pod.Run(d.Sleeper("inside", appArmor(localhost("berth-test-mounts")), harness.Security(func(s *runtimeapi.LinuxContainerSecurityContext) {

@@ -579,5 +579,5 @@ func TestSharedMemoryEndsWithThePod(t *testing.T) {
 		t.Errorf("the file has %s bytes", got)
 	}
 	pod.Stop()
-	d.Eventually(harness.Timeout, "the memory is free", func() bool { return usage() < 8 })
+	d.Eventually(harness.Timeout, "the memory is free", func() bool { return usage() < 30 }) // what was read of the image may stay
 }

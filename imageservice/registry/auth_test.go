@@ -242,7 +242,7 @@ func TestAnswersAreReadWithinBounds(t *testing.T) {
 		reg.AddFault(f)
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
-		_, err := open(t, quick, p.Ref, Credentials{}).Manifest(t.Context())
+		_, err := open(t, patient, p.Ref, Credentials{}).Manifest(t.Context())
 		runtime.ReadMemStats(&after)
 		if err == nil || !strings.Contains(err.Error(), tc.text) {
 			t.Errorf("%s, %d: %v, want %q", tc.path, tc.status, err, tc.text)

@@ -280,6 +280,8 @@ func TestManifestsThatLieAreRefused(t *testing.T) {
 		{"manifests and layers", oci, strings.Replace(good, `"layers"`, `"manifests":[],"layers"`, 1)},
 		{"index with layers", ociIndex, index("")[:len(index(""))-1] + `,"layers":[]}`},
 		{"Content-Type of an index", ociIndex, good},
+		{"manifest that says index", ociIndex, strings.Replace(good, oci, ociIndex, 1)},
+		{"index that says manifest", oci, strings.Replace(index(""), ociIndex, oci, 1)},
 		{"Content-Type of Docker", registrytest.MediaTypeDockerManifest, good},
 		{"body of an index", oci, strings.Replace(good, oci, ociIndex, 1)},
 		{"key twice", oci, strings.Replace(good, `"layers"`, `"layers":[],"layers"`, 1)},

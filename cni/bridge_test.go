@@ -209,6 +209,9 @@ func TestReservationsLostWhilePodsLive(t *testing.T) {
 		"not a pod's": func(dir string, ip netip.Addr) error {
 			return os.WriteFile(filepath.Join(dir, ip.String()), []byte("garbage"), 0o600)
 		},
+		"a folder": func(dir string, ip netip.Addr) error {
+			return errors.Join(os.Remove(filepath.Join(dir, ip.String())), os.MkdirAll(filepath.Join(dir, ip.String(), "below"), 0o700))
+		},
 		"all removed": func(dir string, _ netip.Addr) error { return os.RemoveAll(dir) },
 	} {
 		t.Run(name, func(t *testing.T) {

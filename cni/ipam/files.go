@@ -108,6 +108,9 @@ func (s *Store) release(owner Owner, addrs []netip.Addr) error {
 	var errs []error
 	for _, a := range addrs {
 		if holder, err := s.readOwner(a); err != nil || holder != owner {
+			if err != nil && owner == (Owner{}) {
+				err = os.RemoveAll(s.path(a.String()))
+			}
 			if err != nil && !errors.Is(err, fs.ErrNotExist) {
 				errs = append(errs, fmt.Errorf("release address %s: %w", a, err))
 				continue
@@ -164,7 +167,7 @@ func (s *Store) read() (map[netip.Addr]Owner, error) {
 			continue
 		}
 		if err != nil {
-			return nil, fmt.Errorf("read address reservations: %w", err)
+			owner = Owner{} // nobody's, and not free either: Sweep takes it away
 		}
 		m[a] = owner
 	}

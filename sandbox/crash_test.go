@@ -477,6 +477,55 @@ func TestEndOfTheDaemonWhileItStarts(t *testing.T) {
 	w.empty()
 }
 
+// A process that cannot be looked at, for want of descriptors, has not ended: its sandbox would be given up.
+func TestProcessThatCannotBeLookedAt(t *testing.T) {
+	started, _, err := processStat(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var limit syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	few := limit
+	few.Cur = min(few.Cur, 512)
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &few); err != nil {
+		t.Fatal(err)
+	}
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := []int{int(null.Fd())}
+	for {
+		fd, err := syscall.Dup(all[0])
+		if err != nil {
+			break
+		}
+		all = append(all, fd)
+	}
+	for free := range 3 {
+		if free > 0 {
+			syscall.Close(all[len(all)-1])
+			all = all[:len(all)-1]
+		}
+		fd, err := openProcess(store.Process{PID: os.Getpid(), StartTime: started})
+		if errors.Is(err, os.ErrProcessDone) {
+			t.Errorf("with %d descriptors free this process has ended", free)
+		}
+		if err == nil {
+			syscall.Close(fd)
+		}
+	}
+	for _, fd := range all[1:] {
+		syscall.Close(fd)
+	}
+	null.Close()
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestOrphansAreSwept(t *testing.T) {
 	w := newWorld(t)
 	m := w.open(nil)

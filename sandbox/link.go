@@ -84,11 +84,14 @@ func openProcess(process store.Process) (int, error) {
 	}
 	// Looked at after the pidfd is held: the pid cannot go to another process from here on.
 	started, _, err := processStat(process.PID)
-	if err != nil || started != process.StartTime {
-		unix.Close(fd)
+	if err == nil && started == process.StartTime {
+		return fd, nil
+	}
+	unix.Close(fd)
+	if err == nil || errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) || errors.Is(err, os.ErrProcessDone) {
 		return -1, os.ErrProcessDone
 	}
-	return fd, nil
+	return -1, err
 }
 
 // processStat reads start time (clock ticks since boot) and parent of a process (proc_pid_stat(5), fields 22 and 4).

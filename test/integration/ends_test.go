@@ -334,3 +334,37 @@ func TestCrashLoop(t *testing.T) {
 	}
 	n.finish()
 }
+
+// TestDaemonStandsStill stops the daemon's process and lets it go on: what runs never needs it, and what happened meanwhile it hears of.
+func TestDaemonStandsStill(t *testing.T) {
+	n := newNode(t)
+	events := watchEvents(n.Daemon)
+	if err := os.Mkdir(n.Dir+"/gate", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	ends := n.pods[1].Run(n.Shell("ends", "echo up; while [ ! -e /gate/open ]; do sleep 0.02; done; exit 7", harness.Mounts(
+		&runtimeapi.Mount{HostPath: n.Dir + "/gate", ContainerPath: "/gate"})))
+	ends.WaitOutput("up")
+	pid, daemon := ends.PID(), n.PID()
+	if err := unix.Kill(daemon, unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Kill(daemon, unix.SIGCONT)
+	lines := len(readRaw(t, n.writer.LogFile()))
+	if err := os.WriteFile(n.Dir+"/gate/open", nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	n.Eventually(harness.Patience, "the container ends", func() bool { return !lives(pid) })
+	n.Eventually(harness.Patience, "the log goes on", func() bool { return len(readRaw(t, n.writer.LogFile())) > lines+1000 })
+	if err := unix.Kill(daemon, unix.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	if s := ends.Wait(harness.Patience); s.ExitCode != 7 {
+		t.Errorf("what ended meanwhile has code %d, want 7", s.ExitCode)
+	}
+	events.await(ends.ID, "CREATED STARTED STOPPED")
+	ends.Remove()
+	n.Stop()
+	n.unchanged()
+	n.finish()
+}

@@ -342,7 +342,7 @@ func TestManifestByDigestIsHeldAgainstIt(t *testing.T) {
 	index := fmt.Sprintf(`{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[{"mediaType":%q,"digest":%q,"size":%d}]}`,
 		q.MediaType, q.Digest, len(q.Manifest)+1)
 	reg.PutManifest("a/b", "long", "application/vnd.oci.image.index.v1+json", []byte(index))
-	if _, err := open(t, quick, reg.Host()+"/a/b:long", Credentials{}).Manifest(t.Context()); !errors.Is(err, ErrDigestMismatch) {
+	if _, err := open(t, patient, reg.Host()+"/a/b:long", Credentials{}).Manifest(t.Context()); !errors.Is(err, ErrDigestMismatch) {
 		t.Errorf("other size than the index says: %v, want ErrDigestMismatch", err)
 	}
 	reg.PutManifest("a/b", p.Digest.String(), q.MediaType, q.Manifest)

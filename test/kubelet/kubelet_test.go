@@ -202,11 +202,15 @@ func (w *world) watch(t *testing.T, name string) *watch {
 // pods lists all of them.
 func (w *world) pods(t *testing.T) map[string]kubelet.Pod {
 	t.Helper()
-	pods, err := w.k.List(t.Context())
-	if err != nil {
-		t.Fatal(err)
+	for end := time.Now().Add(patience); ; time.Sleep(time.Second) {
+		pods, err := w.k.List(t.Context())
+		if err == nil {
+			return pods
+		}
+		if t.Log(err); time.Now().After(end) { // a kubelet that has much to do answers late
+			t.FailNow()
+		}
 	}
-	return pods
 }
 
 // until polls, and fails the test when it takes too long. What it waited for is shown with what there is instead.

@@ -165,6 +165,7 @@ func Run(ctx context.Context, url string, t Transport, streams sandbox.Streams) 
 			outputs.Go(func() {
 				if _, errs[i] = io.Copy(c.to, c.from); errs[i] != nil {
 					s.Vanish()
+					io.Copy(io.Discard, c.from) // what nobody takes would keep spdystream from telling the other streams of the end
 				}
 			})
 		}

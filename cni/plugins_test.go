@@ -341,3 +341,18 @@ func TestGCOfPlugins(t *testing.T) {
 	}
 	must(t, d2.Del(t.Context(), kept))
 }
+
+// What was made with a configuration that is no longer there is ended with it.
+func TestGCOfAFormerConfiguration(t *testing.T) {
+	cfg, state, d := newPluginHost(t, nil)
+	attach(t, d, podRequest(t))
+	must(t, os.RemoveAll(cfg.ConfDir))
+	d2 := open(t, cfg)
+	defer func() { must(t, d2.Close()) }()
+	must(t, d2.GC(t.Context(), nil))
+	attached, err := cnitest.Attached(state)
+	must(t, err)
+	if _, commands := calls(t, state); len(attached) != 0 || !slices.Equal(commands, []string{"ADD", "DEL"}) {
+		t.Errorf("attached after GC: %q, commands %q", attached, commands)
+	}
+}

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berthd/berth/imageservice/snapshot"
+	testdisk "github.com/berthd/berth/test/disk"
 )
 
 // disk is a file system of a test's own, of which the power can be cut.
@@ -24,29 +25,7 @@ type disk struct {
 
 func newDisk(t *testing.T) *disk {
 	t.Helper()
-	known, err := os.ReadFile("/proc/filesystems")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !strings.Contains(string(known), "\text4\n") {
-		t.Skip("the kernel does not know ext4")
-	}
-	control, err := os.Open("/dev/loop-control")
-	if err != nil {
-		t.Skipf("the kernel has no loop devices: %v", err)
-	}
-	defer control.Close()
-	if _, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE); err != nil {
-		t.Skipf("the kernel gives no loop device: %v", err)
-	}
-	d := &disk{t: t, image: filepath.Join(t.TempDir(), "image"), dir: t.TempDir()}
-	if err := os.WriteFile(d.image, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Truncate(d.image, 192<<20); err != nil {
-		t.Fatal(err)
-	}
-	d.run("mkfs.ext4", "-q", d.image)
+	d := &disk{t: t, image: testdisk.Ext4(t, 192<<20), dir: t.TempDir()}
 	d.mount()
 	t.Cleanup(d.unmount)
 	return d

@@ -231,9 +231,9 @@ func TestEndedAtAnyMomentOfItsCalls(t *testing.T) {
 // TestEndedWithCallsThatTakeLong ends a daemon under calls that would take longer than it waits for.
 func TestEndedWithCallsThatTakeLong(t *testing.T) {
 	n := newNode(t)
-	stubborn := n.pods[0].Run(n.Shell("stubborn", "trap '' TERM; echo up; while :; do sleep 1; done"))
-	stubborn.WaitOutput("up")
-	pid := stubborn.PID()
+	deaf := n.pods[0].Run(n.Shell("deaf", "trap '' TERM; echo up; while :; do sleep 1; done"))
+	deaf.WaitOutput("up")
+	pid := deaf.PID()
 	calls := plugin(t, n.Daemon)
 	n.Write(n.Dir+"/hang", "")
 	config := n.Pod("interrupted")
@@ -245,11 +245,11 @@ func TestEndedWithCallsThatTakeLong(t *testing.T) {
 		return err
 	})
 	all.Go(func() error {
-		_, err := n.Runtime.StopContainer(ctx, &runtimeapi.StopContainerRequest{ContainerId: stubborn.ID, Timeout: 300})
+		_, err := n.Runtime.StopContainer(ctx, &runtimeapi.StopContainerRequest{ContainerId: deaf.ID, Timeout: 300})
 		return err
 	})
 	all.Go(func() error {
-		_, err := n.Runtime.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: stubborn.ID, Cmd: []string{"sleep", "1000"}})
+		_, err := n.Runtime.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: deaf.ID, Cmd: []string{"sleep", "1000"}})
 		return err
 	})
 	n.Eventually(harness.Patience, "the plugin runs", func() bool { return countCalls(calls(), "ADD", "") == 1 })
@@ -258,7 +258,7 @@ func TestEndedWithCallsThatTakeLong(t *testing.T) {
 		t.Error("calls that take longer than the daemon waits have succeeded")
 	}
 	n.unchanged()
-	if got := stubborn.Status(); got.State != running || stubborn.PID() != pid {
+	if got := deaf.Status(); got.State != running || deaf.PID() != pid {
 		t.Errorf("in its grace period the container has become %s", got.State)
 	}
 	n.Eventually(harness.Patience, "the plugin takes back what it made", func() bool { return countCalls(calls(), "DEL", "") > 0 })
@@ -270,8 +270,8 @@ func TestEndedWithCallsThatTakeLong(t *testing.T) {
 		t.Fatal(err)
 	}
 	n.RunPod(config).Remove()
-	stubborn.Stop(0)
-	if s := stubborn.Status(); s.ExitCode != 137 {
+	deaf.Stop(0)
+	if s := deaf.Status(); s.ExitCode != 137 {
 		t.Errorf("the container that was killed ended with %d", s.ExitCode)
 	}
 	n.finish()

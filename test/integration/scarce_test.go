@@ -1,14 +1,12 @@
 package integration_test
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -20,6 +18,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berthd/berth/test/berthd"
+	testdisk "github.com/berthd/berth/test/disk"
 	"github.com/berthd/berth/test/harness"
 )
 
@@ -249,29 +248,9 @@ func TestDaemonWithoutDescriptors(t *testing.T) {
 // ownDisk mounts an ext4 of its own, which can be frozen.
 func ownDisk(t testing.TB) (dir string) {
 	t.Helper()
-	known, err := os.ReadFile("/proc/filesystems")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !strings.Contains(string(known), "\text4\n") {
-		t.Skip("the kernel does not know ext4")
-	}
-	control, err := os.Open("/dev/loop-control")
-	if err != nil {
-		t.Skipf("the kernel has no loop devices: %v", err)
-	}
-	defer control.Close()
-	if _, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE); err != nil {
-		t.Skipf("the kernel gives no loop device: %v", err)
-	}
-	image, dir := filepath.Join(t.TempDir(), "image"), t.TempDir()
-	if err := errors.Join(os.WriteFile(image, nil, 0o600), os.Truncate(image, 256<<20)); err != nil {
-		t.Fatal(err)
-	}
-	for _, command := range [][]string{{"mkfs.ext4", "-q", image}, {"mount", "-o", "loop", image, dir}} {
-		if out, err := exec.Command(command[0], command[1:]...).CombinedOutput(); err != nil {
-			t.Fatalf("%q: %v: %s", command, err, out)
-		}
+	dir = t.TempDir()
+	if out, err := exec.Command("mount", "-o", "loop", testdisk.Ext4(t, 256<<20), dir).CombinedOutput(); err != nil {
+		t.Fatalf("mount: %v: %s", err, out)
 	}
 	t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
 	return dir

@@ -43,7 +43,7 @@ func lockFolder(ctx context.Context, dir string) (_ *os.File, err error) {
 			f.Close()
 		}
 	}()
-	ctx, cancel := context.WithTimeout(ctx, lockWait)
+	waiting, cancel := context.WithTimeout(ctx, lockWait)
 	defer cancel()
 	for {
 		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
@@ -54,7 +54,10 @@ func lockFolder(ctx context.Context, dir string) (_ *os.File, err error) {
 			return nil, fmt.Errorf("lock %s: %w", path, err)
 		}
 		select {
-		case <-ctx.Done():
+		case <-waiting.Done():
+			if ctx.Err() != nil {
+				return nil, fmt.Errorf("lock %s: %w", dir, context.Cause(ctx))
+			}
 			return nil, fmt.Errorf("lock %s: %w%s", dir, errLocked, holder(f))
 		case <-time.After(20 * time.Millisecond):
 		}

@@ -1,7 +1,10 @@
 package main
 
 import (
+	"context"
 	"errors"
+	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -52,6 +55,35 @@ func TestALockIsWaitedForShortly(t *testing.T) {
 		if time.Now().After(end) {
 			t.Fatalf("lock = %v", err)
 		}
+	}
+}
+
+// A signal to end while another berthd holds a lock, or while somebody is looked for behind the socket, is no failure to start.
+func TestSignalWhileItLooksForOthers(t *testing.T) {
+	for name, others := range map[string]func(f flags) (io.Closer, error){
+		"root's lock":  func(f flags) (io.Closer, error) { return lockFolder(t.Context(), f.root) },
+		"state's lock": func(f flags) (io.Closer, error) { return lockFolder(t.Context(), f.state) },
+		"socket":       func(f flags) (io.Closer, error) { return net.Listen("unix", f.socket) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			defer unix.Umask(unix.Umask(0))
+			defer unix.Prctl(unix.PR_SET_DUMPABLE, 1, 0, 0, 0)
+			of := newFolders(t)
+			f := flags{root: of.root, state: of.state, config: of.config, socket: filepath.Join(of.state, socketName), verbosity: -1}
+			if err := errors.Join(os.Mkdir(f.root, 0o700), os.Mkdir(f.state, 0o700)); err != nil {
+				t.Fatal(err)
+			}
+			other, err := others(f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer other.Close()
+			ctx, end := context.WithCancel(t.Context())
+			end()
+			if err := run(ctx, f); err != nil {
+				t.Errorf("run = %v, want that it just ends", err)
+			}
+		})
 	}
 }
 

@@ -168,7 +168,7 @@ func run(ctx context.Context, f flags) error {
 		}
 		lock, err := lockFolder(ctx, dir)
 		if err != nil {
-			return err
+			return unlessEnded(ctx, err)
 		}
 		defer lock.Close()
 	}
@@ -181,16 +181,12 @@ func run(ctx context.Context, f flags) error {
 	// Clients that come while the parts are opened wait in the socket's queue.
 	listener, err := cri.Listen(ctx, f.socket)
 	if err != nil {
-		return err
+		return unlessEnded(ctx, err)
 	}
 	defer listener.Close()
 	parts, err := openParts(ctx, f, c, instanceOf(f.root))
-	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
-		logger.Info("Took a signal to end while it started", "err", err)
-		return nil
-	}
 	if err != nil {
-		return err
+		return unlessEnded(ctx, err)
 	}
 	streaming := make(chan error, 1)
 	go func() { streaming <- parts.streams.Serve() }()
@@ -200,6 +196,15 @@ func run(ctx context.Context, f flags) error {
 	closing, stopClosing := context.WithTimeout(context.WithoutCancel(ctx), shutdownManager)
 	defer stopClosing()
 	return errors.Join(err, parts.close(closing))
+}
+
+// unlessEnded is the error of a start that failed; nil when it did because a signal has ended ctx.
+func unlessEnded(ctx context.Context, err error) error {
+	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
+		klog.FromContext(ctx).Info("Took a signal to end while it started", "err", err)
+		return nil
+	}
+	return err
 }
 
 // setUpLog makes klog write to stderr at a level.

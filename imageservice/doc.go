@@ -13,7 +13,8 @@
 //
 // The manifest and the config are fetched and checked. Then every layer that is not there yet is fetched, unpacked and
 // applied at once, straight from the network, with the compressed digest and the diffID checked on the same bytes: no
-// compressed blob touches the disk. One Publish makes the layers durable, then the image's record is written, then the
+// compressed blob touches the disk, but for those that need a zstd window of more than 8 MiB. They are unpacked one at a time,
+// of all pulls, and lie in files without names until it is their turn. One Publish makes the layers durable, then the image's record is written, then the
 // image is listed. Concurrent pulls share what they have in common; a shared step ends early only when nobody waits for it
 // any more. Layers under way are shared by pulls from one registry: nobody waits for what another registry takes its time with.
 // A pull that fails gives back at once what it alone had brought.
@@ -21,6 +22,7 @@
 // # Files
 //
 //	ROOT/records/HEX      one file an image: a line with version and checksum, then JSON; HEX are the digits of the ID
+//	ROOT                  layers that wait for their turn, in files without names
 //	ROOT/quarantine/      records that could not be read, for people to look at
 //	ROOT/layers, ROOT/containers and others   belong to package snapshot
 //

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"os"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -23,7 +24,11 @@ func (s *Service) ingest(ctx context.Context, src source, l recordLayer, count *
 		return bytes, nil
 	}
 	for {
-		bytes, err := s.stream(ctx, src, l, count)
+		bytes, err := s.stream(ctx, src, l, count, usualWindow)
+		if errors.Is(err, errWide) {
+			count.Store(0)
+			bytes, err = s.wide(ctx, src, l, count)
+		}
 		if err == nil {
 			s.catalog.setSize(l.DiffID, bytes)
 			return bytes, nil
@@ -49,12 +54,12 @@ func (s *Service) has(diffID digest.Digest) (bytes int64, ok bool) {
 }
 
 // stream is one try of ingest: network, decompression and disk at the same time, a few pieces apart.
-func (s *Service) stream(ctx context.Context, src source, l recordLayer, count *atomic.Int64) (bytes int64, err error) {
+func (s *Service) stream(ctx context.Context, src source, l recordLayer, count *atomic.Int64, window uint64) (bytes int64, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	blob := src.Blob(ctx, registry.Descriptor{Digest: l.Digest, Size: l.Size})
 	now := s.settings.Load()
 	packed := newReadahead(counter{blob, count})
-	stream := newLayerStream(packed, max(now.MinUnpacked, min(l.Size, math.MaxInt64/maxRatio)*maxRatio))
+	stream := newLayerStream(packed, max(now.MinUnpacked, min(l.Size, math.MaxInt64/maxRatio)*maxRatio), window)
 	stream.turn = turn{ctx: ctx, slots: now.unpacking}
 	defer func() {
 		cancel() // ends a read of the network, and with it those behind
@@ -78,6 +83,39 @@ func (s *Service) stream(ctx context.Context, src source, l recordLayer, count *
 		return bytes, nil
 	}
 	return stream.size, nil
+}
+
+// wide is stream for a layer that needs a large window, in its turn. It is fetched before, to the disk: no registry is so slow that others wait for it.
+func (s *Service) wide(ctx context.Context, src source, l recordLayer, count *atomic.Int64) (bytes int64, err error) {
+	fd, err := unix.Open(s.root, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return 0, fmt.Errorf("make file for a layer in %s: %w", s.root, err)
+	}
+	file := os.NewFile(uintptr(fd), "layer")
+	defer file.Close()
+	blob := src.Blob(ctx, registry.Descriptor{Digest: l.Digest, Size: l.Size})
+	_, err = io.Copy(file, counter{blob, count})
+	if err := errors.Join(err, blob.Close()); err != nil {
+		return 0, err
+	}
+	select {
+	case s.pulls.wide <- struct{}{}:
+		defer func() { <-s.pulls.wide }()
+	case <-ctx.Done():
+		return 0, context.Cause(ctx)
+	}
+	return s.stream(ctx, fetched{src, file}, l, &atomic.Int64{}, maxWindow)
+}
+
+// fetched is a source whose one blob is here, and was right.
+type fetched struct {
+	source
+	file *os.File
+}
+
+// Blob reads the blob from its beginning.
+func (f fetched) Blob(context.Context, registry.Descriptor) io.ReadCloser {
+	return io.NopCloser(io.NewSectionReader(f.file, 0, math.MaxInt64))
 }
 
 // counter counts what is read.

@@ -10,7 +10,8 @@ const (
 	maxTitle     = 1024 // bytes of a file's title in an artifact
 	maxTitleName = 255  // bytes of each name in it
 
-	maxWindow = 64 << 20 // bytes of a zstd window; the highest regular level needs 8 MiB
+	usualWindow = 8 << 20  // bytes of a zstd window that every layer may have: the highest regular level needs as much
+	maxWindow   = 64 << 20 // of one that one layer at a time may have, of all pulls
 
 	maxConfigEntries = 10_000  // of each list and map in a config
 	maxConfigString  = 1 << 20 // bytes of each list and map in a config

@@ -39,7 +39,8 @@ type layerKey struct {
 type pulls struct {
 	images   group[pullKey, string]
 	layers   group[layerKey, int64]
-	fetching sync.Map // layerKey to *atomic.Int64: the bytes read of the layers that are being fetched
+	fetching sync.Map      // layerKey to *atomic.Int64: the bytes read of the layers that are being fetched
+	wide     chan struct{} // has one element while a layer with a zstd window of more than usualWindow is unpacked
 
 	mu       sync.Mutex
 	trackers map[pullKey]*tracker // guarded by mu
@@ -52,7 +53,7 @@ type endedPull struct {
 	progress Progress
 }
 
-func newPulls() pulls { return pulls{trackers: map[pullKey]*tracker{}} }
+func newPulls() pulls { return pulls{wide: make(chan struct{}, 1), trackers: map[pullKey]*tracker{}} }
 
 // track shows a pull until the function that it returns is called with how it ended, and remembers that.
 func (p *pulls) track(key pullKey, t *tracker) (stop func(error)) {

@@ -11,8 +11,11 @@ import (
 	"github.com/klauspost/compress/zstd"
 )
 
+// errWide means that a stream needs a larger zstd window than it may have.
+var errWide = errors.New("the zstd window is too large")
+
 // unpack finds out by its first bytes how a stream is packed, and unpacks it. What a media type says about it is often wrong.
-func unpack(r *bufio.Reader) (io.ReadCloser, error) {
+func unpack(r *bufio.Reader, window uint64) (io.ReadCloser, error) {
 	head, err := r.Peek(6)
 	if err != nil && err != io.EOF {
 		return nil, err
@@ -22,7 +25,7 @@ func unpack(r *bufio.Reader) (io.ReadCloser, error) {
 	case is("\x1f\x8b\x08"):
 		return gzip.NewReader(r)
 	case is("\x28\xb5\x2f\xfd"), len(head) >= 4 && head[0]&0xf0 == 0x50 && string(head[1:4]) == "\x2a\x4d\x18":
-		d, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxWindow))
+		d, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(window))
 		if err != nil {
 			return nil, fmt.Errorf("open zstd reader: %w", err)
 		}
@@ -85,6 +88,7 @@ type layerStream struct {
 	packed *bufio.Reader
 	tar    io.ReadCloser // nil before the first Read
 	limit  int64         // bytes of tar
+	window uint64        // bytes that a zstd window may have
 	turn   turn
 
 	size int64 // bytes of tar so far
@@ -92,8 +96,8 @@ type layerStream struct {
 }
 
 // newLayerStream reads a stream that may unpack to limit bytes.
-func newLayerStream(packed io.Reader, limit int64) *layerStream {
-	s := &layerStream{limit: limit}
+func newLayerStream(packed io.Reader, limit int64, window uint64) *layerStream {
+	s := &layerStream{limit: limit, window: window}
 	s.packed = bufio.NewReaderSize(waiting{packed, &s.turn}, 64<<10)
 	return s
 }
@@ -112,7 +116,7 @@ func (s *layerStream) Read(p []byte) (n int, err error) {
 
 func (s *layerStream) read(p []byte) (n int, err error) {
 	if s.tar == nil {
-		if s.tar, err = unpack(s.packed); err != nil {
+		if s.tar, err = unpack(s.packed, s.window); err != nil {
 			return 0, s.blame(err)
 		}
 	}
@@ -129,6 +133,9 @@ func (s *layerStream) read(p []byte) (n int, err error) {
 // blame finds out what the end of the unpacked stream means: wrong bytes from the registry, if they are; else a layer that is
 // broken as it is. To know, the rest of the packed stream is read.
 func (s *layerStream) blame(err error) error {
+	if s.window < maxWindow && (errors.Is(err, zstd.ErrWindowSizeExceeded) || errors.Is(err, zstd.ErrDecoderSizeExceeded)) {
+		return errWide
+	}
 	n, packedErr := io.Copy(io.Discard, s.packed)
 	switch {
 	case packedErr != nil:

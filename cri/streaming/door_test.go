@@ -126,6 +126,32 @@ func TestURLServesOneClient(t *testing.T) {
 	}
 }
 
+// Fails when a header of origin opens the door, or closes it: some clients of the API server always send one, and the kubelet passes it on.
+func TestOriginsAreNotLookedAt(t *testing.T) {
+	s := serve(t, streaming.Config{})
+	const webSocketHead = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: v5.channel.k8s.io\r\n"
+	for protocol, head := range map[string]string{"SPDY": upgradeHead, "WebSocket": webSocketHead} {
+		u, err := url.Parse(execURL(t, s, "true"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, tc := range []struct {
+			path string
+			code int
+		}{{"/exec/" + strings.Repeat("A", len(u.Path)-len("/exec/")), http.StatusNotFound}, {u.Path, http.StatusSwitchingProtocols}, {u.Path, http.StatusNotFound}} {
+			text := "GET " + tc.path + " HTTP/1.1\r\nHost: x\r\n" + head
+			without, want := 0, ""
+			if tc.code == http.StatusNotFound {
+				without, want = send(t, u.Host, text+"\r\n")
+			}
+			code, answer := send(t, u.Host, text+"Origin: https://elsewhere.example\r\n\r\n")
+			if code != tc.code || want != "" && (without != code || answer != want) {
+				t.Errorf("%s, %s: %d %q, want %d; without an origin %d %q", protocol, tc.path, code, answer, tc.code, without, want)
+			}
+		}
+	}
+}
+
 // Fails when a URL for one thing does another, or stays good after a try.
 func TestURLOfAnotherKind(t *testing.T) {
 	s := serve(t, streaming.Config{})

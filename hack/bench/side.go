@@ -77,6 +77,8 @@ func (b *bench) start(ctx context.Context) error {
 	if conn, err := net.Dial("unix", crioSocket); err == nil {
 		conn.Close()
 		peers = append(peers, nameCRIO+"="+crioSocket)
+	} else if _, missing := exec.LookPath("crio"); missing == nil && wanted(nameCRIO) {
+		fmt.Fprintf(os.Stderr, "bench: CRI-O is installed and is left out, since it does not run: %v\n", err)
 	}
 	for _, p := range peers {
 		name, socket, _ := strings.Cut(p, "=")

@@ -41,7 +41,8 @@ func TestStatsOfKnownLoads(t *testing.T) {
 	idle := pod.Run(d.Sleeper("idle"))
 	busy := pod.Run(d.Shell("busy", "while :; do :; done", harness.Resources(&resources{CpuPeriod: 100000, CpuQuota: 50000})))
 	eater := pod.Run(d.Container("eater", []string{"probe", "eat", "20"}, harness.Resources(&resources{MemoryLimitInBytes: 64 << 20})))
-	writer := pod.Run(d.Shell("writer", "dd if=/dev/zero of=/file bs=1M count=10 2>/dev/null; mkdir /d; echo >/d/1; echo written; exec sleep 1000"))
+	writer := pod.Run(d.Shell("writer", "dd if=/dev/zero of=/file bs=1M count=10 2>/dev/null; mkdir /d; echo >/d/1; echo written; exec sleep 1000",
+		harness.Resources(&resources{MemoryLimitInBytes: 64 << 20, MemorySwapLimitInBytes: 96 << 20})))
 	eater.WaitOutput("ate 20 MiB")
 	writer.WaitOutput("written")
 
@@ -105,6 +106,12 @@ func TestStatsOfKnownLoads(t *testing.T) {
 	w := statsOf(writer).GetWritableLayer()
 	if used := w.GetUsedBytes().GetValue(); used < 10<<20 || used > 11<<20 || w.GetInodesUsed().GetValue() < 4 || w.GetInodesUsed().GetValue() > 20 || w.GetFsId().GetMountpoint() == "" {
 		t.Errorf("a container that wrote 10 MiB: %v", w)
+	}
+
+	if _, err := os.Stat(cgroupFile(t, cgroupOf(writer, "memory"), "memory", "memory.memsw.limit_in_bytes", "memory.swap.max")); err == nil {
+		if swap := statsOf(writer).GetSwap(); swap.GetTimestamp() == 0 || swap.GetSwapUsageBytes() == nil || swap.GetSwapUsageBytes().GetValue()+swap.GetSwapAvailableBytes().GetValue() != 32<<20 {
+			t.Errorf("a container that may swap 32 MiB: %v", swap)
+		}
 	}
 
 	p := podStatsOf(pod)

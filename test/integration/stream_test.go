@@ -216,26 +216,33 @@ func TestAttachEndOfInput(t *testing.T) {
 	pod := d.RunPod(d.Pod("once"))
 	once := func(c *runtimeapi.ContainerConfig) { c.Stdin, c.StdinOnce = true, true }
 	p := streamclient.Process{Stdin: true, Stdout: true}
-	for i, end := range []func(*attached){func(a *attached) { a.Stdin.Close() }, func(a *attached) { a.Vanish() }, func(a *attached) { a.Abort() }} {
-		c := pod.Run(d.Shell(fmt.Sprint("c", i), echoer, once))
-		a := attach(c, bothTransports[i%2], p)
-		a.say(t, "one\n")
-		a.out.Wait(t, "got one\n")
-		end(a)
-		c.WaitOutput("closed")
+	for i, transport := range bothTransports {
+		for j, end := range []func(*attached){func(a *attached) { a.Stdin.Close() }, func(a *attached) { a.Vanish() }, func(a *attached) { a.Abort() }} {
+			c := pod.Run(d.Shell(fmt.Sprint("c", i, "-", j), echoer, once))
+			a := attach(c, transport, p)
+			a.say(t, "one\n")
+			a.out.Wait(t, "got one\n")
+			end(a)
+			if j == 0 { // the other direction goes on
+				a.out.Wait(t, "closed\n")
+			}
+			c.WaitOutput("closed")
+		}
 	}
 	c := pod.Run(d.Shell("again", echoer, input))
-	for i := range 3 {
-		a := attach(c, streamclient.SPDY, p)
-		a.say(t, "one\n")
-		a.out.Wait(t, "got one\n")
-		if i == 0 {
-			a.Stdin.Close()
-			if err := <-a.done; err != nil {
-				t.Errorf("end of the client's input: %v", err)
+	for _, transport := range bothTransports {
+		for i := range 3 {
+			a := attach(c, transport, p)
+			a.say(t, "one\n")
+			a.out.Wait(t, "got one\n")
+			if i == 0 {
+				a.Stdin.Close()
+				if err := <-a.done; err != nil {
+					t.Errorf("%s: end of the client's input: %v", transport, err)
+				}
 			}
+			a.Close()
 		}
-		a.Close()
 	}
 	if strings.Contains(c.Output(), "closed") {
 		t.Error("the container's input was closed")

@@ -165,7 +165,7 @@ func (e *endpoint) token(ctx context.Context, c challenge) (string, error) {
 	if origin(realm) == origin(e.url()) {
 		transport = e.tr.own
 	}
-	resp, err := transport.RoundTrip(req)
+	resp, err := send(transport, req)
 	if err != nil {
 		ne := netError(realm.Host, err)
 		ne.Op = "get token"

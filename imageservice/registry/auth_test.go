@@ -1,9 +1,12 @@
 package registry
 
 import (
+	"bufio"
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"runtime"
@@ -347,6 +350,59 @@ func TestAnswersOfOthersAreNotShown(t *testing.T) {
 		}
 		if n := reg.Count("", "/token"); n != 0 {
 			t.Errorf("%d: %d tokens were asked for", status, n)
+		}
+	}
+}
+
+// raw is a server that wants a password and then answers with a text of its own.
+func raw(t *testing.T, answer string) (host string) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				r, err := http.ReadRequest(bufio.NewReader(c))
+				if err == nil && r.Header.Get("Authorization") == "" && !strings.Contains(r.URL.Path, "/blobs/") {
+					io.WriteString(c, "HTTP/1.1 401 \r\nWWW-Authenticate: Basic realm=\"x\"\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+				} else if err == nil {
+					io.WriteString(c, answer)
+				}
+			}()
+		}
+	}()
+	return l.Addr().String()
+}
+
+// What cannot be read of an answer is quoted by net/http. The registry may have been sent it, or it is of a service that only this machine can reach.
+func TestMalformedAnswersAreNotQuoted(t *testing.T) {
+	for name, answer := range map[string]string{
+		"status line":       secret,
+		"status code":       "HTTP/1.1 " + secret,
+		"header":            "HTTP/1.1 200 OK\r\n" + secret,
+		"length":            "HTTP/1.1 200 OK\r\nContent-Length: " + secret,
+		"two lengths":       "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: " + secret,
+		"transfer encoding": "HTTP/1.1 200 OK\r\nTransfer-Encoding: " + secret,
+		"chunk":             "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + secret,
+		"trailer":           "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n" + secret,
+	} {
+		host := raw(t, answer+"\r\n\r\n")
+		reg := start(t, registrytest.Options{})
+		p := push(t, reg, registrytest.Image{})
+		reg.AddFault(registrytest.Fault{Path: "/blobs/", RedirectHost: "http://" + host})
+		for from, ref := range map[string]string{"the registry": host + "/a/b:1", "another host": p.Ref} {
+			err := pullAll(t.Context(), open(t, patient, ref, Credentials{Username: "u", Password: secret}))
+			if !errors.Is(err, ErrUnavailable) || strings.Contains(err.Error(), secret) || !strings.Contains(err.Error(), errMalformed.Error()) {
+				t.Errorf("%s of %s: %v", name, from, err)
+			}
 		}
 	}
 }

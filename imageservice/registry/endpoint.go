@@ -227,7 +227,7 @@ func (e *endpoint) follow(ctx context.Context, base *url.URL, g get, header stri
 				req.Header.Set("Authorization", header)
 			}
 		}
-		resp, err := transport.RoundTrip(req)
+		resp, err := send(transport, req)
 		if err != nil {
 			return answer{}, netError(u.Host, err)
 		}
@@ -313,6 +313,8 @@ func (b *watchedBody) Read(p []byte) (int, error) {
 	}
 	if err != nil && err != io.EOF && context.Cause(b.ctx) == errStalled {
 		err = fmt.Errorf("fewer than %d bytes in %v: %w", b.rule.bytes, b.rule.window, errStalled)
+	} else if err != nil && err != io.EOF && b.ctx.Err() == nil {
+		err = unquoted(err) // of a chunk or a trailer
 	}
 	return n, err
 }

@@ -3,9 +3,12 @@ package registry
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"time"
 )
 
@@ -57,6 +60,30 @@ func newTransport(config *tls.Config, dialTimeout time.Duration) *http.Transport
 func (t transports) close() {
 	t.own.CloseIdleConnections()
 	t.foreign.CloseIdleConnections()
+}
+
+// errMalformed stands for what net/http quotes of an answer.
+var errMalformed = errors.New("no valid answer")
+
+// send sends a request. Its errors have nothing of the answer.
+func send(t *http.Transport, req *http.Request) (*http.Response, error) {
+	connected := false
+	trace := &httptrace.ClientTrace{GetConn: func(string) { connected = false }, GotConn: func(httptrace.GotConnInfo) { connected = true }}
+	resp, err := t.RoundTrip(req.WithContext(httptrace.WithClientTrace(req.Context(), trace)))
+	if err != nil && connected && req.Context().Err() == nil {
+		err = unquoted(err)
+	}
+	return resp, err
+}
+
+// unquoted keeps of the errors of a connection those of the connection. net/http quotes what it cannot read of an answer, which may repeat what was
+// sent, or be of a service that only this machine can reach.
+func unquoted(err error) error {
+	var connection net.Error
+	if errors.As(err, &connection) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return err
+	}
+	return errMalformed
 }
 
 // rootCAs is nil, the system's, without files.

@@ -381,14 +381,18 @@ func TestStatusesAreRetriedAsTheySay(t *testing.T) {
 		min, max time.Duration
 	}{
 		{"429 with seconds", 429, http.Header{"Retry-After": {"1"}}, 1, true, time.Second, 20 * time.Second},
-		{"503 with a date", 503, http.Header{"Retry-After": {time.Now().Add(-time.Hour).UTC().Format(http.TimeFormat)}}, 1, true, 0, 20 * time.Second},
+		{"503 with a date", 503, http.Header{}, 1, true, time.Second, 20 * time.Second}, // two to three seconds from then
+		{"503 with a date that is over", 503, http.Header{"Retry-After": {time.Now().Add(-time.Hour).UTC().Format(http.TimeFormat)}}, 1, true, 0, 20 * time.Second},
 		{"500 twice", 500, nil, 2, true, 10 * time.Millisecond, 20 * time.Second},
 		{"500 for ever", 500, nil, 0, false, 0, 20 * time.Second},
 		{"400", 400, nil, 1, false, 0, 20 * time.Second},
 	} {
 		reg.ClearFaults()
-		reg.AddFault(registrytest.Fault{Path: "/manifests/", Status: tc.status, Header: tc.header, Times: tc.times})
 		begin := time.Now()
+		if tc.name == "503 with a date" {
+			tc.header.Set("Retry-After", begin.Add(3*time.Second).UTC().Format(http.TimeFormat))
+		}
+		reg.AddFault(registrytest.Fault{Path: "/manifests/", Status: tc.status, Header: tc.header, Times: tc.times})
 		_, err := open(t, patient, p.Ref, Credentials{}).Manifest(t.Context())
 		if took := time.Since(begin); (err == nil) != tc.ok || took < tc.min || took > tc.max {
 			t.Errorf("%s: %v after %v", tc.name, err, took)

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/codes"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/berthd/berth/test/berthd"
 	"github.com/berthd/berth/test/harness"
 )
 
@@ -129,6 +130,52 @@ func TestHandlerLeavesTheConfiguration(t *testing.T) {
 	c.Stop(5 * time.Second)
 	pod.Remove()
 	d.AsBefore()
+}
+
+// TestReload: what SIGHUP takes over is not only told by Status: pods, pulls and the log go by it, and again by what was before when that is back.
+func TestReload(t *testing.T) {
+	d := imageCalls{harness.Start(t, func(_ *harness.Daemon, o *berthd.Options) { o.Verbosity = 0 })}
+	image := d.Pull(harness.Base(t).Ref)
+	d.Mirror("127.0.0.1:1")
+	run := func() (*runtimeapi.RunPodSandboxResponse, error) {
+		return d.Runtime.RunPodSandbox(d.Context(), &runtimeapi.RunPodSandboxRequest{Config: d.Pod("pod"), RuntimeHandler: "reloaded"})
+	}
+	holds := func(want codes.Code) { // of a pod with that handler
+		t.Helper()
+		reloaded := want == codes.OK
+		r, err := run()
+		wantCode(t, "RunPodSandbox", err, want)
+		if err == nil {
+			(&harness.Pod{Daemon: d.Daemon, ID: r.PodSandboxId}).Remove()
+		}
+		if got := d.status(image).Pinned; got != reloaded {
+			t.Errorf("the image is pinned: %t", got)
+		}
+		if _, err := d.TryPull("127.0.0.1:1/test/base:1"); (err == nil) == reloaded { // the folder with its mirror is another one
+			t.Errorf("reloaded: %t, a pull from a mirror: %v", reloaded, err)
+		}
+	}
+	reload := func(over func() bool) {
+		t.Helper()
+		if err := d.Reload(); err != nil {
+			t.Fatal(err)
+		}
+		d.Eventually(20*time.Second, "the configuration is taken over", over)
+	}
+	const debugged = `"Answered a call" method="Status"`
+	holds(codes.InvalidArgument)
+	if strings.Contains(readRaw(t, d.Log), debugged) {
+		t.Error("the log has what debugging asks for")
+	}
+	d.DropIn("10.toml", fmt.Sprintf("[runtimes.reloaded]\ntype = \"native\"\n[images]\npinned = [%q]\n[registry]\nconfig_path = %q\n[log]\nverbosity = 5\n", image, d.Dir+"/none"))
+	reload(func() bool { return offered(d.Daemon, "reloaded") })
+	holds(codes.OK)
+	if !strings.Contains(readRaw(t, d.Log), debugged) {
+		t.Error("the log lacks what debugging asks for")
+	}
+	d.DropIn("10.toml", "")
+	reload(func() bool { return !offered(d.Daemon, "reloaded") })
+	holds(codes.InvalidArgument)
 }
 
 // TestRuntimeIsMissing: a handler whose program is missing or broken is not offered, and is said; its pods are refused before anything is made, and

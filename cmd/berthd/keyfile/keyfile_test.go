@@ -130,6 +130,8 @@ func TestErrorsNameFileLineAndKey(t *testing.T) {
 		{"rule", []string{"[a]\nsize = 101\n", "[a.b]\n\non = true\n"}, []string{"0:2: key a.size: too big to be on", "1:3: key a.b.on: on"}},
 		{"rule about a default", []string{"[a]\nsize = 101\n"}, []string{"0:2: key a.size: too big to be on", "0:1: key a.b.on: on"}},
 		{"a name's key left out", []string{"\n[kinds.k]\n"}, []string{"0:2: key kinds.k.type: want a type"}},
+		{"below a name, in a drop-in", []string{"", "[kinds.k]\ntype = 1\nother = 1\n", "kinds.l = 1\na.b.off = 1\n"}, []string{"1:2: key kinds.k.type: want a string, have an integer",
+			"1:3: unknown key kinds.k.other", "2:1: key kinds.l: want a table, have an integer", "2:2: unknown key a.b.off"}},
 		{"no name", []string{"[kinds.\"\"]\n"}, []string{"0:1: unknown key kinds."}},
 		{"no TOML", []string{"", "[a\n"}, []string{"1:1:"}},
 		{"twice", []string{"[a]\nsize = 1\nsize = 2\n"}, []string{"0:3:"}},

@@ -41,11 +41,14 @@ func (m *Manager) execSync(ctx context.Context, c *container, cmd []string, time
 	defer cancel()
 	stdout, stderr := capture{folder: m.cfg.Root}, capture{folder: m.cfg.Root}
 	result.ExitCode, err = m.execStreams(call, c, cmd, Streams{Stdout: &stdout, Stderr: &stderr})
-	result.Stdout, result.Stderr = stdout.output(), stderr.output()
 	if err != nil {
-		result.Close()
+		go func() { // a Write may still be under way, which waits for the disk as long as that does not answer
+			stdout.output().Close()
+			stderr.output().Close()
+		}()
 		return ExecResult{}, err
 	}
+	result.Stdout, result.Stderr = stdout.output(), stderr.output()
 	return result, nil
 }
 

@@ -339,6 +339,17 @@ func TestDiskThatDoesNotAnswer(t *testing.T) {
 	if got := c.Sh("echo alive"); got != "alive" {
 		t.Errorf("exec = %q", got)
 	}
+	much := make(chan error, 1) // what does not fit into memory waits for the disk, but no longer than the command may take
+	go func() {
+		_, err := c.TryExec(2*time.Second, "probe", "bytes", "1000000", "x")
+		much <- err
+	}()
+	select {
+	case err := <-much:
+		wantCode(t, "an exec that prints much", err, codes.DeadlineExceeded)
+	case <-time.After(harness.Timeout):
+		t.Error("an exec with a timeout waits for the disk")
+	}
 	if n := ended.Load(); n == 3 {
 		t.Error("nothing waited for the disk: this test tests little")
 	}

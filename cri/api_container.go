@@ -48,9 +48,6 @@ func (s *runtimeService) CreateContainer(ctx context.Context, r *runtimeapi.Crea
 		return nil, fmt.Errorf("config.image.image: %w: %q is an OCI artifact, of type %q: it can be mounted, and not be run",
 			imageservice.ErrInvalidImage, bounded(imageservice.RedactReference(r.GetConfig().GetImage().GetImage())), image.ArtifactType)
 	}
-	if err := s.checkRecursive(ctx, pod.Handler, r.GetConfig()); err != nil {
-		return nil, err
-	}
 	config, err := s.findVolumes(ctx, r.GetConfig())
 	if err != nil {
 		return nil, err

@@ -54,7 +54,7 @@ var rules = []rule{
 	{is: sandbox.ErrNameInUse, code: codes.AlreadyExists},
 	{is: sandbox.ErrUnknownHandler, code: codes.InvalidArgument},
 	{is: sandbox.ErrHandlerMissing, code: codes.FailedPrecondition},
-	{is: crierrors.ErrRROUnsupported, code: codes.FailedPrecondition, prefix: crierrors.ErrRROUnsupported.Error()},
+	{is: sandbox.ErrNotRecursive, code: codes.FailedPrecondition, prefix: crierrors.ErrRROUnsupported.Error()},
 	{is: sandbox.ErrInvalid, code: codes.InvalidArgument},
 	{is: errNotBuilt, code: codes.Unimplemented},
 	{is: imageservice.ErrInvalidReference, code: codes.InvalidArgument},

@@ -31,6 +31,7 @@ func TestEachErrorHasItsCode(t *testing.T) {
 		{"invalid field", &spec.InvalidError{Field: "f", Value: "v", Rule: "r"}, codes.InvalidArgument, ""},
 		{"wrong state", sandbox.ErrState, codes.FailedPrecondition, ""},
 		{"unknown handler", sandbox.ErrUnknownHandler, codes.InvalidArgument, ""},
+		{"handler without recursively read-only mounts", sandbox.ErrNotRecursive, codes.FailedPrecondition, "RROUnsupported: "},
 		{"exhausted", sandbox.ErrExhausted, codes.ResourceExhausted, ""},
 		{"timeout", sandbox.ErrTimeout, codes.DeadlineExceeded, ""},
 		{"cancelled", context.Canceled, codes.Canceled, ""},

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"slices"
 	"strconv"
 
 	"google.golang.org/protobuf/proto"
@@ -15,20 +14,6 @@ import (
 	"github.com/berthd/berth/imageservice"
 	"github.com/berthd/berth/oci/spec"
 )
-
-// checkRecursive refuses what the pod's handler cannot do. It would do without, and leave writable what is to be read-only (KEP-3857).
-func (s *runtimeService) checkRecursive(ctx context.Context, handler string, config *runtimeapi.ContainerConfig) error {
-	i := slices.IndexFunc(config.GetMounts(), (*runtimeapi.Mount).GetRecursiveReadOnly)
-	if i < 0 {
-		return nil
-	}
-	for _, h := range s.handlers.all() {
-		if h.Name == handler && h.Features != nil && !h.Features(ctx).GetRecursiveReadOnlyMounts() {
-			return fmt.Errorf("%w: config.mounts[%d] of handler %q", crierrors.ErrRROUnsupported, i, handler)
-		}
-	}
-	return nil
-}
 
 // findVolumes is lookUpVolumes, with errors as the kubelet counts them.
 func (s *runtimeService) findVolumes(ctx context.Context, config *runtimeapi.ContainerConfig) (*runtimeapi.ContainerConfig, error) {

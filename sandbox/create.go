@@ -188,7 +188,7 @@ func (m *Manager) containerSpec(ctx context.Context, c *container, r CreateReque
 	if rec.LogPath, err = logPath(c.pod.config, r.Config); err != nil {
 		return nil, err
 	}
-	if err := checkMounts(r.Config); err != nil {
+	if err := errors.Join(m.checkRecursive(ctx, c.pod, r.Config), checkMounts(r.Config)); err != nil {
 		return nil, err
 	}
 	if in.SeccompProfile, err = seccompProfile(r.Config); err != nil {

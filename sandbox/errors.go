@@ -19,6 +19,7 @@ var (
 	ErrState          = errors.New("not in the state for this") // the text names the state
 	ErrUnknownHandler = errors.New("unknown runtime handler")
 	ErrHandlerMissing = errors.New("runtime handler cannot be used") // its program is missing or broken; it may come
+	ErrNotRecursive   = errors.New("runtime handler makes no recursively read-only mounts")
 	ErrExhausted      = errors.New("resource is exhausted")
 	ErrTimeout        = errors.New("timed out")
 	ErrClosing        = errors.New("the daemon is ending") // the cause of contexts that end with the daemon

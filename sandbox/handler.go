@@ -10,6 +10,7 @@ import (
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berthd/berth/oci/runtime"
 	"github.com/berthd/berth/oci/runtime/engine"
@@ -49,6 +50,23 @@ func (m *Manager) usable(ctx context.Context, rec *store.Pod) error {
 	program := external.Program{Path: rec.Runtime.Path, Options: rec.Runtime.Options}
 	if err := m.cfg.Prober.Usable(ctx, &program); err != nil {
 		return fmt.Errorf("%w: handler %q: %w", ErrHandlerMissing, rec.Handler, err)
+	}
+	return nil
+}
+
+// checkRecursive refuses what a sandbox's handler, as it was when the sandbox was made, cannot do. It would do without, and leave writable what is to be
+// read-only (KEP-3857). Errors: ErrNotRecursive.
+func (m *Manager) checkRecursive(ctx context.Context, p *pod, config *runtimeapi.ContainerConfig) error {
+	i := slices.IndexFunc(config.GetMounts(), (*runtimeapi.Mount).GetRecursiveReadOnly)
+	if i < 0 {
+		return nil
+	}
+	rec, can, silent := m.record(p), runtime.NativeFeatures(), error(nil)
+	if rec.Runtime != nil && m.cfg.Prober != nil {
+		can, silent = m.cfg.Prober.Features(ctx, &external.Program{Path: rec.Runtime.Path, Options: rec.Runtime.Options})
+	}
+	if !can.RecursiveReadOnlyMounts {
+		return errors.Join(fmt.Errorf("%w: config.mounts[%d] of handler %q", ErrNotRecursive, i, rec.Handler), silent)
 	}
 	return nil
 }

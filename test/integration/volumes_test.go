@@ -235,6 +235,11 @@ func TestImageVolumesOfUserNamespace(t *testing.T) {
 	if r := c.Exec("sh", "-c", "echo x > /all/new"); r.Code == 0 {
 		t.Errorf("write: %+v", r)
 	}
+	for _, m := range c.Status().Mounts {
+		if m.GetImage().GetImageRef() != image.ImageID {
+			t.Errorf("status of %s: image_ref = %q, want %q", m.ContainerPath, m.GetImage().GetImageRef(), image.ImageID)
+		}
+	}
 	other := imageMount(image.Ref, "/x", "")
 	other.UidMappings = []*runtimeapi.IDMapping{{HostId: 5, Length: 1}}
 	other.GidMappings = other.UidMappings
@@ -266,11 +271,30 @@ func TestMountOptions(t *testing.T) {
 		t.Fatal(err)
 	}
 	pod := d.RunPod(d.Pod("options"))
-	with := func(options ...string) func(*runtimeapi.Mount) {
-		return func(m *runtimeapi.Mount) { m.MountOptions = options }
+	mountOptionsHold(t, pod, dir)
+	if users := podOfUsers(t, d); users != nil {
+		mountOptionsHold(t, users, dir)
 	}
-	c := pod.Run(d.Sleeper("c", bind(dir, "/plain"), bind(dir, "/noexec", with("noexec")), bind(dir, "/nodev", with("nodev"), readonly),
-		bind(dir, "/all", with("noexec", "nodev", "nosuid")), bind(filepath.Join(dir, "program"), "/program", with("noexec"))))
+	for _, o := range []string{"exec", "suid", "dev", "rw", "ro", "remount", "bind", "noexec,nodev", "rnoexec", "noatime", "", "uid=0"} {
+		_, err := pod.TryCreate(d.Sleeper("bad", bind(dir, "/x", optional(o))))
+		refused(t, "option "+o, err, codes.InvalidArgument, "mount_options")
+	}
+}
+
+func optional(options ...string) func(*runtimeapi.Mount) {
+	return func(m *runtimeapi.Mount) { m.MountOptions = options }
+}
+
+// mountOptionsHold mounts a folder with options in a container, with its owners mapped if the pod has a user namespace.
+func mountOptionsHold(t *testing.T, pod *harness.Pod, dir string) {
+	t.Helper()
+	own := func(m *runtimeapi.Mount) {
+		if pod.Config.Linux.SecurityContext.NamespaceOptions.UsernsOptions != nil {
+			mapped(pod, m)
+		}
+	}
+	c := pod.Run(pod.Sleeper("c", likePod(pod), bind(dir, "/plain", own), bind(dir, "/noexec", own, optional("noexec")), bind(dir, "/nodev", own, optional("nodev"), readonly),
+		bind(dir, "/all", own, optional("noexec", "nodev", "nosuid")), bind(filepath.Join(dir, "program"), "/program", own, optional("noexec"))))
 	for at, want := range map[string][]string{"/plain": nil, "/noexec": {"noexec"}, "/nodev": {"nodev", "ro"}, "/all": {"nodev", "noexec", "nosuid"}, "/program": {"noexec"}} {
 		options := "," + c.Sh("grep ' "+at+" ' /proc/self/mountinfo | cut -d' ' -f6") + ","
 		for _, o := range []string{"noexec", "nodev", "nosuid", "ro"} {
@@ -294,10 +318,6 @@ func TestMountOptions(t *testing.T) {
 	if got := c.Status().Mounts[3].MountOptions; strings.Join(got, " ") != "noexec nodev nosuid" {
 		t.Errorf("options in the status = %q", got)
 	}
-	for _, o := range []string{"exec", "suid", "dev", "rw", "ro", "remount", "bind", "noexec,nodev", "rnoexec", "noatime", "", "uid=0"} {
-		_, err := pod.TryCreate(d.Sleeper("bad", bind(dir, "/x", with(o))))
-		refused(t, "option "+o, err, codes.InvalidArgument, "mount_options")
-	}
 }
 
 // A handler that does not say that it can is asked for no recursively read-only mount: it might leave writable what is mounted below.
@@ -320,6 +340,18 @@ func TestRecursiveReadOnlyNeedsTheHandler(t *testing.T) {
 	refused(t, "a recursively read-only mount", err, codes.FailedPrecondition, "RROUnsupported", "silent")
 	config.Mounts[0].RecursiveReadOnly = false
 	pod.Run(config)
+
+	// The handler is the one that the pod was made with, whatever its name means by now.
+	path := d.Options().Config
+	text := readRaw(t, path)
+	for what, now := range map[string]string{"that is gone": text[:strings.Index(text, "[runtimes.silent]")], "of another program": strings.Replace(text, program, runc, 1)} {
+		d.Write(path, now)
+		d.Restart()
+		config := d.Sleeper("later", bind(dir, "/x", readonly))
+		config.Mounts[0].RecursiveReadOnly = true
+		_, err = pod.TryCreate(config)
+		refused(t, "a recursively read-only mount of a handler "+what, err, codes.FailedPrecondition, "RROUnsupported", "silent")
+	}
 }
 
 // A container either has all of an image that somebody else pulls and removes meanwhile, or is told that it is not there.

@@ -173,13 +173,6 @@ func (m *Manager) containerSpec(ctx context.Context, c *container, r CreateReque
 		return nil, err
 	}
 	in := spec.Input{Pod: m.specPod(c.pod), Container: r.Config, Image: r.Image, Host: m.cfg.Host, ContainerID: c.id, CgroupPath: rec.Cgroup}
-	user, err := spec.ContainerUser(r.Config, r.Image)
-	if err != nil {
-		return nil, err
-	}
-	if err := c.rememberUser(user, rec); err != nil {
-		return nil, err
-	}
 	signal, err := spec.StopSignal(r.Config, r.Image)
 	if err != nil {
 		return nil, err
@@ -222,6 +215,10 @@ func (m *Manager) adjustSpec(ctx context.Context, c *container, made *specs.Spec
 	in := &adjust.Container{ID: c.id, SandboxID: c.pod.id, Handler: m.record(c.pod).Handler, Pod: c.pod.config, Config: c.config, Spec: made}
 	if err := m.introduceContainer(ctx, c, in); err != nil {
 		return fmt.Errorf("adjust container: %w", err)
+	}
+	user := made.Process.User // devices of the node may have added groups
+	if err := c.rememberUser(spec.User{UID: user.UID, GID: user.GID, Groups: user.AdditionalGids}, rec); err != nil {
+		return err
 	}
 	if in.Resources != nil {
 		packed, err := proto.MarshalOptions{Deterministic: true}.Marshal(in.Resources)

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -65,6 +66,10 @@ devices:
 	if want := "seven/two 0 4444 crw-rw-rw- driverhooked 3"; strings.Join(got, " ") != want && harness.Handler == "" {
 		t.Errorf("with devices: %q, want %q", got, want)
 	}
+	groups := func() []int64 { return c.Status().GetUser().GetLinux().GetSupplementalGroups() }
+	if got := groups(); !slices.Equal(got, []int64{0, 4444}) {
+		t.Errorf("groups in the status: %d", got)
+	}
 	plain := pod.Run(d.Sleeper("plain"))
 	if got := plain.Sh("echo $DRIVER$GPU; id -G; ls /dev/gpu* /usr/lib/gpu 2>/dev/null; true"); strings.TrimSpace(got) != "0" {
 		t.Errorf("without devices: %q", got)
@@ -72,6 +77,9 @@ devices:
 	d.Restart()
 	if got := c.Sh("echo $GPU; cat /from-the-hook"); got != "two\nhooked" {
 		t.Errorf("after a restart: %q", got)
+	}
+	if got := groups(); !slices.Equal(got, []int64{0, 4444}) {
+		t.Errorf("groups in the status after a restart: %d", got)
 	}
 	c.Stop(10 * time.Second)
 	c.Remove()

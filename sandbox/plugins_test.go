@@ -9,6 +9,25 @@ import (
 	"github.com/berthd/berth/oci/adjust"
 )
 
+// What a plugin evicts is killed, behind its call; what is gone needs nothing more.
+func TestEvictionEndsAContainer(t *testing.T) {
+	w := newWorld(t)
+	m := w.open(nil)
+	p := run(t, m, podConfig("a"))
+	c, other := start(t, m, createRequest(p, "c", "exec sleep 1000")), start(t, m, createRequest(p, "other", "exec sleep 1000"))
+	for _, id := range []string{c, "0123"} {
+		if err := m.Change(t.Context(), adjust.Update{ContainerID: id, Evict: true, Reason: "why"}); err != nil {
+			t.Errorf("Change: %v", err)
+		}
+	}
+	if got := exited(t, m, c); got.ExitCode != exitKilled {
+		t.Errorf("exit code %d", got.ExitCode)
+	}
+	if got, err := m.Container(other); err != nil || got.State != ContainerRunning {
+		t.Errorf("another container is %s, %v", got.State, err)
+	}
+}
+
 // A plugin that has seen a container may ask for another limit of it before the container is created: it has it then.
 func TestChangeOfAContainerThatIsBeingCreated(t *testing.T) {
 	w := newWorld(t)

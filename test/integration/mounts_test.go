@@ -349,7 +349,7 @@ func TestVolumesMountedLater(t *testing.T) {
 	}
 }
 
-// TestImageVolumes: what an image declares as a volume is writable and private to the container, also with a read-only root.
+// TestImageVolumes: what an image declares as a volume is writable and private to the container.
 func TestImageVolumes(t *testing.T) {
 	d := harness.Start(t)
 	victim := folder(t, d, "victim")

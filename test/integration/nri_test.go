@@ -185,6 +185,47 @@ func TestPluginRefusesAContainer(t *testing.T) {
 	p.saw(t, d, "StartContainer unstarted", "StopContainer unstarted")
 }
 
+// TestDefaultValidator: what the configuration forbids plugins, and which of them it wants, is said by name.
+func TestDefaultValidator(t *testing.T) {
+	d := harness.Start(t, harness.WithConfig(`[nri.default_validator]
+enable = true
+reject_oci_hook_adjustment = true
+reject_runtime_default_seccomp_adjustment = true
+reject_namespace_adjustment = true
+reject_sysctl_adjustment = true
+required_plugins = ["needed"]
+tolerate_missing_plugins_annotation = "tolerates.test"
+`))
+	_, err := d.RunPod(d.Pod("a")).TryCreate(d.Sleeper("c"))
+	if !contains(err, `required plugin "needed"`) {
+		t.Errorf("without a plugin that must be there: %v", err)
+	}
+	d.RunPod(d.Pod("tolerant", podAnnotation("tolerates.test", "true"))).Run(d.Sleeper("c"))
+	var adjust func(*api.ContainerAdjustment)
+	join(d, "10-needed", adjusting("c", func(a *api.ContainerAdjustment) { adjust(a) }))
+	pod := d.RunPod(d.Pod("b"))
+	for name, one := range map[string]struct {
+		adjust func(*api.ContainerAdjustment)
+		want   string
+	}{
+		"hook": {func(a *api.ContainerAdjustment) { a.AddHooks(&api.Hooks{Poststop: []*api.Hook{{Path: "/bin/true"}}}) }, "OCI hook"},
+		"seccomp": {func(a *api.ContainerAdjustment) {
+			a.SetLinuxSeccompPolicy(&api.LinuxSeccomp{DefaultAction: "SCMP_ACT_ALLOW"})
+		}, "seccomp"},
+		"namespace": {func(a *api.ContainerAdjustment) { a.AddOrReplaceNamespace(&api.LinuxNamespace{Type: "cgroup"}) }, "namespace"},
+		"parameter": {func(a *api.ContainerAdjustment) { a.SetLinuxSysctl("net.core.somaxconn", "777") }, "sysctl"},
+	} {
+		adjust = one.adjust
+		if _, err := pod.TryCreate(d.Sleeper("c")); !contains(err, one.want) || !contains(err, "needed") {
+			t.Errorf("%s: %v, want %q and the plugin in it", name, err, one.want)
+		}
+	}
+	adjust = func(a *api.ContainerAdjustment) { a.AddEnv("ADDED", "1") }
+	if got := pod.Run(d.Sleeper("c")).Sh("echo $ADDED"); got != "1" {
+		t.Errorf("what is not forbidden: %q", got)
+	}
+}
+
 // TestAdjustmentsThatCannotBe are errors that name what cannot be.
 func TestAdjustmentsThatCannotBe(t *testing.T) {
 	harness.Native(t, "it knows what it can do")
@@ -520,6 +561,33 @@ func TestPluginsThatStall(t *testing.T) {
 		t.Error("a plugin joined that was not synchronized")
 	}
 	pod.Create(d.Sleeper("after"))
+}
+
+// TestPluginThatMustNotFail: one that says so is not done without, and may stay when it has been slow.
+func TestPluginThatMustNotFail(t *testing.T) {
+	d := harness.Start(t, harness.WithConfig("[nri]\nplugin_request_timeout = \"2s\"\n"))
+	stop := make(chan struct{})
+	t.Cleanup(func() { close(stop) })
+	pod := d.RunPod(d.Pod("a"))
+	p := join(d, "10-needed", func(p *nodePlugin) {
+		p.policy.FailRequest, p.policy.KeepConnected = true, true
+		p.told = func(event string) error {
+			if event == "CreateContainer slow" {
+				<-stop
+			}
+			return nil
+		}
+	})
+	if _, err := pod.TryCreate(d.Sleeper("slow")); !contains(err, "10-needed") {
+		t.Errorf("a plugin that may not be done without stalled: %v", err)
+	}
+	n := 0
+	d.Eventually(harness.Timeout, "the plugin, which has stayed, sees other containers", func() bool { // in time, on a busy machine not always
+		n++
+		name := "after" + strconv.Itoa(n)
+		_, err := pod.TryCreate(d.Sleeper(name))
+		return err == nil && slices.Contains(p.log(), "CreateContainer "+name)
+	})
 }
 
 // TestPluginOfTheFolder is started by the daemon before it serves, and gets its configuration. What else is there keeps neither from starting.

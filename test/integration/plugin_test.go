@@ -29,6 +29,7 @@ type nodePlugin struct {
 	create      func(*api.PodSandbox, *api.Container) (*api.ContainerAdjustment, []*api.ContainerUpdate, error)
 	update      func(*api.Container, *api.LinuxResources) []*api.ContainerUpdate
 	told        func(event string) error
+	policy      api.FailurePolicy
 	closed      chan struct{}
 	synced      chan struct{}
 
@@ -70,7 +71,7 @@ func tryJoin(d *harness.Daemon, name string, change func(*nodePlugin), validate 
 	}
 	var err error
 	p.api, err = stub.New(all, stub.WithPluginIdx(name[:2]), stub.WithPluginName(name[3:]), stub.WithSocketPath(pluginSocket(d)),
-		stub.WithOnClose(sync.OnceFunc(func() { close(p.closed) })), stub.WithLogger(quiet{}))
+		stub.WithOnClose(sync.OnceFunc(func() { close(p.closed) })), stub.WithLogger(quiet{}), stub.WithFailurePolicy(&p.policy))
 	if err != nil {
 		return nil, err
 	}

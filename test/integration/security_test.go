@@ -237,6 +237,16 @@ func TestCapabilities(t *testing.T) {
 	if got := capabilities(t, user.Host("status"), "CapBnd"); got != defaultCaps&own {
 		t.Errorf("CapBnd of a user = %x", got)
 	}
+	ambient := pod.Run(d.Sleeper("ambient", with(func(s *security) {
+		s.RunAsUser, s.Capabilities = value(1000), &runtimeapi.Capability{AddAmbientCapabilities: []string{"NET_RAW"}}
+	})))
+	for who, status := range map[string]string{"first process": ambient.Host("status"), "exec": ambient.Sh("cat /proc/self/status")} {
+		for _, field := range []string{"CapEff", "CapAmb"} {
+			if got := capabilities(t, status, field); got != capNetRaw&own {
+				t.Errorf("%s of a user's %s = %x, want %x", field, who, got, capNetRaw&own)
+			}
+		}
+	}
 }
 
 // TestPortsAndPingOfAnyUser: what an image made for containerd's defaults expects.

@@ -115,6 +115,9 @@ func TestStatsOfKnownLoads(t *testing.T) {
 	}
 
 	p := podStatsOf(pod)
+	if _, err := os.Stat("/proc/pressure/cpu"); err == nil && (p.GetCpu().GetPsi().GetSome().GetTotal() == 0 || p.GetMemory().GetPsi().GetFull() == nil || p.GetIo().GetPsi().GetFull() == nil) {
+		t.Errorf("pressure of the pod: %v, %v, %v", p.GetCpu().GetPsi(), p.GetMemory().GetPsi(), p.GetIo().GetPsi())
+	}
 	if p.GetCpu().GetUsageCoreNanoSeconds().GetValue() < s.GetCpu().GetUsageCoreNanoSeconds().GetValue() || p.GetMemory().GetUsageBytes().GetValue() < m.GetUsageBytes().GetValue() ||
 		len(p.GetContainers()) != 4 {
 		t.Errorf("the pod: %v", p)

@@ -197,6 +197,20 @@ func TestLocalhostAppArmorProfile(t *testing.T) {
 	}
 }
 
+// A daemon that is to do without it gives containers no profile, and refuses those that name one.
+func TestDisabledAppArmor(t *testing.T) {
+	loadProfile(t, noData)
+	d := harness.Start(t, harness.WithConfig("[apparmor]\ndisabled = true\n"))
+	pod := d.RunPod(d.Pod("disabled"))
+	if got := pod.Run(d.Sleeper("c")).Sh(own); got != "unconfined" {
+		t.Errorf("profile %q, want none", got)
+	}
+	_, err := pod.TryCreate(d.Sleeper("named", appArmor(localhost("berth test no data"))))
+	if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "not enabled") {
+		t.Errorf("CreateContainer under a profile = %v, want InvalidArgument", err)
+	}
+}
+
 func TestUnloadedAppArmorProfile(t *testing.T) {
 	d := harness.Start(t)
 	pod := d.RunPod(d.Pod("unloaded"))

@@ -111,6 +111,31 @@ func TestBigBlobsComeInChunks(t *testing.T) {
 	}
 }
 
+// TestRefusedChunkIsLeftAlone: a host that wants a pause when it is asked for a chunk ahead is not asked again before that is over.
+func TestRefusedChunkIsLeftAlone(t *testing.T) {
+	t.Parallel()
+	reg := start(t, registrytest.Options{})
+	desc, want := bigBlob(t, reg)
+	path := desc.Digest.String()
+	reg.AddFault(registrytest.Fault{Path: path, Times: 1, Pace: registrytest.Pace{Size: 64 << 10, Every: 50 * time.Millisecond}}) // so that there is a second one
+	reg.AddFault(registrytest.Fault{Path: path, Times: 1, Status: 503, Header: http.Header{"Retry-After": {"2"}}})
+	s := open(t, chunked, reg.Host()+"/a/b:1", Credentials{})
+	if got, err := s.Fetch(t.Context(), desc); err != nil || !bytes.Equal(got, want) {
+		t.Fatalf("%d bytes, error %v", len(got), err)
+	}
+	first := func(r registrytest.Request) string { // the byte that it asks for first
+		first, _, _ := strings.Cut(r.Header.Get("Range"), "-")
+		return first
+	}
+	refused := reg.Requests()[1]
+	for _, r := range reg.Requests()[2:] {
+		if after := r.Time.Sub(refused.Time); first(r) == first(refused) && after < 2*time.Second {
+			t.Errorf("%s is asked for %v after it was refused", r.Header.Get("Range"), after)
+		}
+	}
+	atRest(t, s)
+}
+
 func TestChunksThatAreWrongAreNeverTaken(t *testing.T) {
 	for _, tc := range []struct {
 		name  string

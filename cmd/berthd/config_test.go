@@ -2,10 +2,23 @@ package main
 
 import (
 	"bytes"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berthd/berth/cni"
+	"github.com/berthd/berth/imageservice"
+	"github.com/berthd/berth/imageservice/registry"
+	"github.com/berthd/berth/oci/adjust/nri"
+	"github.com/berthd/berth/oci/runtime/external"
+	"github.com/berthd/berth/oci/spec"
+	"github.com/berthd/berth/sandbox"
 )
 
 func write(t *testing.T, text string) string {
@@ -214,6 +227,137 @@ func TestVersionIsSemantic(t *testing.T) {
 	} {
 		if got := semanticVersion(in); got != want {
 			t.Errorf("semanticVersion(%q) = %q, want %q", in, got, want)
+		}
+	}
+}
+
+// TestEveryKeyCounts: each key has a field of its own, a value of each differs from the default, and a reload takes it over or tells of it.
+func TestEveryKeyCounts(t *testing.T) {
+	now, err := readConfig(write(t, `
+[registry]
+config_path = "/a"
+[images]
+pinned = ["b"]
+parallel_layers = 3
+unpack_layers = 4
+layer_connections = 5
+chunk_size = 6
+max_connections = 7
+max_buffered = 9
+stall_timeout = "10s"
+stall_size = 11
+mirror_patience = "12s"
+dial_timeout = "13s"
+[network]
+conf_dir = "/c"
+bin_dirs = ["/d"]
+conf_template = "/e"
+gc_interval = "14s"
+bridge = "f"
+subnets = ["10.1.0.0/24"]
+mtu = 1500
+ip_pref = "ipv6"
+[runtime]
+monitor = "/g"
+default = "h"
+[runtimes.h]
+type = "oci"
+path = "/i"
+options = ["--j"]
+[cgroup]
+driver = "cgroupfs"
+[streaming]
+address = "::1"
+port = 16
+tls_cert = "/k"
+tls_key = "/l"
+idle_timeout = "17s"
+[apparmor]
+disabled = true
+[blockio]
+classes = "/m"
+[cdi]
+spec_dirs = ["/n"]
+[devices]
+additional = ["/o:/p:r"]
+owned_by_user = true
+none_for_privileged = true
+[hooks]
+dirs = ["/q"]
+[selinux]
+enabled = true
+[nri]
+disable = true
+plugin_path = "/r"
+plugin_config_path = "/s"
+plugin_registration_timeout = "18s"
+plugin_request_timeout = "19s"
+plugin_synchronization_timeout = "20s"
+[nri.default_validator]
+enable = true
+reject_oci_hook_adjustment = true
+reject_runtime_default_seccomp_adjustment = true
+reject_unconfined_seccomp_adjustment = true
+reject_custom_seccomp_adjustment = true
+reject_namespace_adjustment = true
+reject_sysctl_adjustment = true
+required_plugins = ["t"]
+tolerate_missing_plugins_annotation = "u"
+[metrics]
+address = "127.0.0.1:21"
+[log]
+verbosity = 9
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	program := &external.Program{Path: "/i", Options: []string{"--j"}}
+	want := config{
+		images: imageservice.Config{HostsDir: "/a", Pinned: []string{"b"}, Parallel: 3, Unpack: 4, Registry: registry.Config{
+			Connections: 5, ChunkSize: 6 << 20, MaxConnections: 7, MaxBuffered: 9 << 20, StallTimeout: 10 * time.Second, StallBytes: 11 << 10,
+			Patience: 12 * time.Second, DialTimeout: 13 * time.Second,
+		}},
+		network: cni.Live{ConfDir: "/c", BinDirs: []string{"/d"}, Template: "/e"}, gcInterval: 14 * time.Second,
+		bridgeConfig: bridgeConfig{bridge: "f", subnets: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/24")}, mtu: 1500},
+		primaryIP:    sandbox.IPv6, monitor: "/g",
+		handlerConfig: handlerConfig{
+			defaultRuntime: "h", runtimeFiles: map[string]runtimeFile{"h": {Type: "oci", Path: "/i", Options: []string{"--j"}}},
+			runtimes: map[string]*external.Program{"berth": nil, "h": program, "": program}, prober: now.prober,
+		},
+		cgroupDriver: "cgroupfs",
+		streaming:    streamingConfig{address: netip.IPv6Loopback(), port: 16, cert: "/k", key: "/l", idleTimeout: 17 * time.Second},
+		metrics:      netip.MustParseAddrPort("127.0.0.1:21"),
+		adjust: adjustConfig{
+			cdiDirs: []string{"/n"}, hookDirs: []string{"/q"}, seLinux: true, noAppArmor: true, blockIO: "/m",
+			devicePolicy: spec.DevicePolicy{
+				ForAll: []*runtimeapi.Device{{HostPath: "/o", ContainerPath: "/p", Permissions: "r"}}, OwnedByUser: true, NoHostDevices: true,
+			},
+			plugins: pluginConfig{disable: true, Config: nri.Config{
+				PluginPath: "/r", ConfigPath: "/s", RegistrationTimeout: 18 * time.Second, RequestTimeout: 19 * time.Second, SyncTimeout: 20 * time.Second,
+				Validator: nri.Validator{
+					Enable: true, RejectOCIHookAdjustment: true, RejectRuntimeDefaultSeccompAdjustment: true, RejectUnconfinedSeccompAdjustment: true,
+					RejectCustomSeccompAdjustment: true, RejectNamespaceAdjustment: true, RejectSysctlAdjustment: true,
+					RequiredPlugins: []string{"t"}, TolerateMissingAnnotation: "u",
+				},
+			}},
+		},
+		verbosity: 9, values: now.values,
+	}
+	if !reflect.DeepEqual(now, want) {
+		t.Errorf("configuration = %+v\nwant %+v", now, want)
+	}
+	before, err := readConfig(write(t, ""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	live, others := keys.Changed(before.values, now.values)
+	told := map[string]bool{}
+	for _, key := range append(live, others...) {
+		told[strings.Replace(key, "runtimes.h.", "runtimes.NAME.", 1)] = true
+	}
+	for _, k := range keys.Keys {
+		if !told[k.Name] {
+			t.Errorf("%s: a change is neither taken over nor told of", k.Name)
 		}
 	}
 }

@@ -435,7 +435,8 @@ func TestMonitorThatDiesWhileTheDaemonStarts(t *testing.T) {
 	f.helloErr = syscall.ECONNRESET
 	f.mu.Unlock()
 	m = w.open(nil)
-	time.AfterFunc(300*time.Millisecond, f.kill)
+	waitFor(t, func() bool { return m.linkOf(m.pods[p]) != nil }) // it asks the monitor now
+	f.kill()
 	w.recovered(m)
 	if got, _ := m.Container(c); got.State != ContainerExited || got.Reason != ReasonMonitorLost {
 		t.Errorf("container = %+v", got)

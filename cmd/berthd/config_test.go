@@ -233,7 +233,9 @@ func TestVersionIsSemantic(t *testing.T) {
 
 // TestEveryKeyCounts: each key has a field of its own, a value of each differs from the default, and a reload takes it over or tells of it.
 func TestEveryKeyCounts(t *testing.T) {
-	now, err := readConfig(write(t, `
+	cert, key := filepath.Join(t.TempDir(), "k"), filepath.Join(t.TempDir(), "l")
+	makeCertificate(t, cert, key, 1)
+	now, err := readConfig(write(t, strings.NewReplacer("/k", cert, "/l", key).Replace(`
 [registry]
 config_path = "/a"
 [images]
@@ -307,7 +309,7 @@ tolerate_missing_plugins_annotation = "u"
 address = "127.0.0.1:21"
 [log]
 verbosity = 9
-`))
+`)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -325,7 +327,7 @@ verbosity = 9
 			runtimes: map[string]*external.Program{"berth": nil, "h": program, "": program}, prober: now.prober,
 		},
 		cgroupDriver: "cgroupfs",
-		streaming:    streamingConfig{address: netip.IPv6Loopback(), port: 16, cert: "/k", key: "/l", idleTimeout: 17 * time.Second},
+		streaming:    streamingConfig{address: netip.IPv6Loopback(), port: 16, cert: cert, key: key, certificate: now.streaming.certificate, idleTimeout: 17 * time.Second},
 		metrics:      netip.MustParseAddrPort("127.0.0.1:21"),
 		adjust: adjustConfig{
 			cdiDirs: []string{"/n"}, hookDirs: []string{"/q"}, seLinux: true, noAppArmor: true, blockIO: "/m",

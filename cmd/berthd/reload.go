@@ -71,10 +71,6 @@ func (r *reloader) reload(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	certificate, err := c.streaming.certificate() // of other names, too: the next start needs them
-	if err != nil {
-		return err
-	}
 	if err := setUpLog(c.verbosity); err != nil {
 		return err
 	}
@@ -89,7 +85,7 @@ func (r *reloader) reload(ctx context.Context) (err error) {
 	r.parts.manager.SetHandlers(c.runtimes)
 	r.server.SetHandlers(r.parts.handlers(ctx, r.now))
 	if was := r.started.streaming; was.cert == c.streaming.cert && was.key == c.streaming.key {
-		r.parts.streams.SetCertificate(certificate)
+		r.parts.streams.SetCertificate(c.streaming.certificate)
 	}
 	logger := klog.FromContext(ctx)
 	logger.Info("Took the configuration over", "changed", strings.Join(changed, ", "), "paths", strings.Join(c.values.Files, ", "))

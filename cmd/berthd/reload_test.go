@@ -2,13 +2,9 @@ package main
 
 import (
 	"context"
-	"crypto/ed25519"
 	"crypto/tls"
-	"crypto/x509"
 	"encoding/json"
-	"encoding/pem"
 	"fmt"
-	"math/big"
 	"net"
 	"os"
 	"path/filepath"
@@ -165,27 +161,6 @@ func TestReload(t *testing.T) {
 func TestReloadOfTheCertificate(t *testing.T) {
 	m, f := newManager(t), newFolders(t)
 	cert, key := filepath.Join(t.TempDir(), "cert"), filepath.Join(t.TempDir(), "key")
-	renew := func(serial int64) {
-		t.Helper()
-		public, private, err := ed25519.GenerateKey(nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		template := &x509.Certificate{SerialNumber: big.NewInt(serial), NotAfter: time.Now().Add(time.Hour)}
-		der, err := x509.CreateCertificate(nil, template, template, public, private)
-		if err != nil {
-			t.Fatal(err)
-		}
-		pkcs, err := x509.MarshalPKCS8PrivateKey(private)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for path, block := range map[string]*pem.Block{cert: {Type: "CERTIFICATE", Bytes: der}, key: {Type: "PRIVATE KEY", Bytes: pkcs}} {
-			if err := os.WriteFile(path, pem.EncodeToMemory(block), 0o600); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
 	shown := func() int64 {
 		t.Helper()
 		facts, _ := f.status(t)
@@ -196,7 +171,7 @@ func TestReloadOfTheCertificate(t *testing.T) {
 		defer conn.Close()
 		return conn.ConnectionState().PeerCertificates[0].SerialNumber.Int64()
 	}
-	renew(1)
+	makeCertificate(t, cert, key, 1)
 	text, err := os.ReadFile(f.config)
 	if err != nil {
 		t.Fatal(err)
@@ -209,7 +184,7 @@ func TestReloadOfTheCertificate(t *testing.T) {
 	if n := shown(); n != 1 {
 		t.Errorf("certificate %d, want 1", n)
 	}
-	renew(2)
+	makeCertificate(t, cert, key, 2)
 	if s := p.hangUp(t, m); !strings.Contains(s, "taken over") || shown() != 2 {
 		t.Errorf("after a reload %q, certificate %d, want 2", s, shown())
 	}
@@ -219,6 +194,14 @@ func TestReloadOfTheCertificate(t *testing.T) {
 	if s := p.hangUp(t, m); !strings.Contains(s, "Refused") || shown() != 2 {
 		t.Errorf("after a bad key %q, certificate %d, want 2", s, shown())
 	}
+	line := strings.Count(string(text), "\n") + 1 // of [streaming]
+	refused := func(want string) {
+		t.Helper()
+		if facts, _ := f.status(t); !strings.HasPrefix(facts["configRefused"], want) {
+			t.Errorf("refused for %q, want %q", facts["configRefused"], want)
+		}
+	}
+	refused(fmt.Sprintf("%s:%d: key streaming.tls_key: use %s as the key of %s: ", f.config, line+2, key, cert))
 	// Other names need a restart, which has to find the files; those of before may go.
 	was := cert
 	cert, key = cert+"2", key+"2"
@@ -228,7 +211,8 @@ func TestReloadOfTheCertificate(t *testing.T) {
 	if s := p.hangUp(t, m); !strings.Contains(s, "Refused") {
 		t.Errorf("with names of files that are missing: %q", s)
 	}
-	renew(3)
+	refused(fmt.Sprintf("%s:%d: key streaming.tls_cert: read the certificate: open %s: ", f.config, line+1, cert))
+	makeCertificate(t, cert, key, 3)
 	if err := os.Remove(was); err != nil {
 		t.Fatal(err)
 	}

@@ -170,26 +170,25 @@ func TestChunksThatAreWrongAreNeverTaken(t *testing.T) {
 	}
 }
 
+// TestOthersAreFetchedWhileTheFirstChunkStalls: a blob comes over several connections at once, so one that never gets on holds up no other.
 func TestOthersAreFetchedWhileTheFirstChunkStalls(t *testing.T) {
 	reg := start(t, registrytest.Options{})
-	desc, want := bigBlob(t, reg)
+	desc, _ := bigBlob(t, reg)
 	reg.AddFault(registrytest.Fault{Path: desc.Digest.String(), Times: 1, Cut: registrytest.Stall, At: 400_000})
 	config := chunked
-	config.StallTimeout = 2 * time.Second
+	config.StallTimeout = time.Hour
 	s := open(t, config, reg.Host()+"/a/b:1", Credentials{})
-	type result struct {
-		got []byte
-		err error
-	}
-	done := make(chan result, 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
 	go func() {
-		got, err := s.Fetch(t.Context(), desc)
-		done <- result{got, err}
+		_, err := s.Fetch(ctx, desc)
+		done <- err
 	}()
 	// Three others are under way beside it, and when they are there three more, as memory allows.
 	eventually(t, "more chunks are asked for", func() bool { return ranges(reg, desc.Digest) >= 7 })
-	if r := <-done; r.err != nil || !bytes.Equal(r.got, want) {
-		t.Errorf("%d bytes, error %v", len(r.got), r.err)
+	cancel()
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Errorf("error %v", err)
 	}
 	atRest(t, s)
 }

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 
@@ -211,6 +212,77 @@ func TestFullDiskDuringAPull(t *testing.T) {
 	}
 	if _, err := s.Pull(t.Context(), big.Ref, Auth{}, nil); err != nil {
 		t.Errorf("with room: %v", err)
+	}
+}
+
+// TestLayersAreUnpackedAtOnce: whichever layer the registry stalls with, after a part of it, the other one is fetched and unpacked meanwhile.
+func TestLayersAreUnpackedAtOnce(t *testing.T) {
+	needRoot(t)
+	for slow := range 2 {
+		reg := startReal(t)
+		p, err := reg.Push("a/b", "1", registrytest.Image{Layers: []registrytest.Layer{noise(1, 1<<20), noise(2, 1<<20)}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		reg.AddFault(registrytest.Fault{Path: p.Layers[slow].Digest.String(), Cut: registrytest.Stall, At: 400_000})
+		s := openReal(t, filepath.Join(t.TempDir(), "images"))
+		ctx, cancel := context.WithCancel(t.Context())
+		pulled := make(chan error, 1)
+		go func() {
+			_, err := s.Pull(ctx, p.Ref, Auth{}, nil)
+			pulled <- err
+		}()
+		var seen []Progress
+		ok := false
+		for end := time.Now().Add(time.Minute); !ok && time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+			seen = s.Pulls("")
+			ok = len(seen) == 1 && len(seen[0].Layers) == 2 && seen[0].Layers[slow].Bytes > 0 && seen[0].Layers[1-slow].State == StateDone
+		}
+		if !ok {
+			t.Errorf("while layer %d stalls: %+v", slow, seen)
+		}
+		cancel()
+		if err := <-pulled; !errors.Is(err, context.Canceled) {
+			t.Errorf("Pull = %v", err)
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestNoCompressedBlobIsKept: what is on the disk after a pull is the layers' files, and no layer as the registry has it.
+func TestNoCompressedBlobIsKept(t *testing.T) {
+	needRoot(t)
+	reg, root := startReal(t), filepath.Join(t.TempDir(), "images")
+	s := openReal(t, root)
+	blobs := map[digest.Digest]bool{}
+	for i, pack := range []registrytest.Compression{registrytest.Gzip, registrytest.Zstd, registrytest.Plain} {
+		p, err := reg.Push("a/b", fmt.Sprint(i), registrytest.Image{Compression: pack, Layers: []registrytest.Layer{noise(byte(i), 2<<20)}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		blobs[p.Layers[0].Digest] = true
+		if _, err := s.Pull(t.Context(), p.Ref, Auth{}, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	var all int64
+	err := filepath.WalkDir(root, func(path string, e fs.DirEntry, err error) error {
+		if err != nil || !e.Type().IsRegular() {
+			return err
+		}
+		content, err := os.ReadFile(path)
+		if all += int64(len(content)); blobs[digest.FromBytes(content)] {
+			t.Errorf("%s is a layer's blob", path)
+		}
+		return err
+	})
+	if err != nil || all < 6<<20 || all > 7<<20 {
+		t.Errorf("%d bytes are kept of three layers of 2 MiB each that cannot be compressed, %v", all, err)
 	}
 }
 

@@ -3,11 +3,14 @@ package integration_test
 import (
 	"archive/tar"
 	"bytes"
+	"context"
 	"crypto/sha256"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"math/rand/v2"
 	"os"
 	"path"
 	"path/filepath"
@@ -226,7 +229,7 @@ func TestRegistryAuthentication(t *testing.T) {
 	d := imageCalls{harness.Start(t)}
 	for name, auth := range map[string]registrytest.Auth{
 		"basic": {Scheme: registrytest.Basic, Username: "u", Password: "p"},
-		"token": {Scheme: registrytest.Token, Username: "u", Password: "p"},
+		"token": {Scheme: registrytest.Token, Username: "u", Password: "p", IdentityToken: "i", RegistryToken: "r"},
 	} {
 		reg, err := registrytest.Start(registrytest.Options{Auth: auth})
 		if err != nil {
@@ -245,6 +248,12 @@ func TestRegistryAuthentication(t *testing.T) {
 		wantCode(t, name+" with a wrong password", pull(&runtimeapi.AuthConfig{Username: "u", Password: "x"}), codes.Unauthenticated)
 		wantCode(t, name+" with credentials", pull(&runtimeapi.AuthConfig{Username: "u", Password: "p"}), codes.OK)
 		wantCode(t, name+" without credentials, when the image is there", pull(nil), codes.Unauthenticated)
+		if auth.Scheme == registrytest.Token {
+			wantCode(t, "identity token", pull(&runtimeapi.AuthConfig{IdentityToken: "i"}), codes.OK)
+			wantCode(t, "wrong identity token", pull(&runtimeapi.AuthConfig{IdentityToken: "x"}), codes.Unauthenticated)
+			wantCode(t, "registry token", pull(&runtimeapi.AuthConfig{RegistryToken: "r"}), codes.OK)
+			wantCode(t, "wrong registry token", pull(&runtimeapi.AuthConfig{RegistryToken: "x"}), codes.Unauthenticated)
+		}
 	}
 }
 
@@ -282,6 +291,53 @@ func stackLayers() [][]registrytest.File {
 			{Name: "tree/opaque/", Mode: 0o711}, {Name: "tree/cap", Mode: 0o700, Body: []byte("no longer")}, {Name: "tree/.wh.never-was"},
 			{Name: "tree/across2", Type: tar.TypeLink, Linkname: "tree/across"},
 		},
+	}
+}
+
+// TestProgressOfAPull: how far a pull is can be read while it is under way, in the words that the command line reads.
+func TestProgressOfAPull(t *testing.T) {
+	d := imageCalls{harness.Start(t)}
+	reg, err := registrytest.Start(registrytest.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer reg.Close()
+	raw := make([]byte, 1<<20)
+	rand.NewChaCha8([32]byte{}).Read(raw)
+	p, err := reg.Push("test/slow", "1", small(t, string(raw)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	reg.AddFault(registrytest.Fault{Path: p.Layers[0].Digest.String(), Cut: registrytest.Stall, At: 300_000})
+	ctx, cancel := context.WithCancel(d.Context())
+	defer cancel()
+	pulled := make(chan error, 1)
+	go func() {
+		_, err := d.Images.PullImage(ctx, &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: p.Ref}})
+		pulled <- err
+	}()
+	d.Eventually(harness.Timeout, "a part of the layer is told of", func() bool {
+		r, err := d.Images.ImageStatus(d.Context(), &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: p.Ref}, Verbose: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var pull struct {
+			State  string
+			Layers []struct {
+				Digest, State string
+				Bytes, Size   int64
+			}
+		}
+		if text := r.Info["pull"]; text == "" || json.Unmarshal([]byte(text), &pull) != nil || len(pull.Layers) != 1 {
+			return false
+		}
+		l := pull.Layers[0]
+		return pull.State == "downloading" && l.State == "downloading" && l.Digest == p.Layers[0].Digest.String() &&
+			l.Size == p.Layers[0].Size && 0 < l.Bytes && l.Bytes < l.Size
+	})
+	cancel()
+	if err := <-pulled; err == nil {
+		t.Error("a pull that was given up is answered with an image")
 	}
 }
 

@@ -355,13 +355,19 @@ func TestImageVolumes(t *testing.T) {
 	victim := folder(t, d, "victim")
 	layer := registrytestLayer(t, func(b *builder) { b.File("volume/from-image", "x", 0o644).Symlink("link", victim) })
 	image := harness.PushImage(t, "test/volumes", imageConfig(func(c *ocispecConfig) {
-		c.Volumes = map[string]struct{}{"/volume": {}, "/../../../.." + victim: {}, "/link/x": {}}
+		c.Volumes = map[string]struct{}{"/volume": {}, "/../../../.." + victim: {}, "/link/x": {}, "/made/here": {}}
 	}), layer)
 	d.Pull(image.Ref)
 	pod := d.RunPod(d.Pod("volumes"))
 	c := pod.Run(d.Sleeper("c", harness.Image(image.Ref)))
 	if got := c.Sh("cat /volume/from-image; touch /volume/new && ls /volume"); got != "xfrom-image\nnew" {
 		t.Errorf("volume = %q", got)
+	}
+	if got := c.Sh("touch /made/here/new && ls /made/here"); got != "new" {
+		t.Errorf("volume that the image's files lack = %q", got)
+	}
+	if got := pod.Run(d.Sleeper("other", harness.Image(image.Ref))).Sh("ls /volume /made/here"); got != "/made/here:\n\n/volume:\nfrom-image" {
+		t.Errorf("another container's volumes = %q", got)
 	}
 	if r := c.Exec("sh", "-c", fmt.Sprintf("cat %s/file", victim)); r.Code == 0 {
 		t.Errorf("a volume of the image reaches the host: %q", r.Stdout)

@@ -269,6 +269,46 @@ func TestConnectionsOfAllPullsAreBounded(t *testing.T) {
 	}
 }
 
+// TestASlowPullLeavesConnectionsToOthers: a pull that has all connections of the budget, and gets nowhere, keeps no other pull from its own.
+func TestASlowPullLeavesConnectionsToOthers(t *testing.T) {
+	reg := start(t, registrytest.Options{})
+	p := push(t, reg, registrytest.Image{})
+	reg.AddFault(registrytest.Fault{Path: "/a/slow/", Cut: registrytest.Stall, At: 1000})
+	config := patient
+	config.MaxConnections, config.StallTimeout = 1, time.Hour
+	client := New(config)
+	desc := Descriptor{Digest: p.Layers[0].Digest, Size: p.Layers[0].Size}
+	open := func(repository string) *Source {
+		s, err := client.Open(parseRef(t, reg.Host()+"/"+repository+":1"), Credentials{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(s.Close)
+		return s
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	slow, errs := open("a/slow"), make(chan error, 2)
+	for range cap(errs) {
+		go func() {
+			_, err := slow.Fetch(ctx, desc)
+			errs <- err
+		}()
+	}
+	eventually(t, "the slow pull to have its own connection and that of the budget", func() bool { return reg.Count("GET", "/a/slow/") == 2 })
+	quick, stop := context.WithTimeout(t.Context(), time.Minute)
+	defer stop()
+	if err := pullAll(quick, open("a/b")); err != nil {
+		t.Errorf("another pull: %v", err)
+	}
+	cancel()
+	for range cap(errs) {
+		if err := <-errs; !errors.Is(err, context.Canceled) {
+			t.Errorf("the slow pull: %v", err)
+		}
+	}
+}
+
 func TestBrokenChunksGoOnAtTheNextHost(t *testing.T) {
 	mirror, reg := start(t, registrytest.Options{}), start(t, registrytest.Options{})
 	desc, want := bigBlob(t, reg)

@@ -8,9 +8,11 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -167,6 +169,7 @@ func TestResumesByRangeAfterResets(t *testing.T) {
 		{"stall", registrytest.Fault{Cut: registrytest.Stall}},
 		{"reset without range", registrytest.Fault{Cut: registrytest.Reset, Quirks: registrytest.IgnoreRange}},
 		{"reset with wrong range", registrytest.Fault{Cut: registrytest.Reset, Quirks: registrytest.WrongRange}},
+		{"an early end without length", registrytest.Fault{Cut: registrytest.Truncate, Quirks: registrytest.NoLength}},
 		{"reset without length", registrytest.Fault{Cut: registrytest.Reset, Quirks: registrytest.NoLength}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -198,6 +201,46 @@ func TestResumesByRangeAfterResets(t *testing.T) {
 				t.Errorf("%d Range requests, want at least 2", ranges)
 			}
 		})
+	}
+}
+
+// shortWriter ends a connection after so many bytes of a body, all of which arrive.
+type shortWriter struct {
+	http.ResponseWriter
+	left int
+}
+
+func (w *shortWriter) Write(b []byte) (int, error) {
+	n, err := w.ResponseWriter.Write(b[:min(len(b), w.left)])
+	if w.left -= n; w.left == 0 {
+		_ = http.NewResponseController(w.ResponseWriter).Flush() // the client may have gone
+		panic(http.ErrAbortHandler)
+	}
+	return n, err
+}
+
+// TestResumesWhileThereIsProgress: connections that brought next to nothing are no reason to give up, however many they are, when those between
+// them bring more.
+func TestResumesWhileThereIsProgress(t *testing.T) {
+	reg := start(t, registrytest.Options{})
+	path := "/blobs/" + push(t, reg, registrytest.Image{}).Layers[0].Digest.String()
+	var count atomic.Int64
+	short := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasSuffix(r.URL.Path, path) {
+			left := 3 * progressBytes
+			if count.Add(1)%2 == 0 {
+				left = 1000
+			}
+			w = &shortWriter{w, left}
+		}
+		reg.ServeHTTP(w, r)
+	}))
+	t.Cleanup(short.Close)
+	if err := pullAll(t.Context(), open(t, patient, short.Listener.Addr().String()+"/a/b:1", Credentials{})); err != nil {
+		t.Error(err)
+	}
+	if n := count.Load(); n <= 2*maxIdleAttempts {
+		t.Errorf("%d connections, want more than %d", n, 2*maxIdleAttempts)
 	}
 }
 

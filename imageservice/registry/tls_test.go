@@ -9,12 +9,14 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"maps"
 	"math/big"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -144,5 +146,42 @@ func TestOverriddenPathsAreTakenAsTheyAre(t *testing.T) {
 	if all[0].URL != proxy.URL+"/proxy/of/hub" || all[0].Answers != 3 || all[1].Answers+all[1].Failures != 0 ||
 		!strings.HasSuffix(all[0].Source, "registry.example/hosts.toml, host 1") || !strings.HasSuffix(all[1].Source, "hosts.toml, server") {
 		t.Errorf("%+v of %s", all, p.Ref)
+	}
+}
+
+// TestHTTP1Alone: a registry that offers HTTP/2, and where it redirects to, are spoken to in HTTP/1.1: in HTTP/2 a GOAWAY, or a lost packet, is that of
+// all chunks and all layers.
+func TestHTTP1Alone(t *testing.T) {
+	reg := start(t, registrytest.Options{})
+	var mu sync.Mutex
+	seen := map[string]int{}
+	serve := func(name string) *httptest.Server {
+		s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			mu.Lock()
+			seen[name+" "+r.Proto]++
+			mu.Unlock()
+			reg.ServeHTTP(w, r)
+		}))
+		s.EnableHTTP2 = true
+		s.StartTLS()
+		t.Cleanup(s.Close)
+		return s
+	}
+	registry, storage := serve("registry"), serve("storage")
+	p := push(t, reg, registrytest.Image{})
+	reg.AddFault(registrytest.Fault{Path: "/blobs/" + p.Layers[0].Digest.String(), Times: 1, RedirectHost: storage.URL})
+	ca := filepath.Join(t.TempDir(), "ca.pem")
+	if err := os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: registry.Certificate().Raw}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	config := patient
+	config.HostsDir = hostsDir(t, map[string]string{"registry.example/hosts.toml": fmt.Sprintf("server = %q\nca = %q\n", registry.URL, ca)})
+	if err := pullAll(t.Context(), open(t, config, "registry.example/a/b:1", Credentials{})); err != nil {
+		t.Error(err)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if want := map[string]int{"registry HTTP/1.1": 3, "storage HTTP/1.1": 1}; !maps.Equal(seen, want) {
+		t.Errorf("requests %v, want %v", seen, want)
 	}
 }

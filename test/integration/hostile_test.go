@@ -154,10 +154,11 @@ func attacks(c *canary, volume, dev string) []attack {
 			for _, name := range []string{"runc", "xz", "unpigz", "pigz", "mount", "nft", "iptables", "getent", "apparmor_parser", "berth-monitor"} {
 				b.File("usr/sbin/"+name, "#!/bin/sh\ntouch "+c.dir+"/ran\n", 0o755)
 			}
+			b.Dir(c.dir[1:], 0o777) // where one that runs with this root says so
 			b.Symlink("etc/ld.so.preload", c.dir+"/f").File("lib/libnss_files.so.2", "x", 0o755).Symlink("etc/nsswitch.conf", c.up+"/f")
 		}, config: func(i *ocispecConfig) {
 			i.Env = []string{"PATH=/bin", "LD_PRELOAD=/proc/self/cwd/x.so", "LD_LIBRARY_PATH=" + c.dir, "GODEBUG=x=y", "GOTRACEBACK=crash"}
-		}, script: alive, want: "alive"},
+		}, script: "echo alive $(ls " + c.dir + ")", want: "alive"},
 	}
 	for _, opened := range []string{"/proc/self/fd/3", "/dev/fd/7", "/proc/self/fd/8"} {
 		all = append(all, attack{name: "working folder is a link to " + opened, plant: func(b *builder) { b.Symlink("opened", "a").Symlink("a", opened) },
@@ -290,6 +291,45 @@ func (a attack) try(pod *harness.Pod, what, ref string, victim *canary, option h
 	got := strings.TrimSuffix(c.Exec("sh", "-c", script).Stdout, "\n")
 	if got != a.want && a.want != may && a.want != "" || strings.Contains(got, "untouched") {
 		pod.T.Errorf("%s: %q says %q, want %q, and nothing of the host's files", what, a.script, got, a.want)
+	}
+}
+
+// TestNoProgramsByTheirNames (threat B32): what unpacks an image, finds its users, and makes pods and containers is berth itself: no program of the
+// host's PATH, whichever stands first there, is executed with what a stranger made.
+func TestNoProgramsByTheirNames(t *testing.T) {
+	dir := t.TempDir()
+	ran := filepath.Join(dir, "ran")
+	for _, name := range []string{
+		"gzip", "gunzip", "pigz", "unpigz", "igzip", "zstd", "unzstd", "xz", "unxz", "bzip2", "tar", "bsdtar", "getent", "id", "mount", "umount", "mkfs.ext4",
+		"nft", "iptables", "ip6tables", "iptables-restore", "ip", "bridge", "modprobe", "sysctl", "nsenter", "unshare", "newuidmap", "newgidmap", "du", "cp", "rm",
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte("#!/bin/sh\necho $0 \"$@\" >> "+ran+"\nexit 1\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	d := harness.Start(t, harness.WithEnv("PATH="+dir+":"+os.Getenv("PATH")))
+	pod := d.RunPod(d.Pod("path", harness.HostPort(runtimeapi.Protocol_TCP, harness.FreePort(t), 80, "")))
+	for i, pack := range []registrytest.Compression{registrytest.Gzip, registrytest.Zstd, registrytest.Plain} {
+		shell := harness.ShellLayer(t)
+		shell.Compression = registrytest.Inherit
+		users := registrytest.Layer{Files: []registrytest.File{{Name: "etc/passwd", Body: []byte("stranger:x:4321:4321::/:/bin/sh\n")}}}
+		p, err := harness.Registry(t).Push(fmt.Sprintf("test/path-%d", i), "1", registrytest.Image{Compression: pack, Layers: []registrytest.Layer{shell, users},
+			Config: ocispecConfig{User: "stranger", Env: []string{"PATH=/bin"}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		d.Pull(p.Ref)
+		c := pod.Run(d.Sleeper(fmt.Sprintf("c%d", i), harness.Image(p.Ref)))
+		if got := c.Sh("id -u"); got != "4321" {
+			t.Errorf("the user is %q, want 4321", got)
+		}
+		c.Stop(0)
+		c.Remove()
+	}
+	pod.Stop()
+	pod.Remove()
+	if raw, err := os.ReadFile(ran); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("executed %q, %v", raw, err)
 	}
 }
 

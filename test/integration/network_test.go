@@ -299,6 +299,10 @@ func TestCNIPlugin(t *testing.T) {
 	if got := bridged.IPs()[0]; !strings.HasPrefix(got, d.Subnet) {
 		t.Errorf("address of the first pod = %s", got)
 	}
+	// No plugin of the configuration brings the loopback up.
+	if got := pod.Run(d.Sleeper("c")).Sh("cat /sys/class/net/lo/flags"); got != "0x9" {
+		t.Errorf("flags of lo = %s, want 0x9: a loopback that is up", got)
+	}
 	stdin := readFile(t, d.Dir+"/stdin.ADD")
 	if !strings.Contains(stdin, `"name":"fakenet"`) || !strings.Contains(stdin, `"ingressRate":10000000`) || !strings.Contains(stdin, `"egressRate":1000000`) {
 		t.Errorf("the plugin got %s", stdin)

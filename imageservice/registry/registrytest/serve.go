@@ -147,6 +147,9 @@ func (reg *Registry) serveBytes(w http.ResponseWriter, r *http.Request, data []b
 	if r.Method == http.MethodHead {
 		return
 	}
+	if f.Quirks&(NoLength|Endless) != 0 {
+		_ = http.NewResponseController(w).Flush() // net/http gives a short body its length otherwise
+	}
 	reg.sendBody(w, r, body{data: data, at: start}, f)
 }
 

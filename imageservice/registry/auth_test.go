@@ -80,6 +80,17 @@ func sawSecrets(reg *registrytest.Registry) string {
 	return ""
 }
 
+// TestCredentialsAreTriedOnce: a registry that goes on asking for credentials is not sent them again and again.
+func TestCredentialsAreTriedOnce(t *testing.T) {
+	reg := start(t, registrytest.Options{Auth: registrytest.Auth{Scheme: registrytest.Token, Username: "u", Password: secret}})
+	p := push(t, reg, registrytest.Image{})
+	reg.AddFault(registrytest.Fault{Path: "/manifests/", Status: 401, Header: http.Header{"Www-Authenticate": {`Bearer realm="` + reg.URL + `/token"`}}})
+	_, err := open(t, patient, p.Ref, Credentials{Username: "u", Password: secret}).Manifest(t.Context())
+	if n := reg.Count("GET", "/manifests/"); !errors.Is(err, ErrUnauthorized) || n != 2 {
+		t.Errorf("%v after %d requests, want ErrUnauthorized after 2", err, n)
+	}
+}
+
 func TestCredentialsStayWithTheirHostOnRedirects(t *testing.T) {
 	for _, scheme := range []registrytest.Scheme{registrytest.Basic, registrytest.Token} {
 		for _, path := range []string{"/manifests/", "/blobs/", "/token"} {

@@ -269,6 +269,22 @@ func TestConnectionsOfAllPullsAreBounded(t *testing.T) {
 	}
 }
 
+func TestBudget(t *testing.T) {
+	b := newBudget(Config{MaxConnections: 1, MaxBuffered: 10})
+	if !b.takeAhead(4) || b.takeAhead(4) {
+		t.Error("one connection is not one")
+	}
+	b.giveConnection()
+	if b.takeAhead(7) || !b.takeAhead(6) {
+		t.Error("10 bytes are not 10")
+	}
+	b.giveConnection()
+	b.giveBytes(6)
+	if !b.takeAhead(6) {
+		t.Error("what is given back is not had again")
+	}
+}
+
 // TestASlowPullLeavesConnectionsToOthers: a pull that has all connections of the budget, and gets nowhere, keeps no other pull from its own.
 func TestASlowPullLeavesConnectionsToOthers(t *testing.T) {
 	reg := start(t, registrytest.Options{})

@@ -396,6 +396,11 @@ func TestManifestByDigestIsHeldAgainstIt(t *testing.T) {
 	if _, err := open(t, patient, q.Ref, Credentials{}).Manifest(t.Context()); !errors.Is(err, ErrDigestMismatch) {
 		t.Errorf("other digest in the header: %v, want ErrDigestMismatch", err)
 	}
+	reg.ClearFaults()
+	reg.AddFault(registrytest.Fault{Path: "/manifests/2", Status: 206, Header: http.Header{"Content-Type": {q.MediaType}}, Body: q.Manifest})
+	if _, err := open(t, patient, q.Ref, Credentials{}).Manifest(t.Context()); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("206 to a request for everything: %v, want ErrUnavailable", err)
+	}
 }
 
 func TestForeignURLsAreIgnored(t *testing.T) {

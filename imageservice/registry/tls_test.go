@@ -1,24 +1,32 @@
 package registry
 
 import (
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
+	"log"
 	"maps"
 	"math/big"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/berthd/berth/imageservice/registry/registrytest"
 )
@@ -183,5 +191,72 @@ func TestHTTP1Alone(t *testing.T) {
 	defer mu.Unlock()
 	if want := map[string]int{"registry HTTP/1.1": 3, "storage HTTP/1.1": 1}; !maps.Equal(seen, want) {
 		t.Errorf("requests %v, want %v", seen, want)
+	}
+}
+
+// TestExpiredCertificate: the error has the host and the cause, nobody tries again, and a mirror like that is passed over.
+func TestExpiredCertificate(t *testing.T) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-2 * time.Hour), NotAfter: time.Now().Add(-time.Hour),
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	reg := start(t, registrytest.Options{})
+	p := push(t, reg, registrytest.Image{})
+	var connections atomic.Int64
+	expired := httptest.NewUnstartedServer(reg)
+	expired.Config.ErrorLog = log.New(io.Discard, "", 0)
+	expired.TLS = &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}}
+	expired.Config.ConnState = func(_ net.Conn, state http.ConnState) {
+		if state == http.StateNew {
+			connections.Add(1)
+		}
+	}
+	expired.StartTLS()
+	t.Cleanup(expired.Close)
+	ca := filepath.Join(t.TempDir(), "ca.pem")
+	if err := os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	config := patient
+	config.HostsDir = hostsDir(t, map[string]string{
+		"registry.example/hosts.toml":                             fmt.Sprintf("server = %q\nca = %q\n", expired.URL, ca),
+		strings.Replace(reg.Host(), ":", "_", 1) + "_/hosts.toml": fmt.Sprintf("server = %q\n[host.%q]\nca = %q\n", reg.URL, expired.URL, ca),
+	})
+	host := expired.Listener.Addr().String()
+	_, err = open(t, config, "registry.example/a/b:1", Credentials{}).Manifest(t.Context())
+	if !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), host) || !strings.Contains(err.Error(), "expired") {
+		t.Errorf("%v, want ErrUnavailable with %s and the cause", err, host)
+	}
+	if n := connections.Load(); n != 1 {
+		t.Errorf("%d connections, want 1", n)
+	}
+	if err := pullAll(t.Context(), open(t, config, p.Ref, Credentials{})); err != nil {
+		t.Errorf("beside a mirror like that: %v", err)
+	}
+}
+
+func TestTransient(t *testing.T) {
+	for _, tc := range []struct {
+		name string
+		err  error
+		want bool
+	}{
+		{"no such host", &net.DNSError{Err: "no such host", Name: "x", IsNotFound: true}, false},
+		{"the resolver does not answer", &net.DNSError{Err: "timeout", Name: "x", IsTimeout: true, IsTemporary: true}, true},
+		{"an unknown authority", x509.UnknownAuthorityError{}, false},
+		{"no TLS", tls.RecordHeaderError{Msg: "x"}, false},
+		{"refused by the other side's TLS", tls.AlertError(42), false},
+		{"a reset", unix.ECONNRESET, true},
+		{"cancelled", context.Canceled, false},
+	} {
+		if got := transient(&net.OpError{Op: "dial", Err: tc.err}); got != tc.want {
+			t.Errorf("%s: transient = %v, want %v", tc.name, got, tc.want)
+		}
 	}
 }

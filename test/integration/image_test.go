@@ -11,6 +11,8 @@ import (
 	"io"
 	"io/fs"
 	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path"
 	"path/filepath"
@@ -381,6 +383,28 @@ func TestStackEqualsSequentialUnpack(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// TestProxy: registries are asked by way of the proxy that berthd's environment names; one that wants credentials is told of with its registry.
+func TestProxy(t *testing.T) {
+	closed := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusProxyAuthRequired) }))
+	defer closed.Close()
+	open := harness.Registry(t).URL
+	d := harness.Start(t, harness.WithEnv(
+		"HTTP_PROXY="+open, "http_proxy="+open, "HTTPS_PROXY="+closed.URL, "https_proxy="+closed.URL, "NO_PROXY=", "no_proxy="))
+	for _, scheme := range []string{"http", "https"} {
+		host := scheme + ".invalid"
+		if err := os.Mkdir(filepath.Join(d.Hosts, host), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		d.Write(filepath.Join(d.Hosts, host, "hosts.toml"), fmt.Sprintf("server = %q\n", scheme+"://"+host))
+	}
+	harness.PushImage(t, "test/proxy", imageConfig(func(*ocispecConfig) {}))
+	d.Pull("http.invalid/test/proxy:1")
+	if _, err := d.TryPull("https.invalid/test/proxy:1"); err == nil || !strings.Contains(err.Error(), "https.invalid") ||
+		!strings.Contains(err.Error(), "Proxy Authentication Required") {
+		t.Errorf("PullImage by way of a proxy that wants credentials = %v", err)
 	}
 }
 

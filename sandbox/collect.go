@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"time"
@@ -10,7 +11,7 @@ import (
 const (
 	collectInterval = time.Hour // when nothing else is configured
 	collectTimeout  = 30 * time.Second
-	// collectRetry is how soon another attempt is made while a pod is being attached. After collectPatience it waits its turn.
+	// collectRetry is how soon another attempt is made while a pod is being attached, or after one that failed. After collectPatience it waits its turn.
 	collectRetry    = time.Second
 	collectPatience = time.Minute
 )
@@ -32,21 +33,23 @@ func (m *Manager) CheckNetwork(ctx context.Context, sandboxID string) error {
 	return nil
 }
 
-// collectNetwork has the network free what no sandbox has, again and again: plugins lose addresses too, and other programs links.
-func (m *Manager) collectNetwork() {
-	interval := m.cfg.CollectInterval
-	if interval == 0 {
-		interval = collectInterval
-	}
-	tick := time.NewTicker(interval)
-	defer tick.Stop()
+// collectNetwork has the network free what no sandbox has, again and again: plugins lose addresses too, and other programs links. What could not be done,
+// as the sweep that ended with err, is soon tried again, and then less and less often.
+func (m *Manager) collectNetwork(err error) {
+	interval := cmp.Or(m.cfg.CollectInterval, collectInterval)
+	again := collectRetry
 	for {
-		select {
-		case <-m.ctx.Done():
-			return
-		case <-tick.C:
+		wait := interval
+		if err != nil {
+			wait = min(again, interval)
+			again = 2 * wait
+		} else {
+			again = collectRetry
 		}
-		if err := protect(m.collectOnce); err != nil && m.ctx.Err() == nil {
+		if pause(m.ctx, wait); m.ctx.Err() != nil {
+			return
+		}
+		if err = protect(m.collectOnce); err != nil && m.ctx.Err() == nil {
 			m.logger(m.ctx).Error(err, "Could not collect the network's garbage")
 		}
 	}

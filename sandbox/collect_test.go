@@ -36,6 +36,22 @@ func TestTheNetworkIsCollectedAgainAndAgain(t *testing.T) {
 	w.empty()
 }
 
+// TestTheNetworkIsSoonCollectedAfterAFailure: what a daemon left behind does not wait an hour because the first attempt of the next one failed.
+func TestTheNetworkIsSoonCollectedAfterAFailure(t *testing.T) {
+	w := newWorld(t)
+	w.network.attached["stray"] = "/nowhere"
+	w.network.set("GC", errors.New("the list changed while it was read"))
+	w.open(nil)
+	waitFor(t, func() bool {
+		w.network.mu.Lock()
+		defer w.network.mu.Unlock()
+		return w.network.gcs == 2
+	})
+	w.network.set("GC", nil)
+	waitFor(t, func() bool { return len(w.network.all()) == 0 })
+	w.empty()
+}
+
 func TestCheckNetwork(t *testing.T) {
 	w := newWorld(t)
 	m := w.open(nil)

@@ -272,6 +272,7 @@ type fakeNetwork struct {
 	block    chan struct{}     // Add waits for it, when set
 	adds     int
 	plans    int
+	gcs      int
 	notReady int // as many Plans fail
 }
 
@@ -334,6 +335,10 @@ func (n *fakeNetwork) Check(_ context.Context, a cni.Attachment) error {
 func (n *fakeNetwork) GC(_ context.Context, valid []cni.Attachment) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	n.gcs++
+	if err := n.fail["GC"]; err != nil {
+		return err
+	}
 	keep := map[string]bool{}
 	for _, a := range valid {
 		keep[a.SandboxID] = true

@@ -59,8 +59,7 @@ func (m *Manager) recover() error {
 			})
 		}
 		group.Wait()
-		m.sweep(strays, runtimes)
-		m.collectNetwork()
+		m.collectNetwork(m.sweep(strays, runtimes))
 	})
 	return nil
 }

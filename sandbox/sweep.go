@@ -16,10 +16,11 @@ import (
 )
 
 // sweep removes what carries the daemon's mark and no record names. IDs are never used twice and enter memory before anything of theirs exists, so what is
-// not in memory now belongs to nobody.
-func (m *Manager) sweep(monitors []store.Process, runtimes []string) {
+// not in memory now belongs to nobody. An error, which is logged already, says that something may be left.
+func (m *Manager) sweep(monitors []store.Process, runtimes []string) error {
 	ctx, cancel := context.WithTimeout(m.ctx, sweepTimeout)
 	defer cancel()
+	var errs []error
 	for _, part := range []struct {
 		name  string
 		sweep func(context.Context) error
@@ -33,13 +34,15 @@ func (m *Manager) sweep(monitors []store.Process, runtimes []string) {
 		{"runtime states", m.sweepRuntimeStates},
 		{"writable layers", m.sweepLayers},
 	} {
-		if m.effect("sweep "+part.name) != nil || ctx.Err() != nil {
-			return
+		if err := errors.Join(m.effect("sweep "+part.name), ctx.Err()); err != nil {
+			return err
 		}
 		if err := protect(func() error { return part.sweep(ctx) }); err != nil {
 			m.logger(m.ctx).Error(err, "Could not remove what no record names", "kind", part.name)
+			errs = append(errs, err)
 		}
 	}
+	return errors.Join(errs...)
 }
 
 func (m *Manager) knowsPod(id string) bool {

@@ -61,10 +61,7 @@ func AddDefaultRoute(index int, gateway netip.Addr) Request {
 
 // Addresses returns the addresses of a link, link-local ones too.
 func (c *Conn) Addresses(index int) ([]netip.Prefix, error) {
-	bodies, err := c.Get(Request{
-		What: "list addresses", Type: unix.RTM_GETADDR, Flags: unix.NLM_F_DUMP,
-		Body: addrHeader(unix.AF_UNSPEC, 0, 0, 0),
-	})
+	bodies, err := c.dump(Request{What: "list addresses", Type: unix.RTM_GETADDR, Body: addrHeader(unix.AF_UNSPEC, 0, 0, 0)})
 	if err != nil {
 		return nil, err
 	}

@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -16,6 +17,8 @@ import (
 const (
 	receiveBuffer  = 64 << 10
 	receiveTimeout = 20 // seconds: an answer is queued before the send returns, so only a lost one takes that long
+	dumpTries      = 100
+	dumpPause      = time.Millisecond
 )
 
 // Flags of an acknowledgement, include/uapi/linux/netlink.h.
@@ -114,6 +117,19 @@ func (c *Conn) Get(requests ...Request) ([][]byte, error) {
 	return c.exchange(requests)
 }
 
+// dump returns the messages of a list that did not change while the kernel told it. One that did may lack what was there all the time
+// (Documentation/userspace-api/netlink/intro.rst, "Dump consistency"), so it is asked for again.
+func (c *Conn) dump(r Request) (bodies [][]byte, err error) {
+	r.Flags |= unix.NLM_F_DUMP
+	for range dumpTries {
+		if bodies, err = c.exchange([]Request{r}); !errors.Is(err, errInterrupted) {
+			return bodies, err
+		}
+		time.Sleep(dumpPause)
+	}
+	return nil, err
+}
+
 func (c *Conn) exchange(requests []Request) ([][]byte, error) {
 	if len(requests) == 0 {
 		return nil, nil
@@ -173,7 +189,10 @@ type answers struct {
 	errs     []error
 }
 
-var errShort = errors.New("netlink answer is cut short")
+var (
+	errShort       = errors.New("netlink answer is cut short")
+	errInterrupted = errors.New("the list changed while it was read")
+)
 
 func (a *answers) take(b []byte) error {
 	for len(b) >= unix.SizeofNlMsghdr {
@@ -188,6 +207,9 @@ func (a *answers) take(b []byte) error {
 		if int64(i) >= int64(len(a.requests)) {
 			continue // a late answer to an earlier exchange that gave up
 		}
+		if flags&unix.NLM_F_DUMP_INTR != 0 && kind != unix.NLMSG_ERROR && a.errs[i] == nil {
+			a.errs[i] = fmt.Errorf("%s: %w", a.requests[i].What, errInterrupted)
+		}
 		switch kind {
 		case unix.NLMSG_ERROR, unix.NLMSG_DONE:
 			a.done++
@@ -198,9 +220,6 @@ func (a *answers) take(b []byte) error {
 				a.fail(int(i), unix.Errno(-code), body, flags)
 			}
 		default:
-			if flags&unix.NLM_F_DUMP_INTR != 0 && a.errs[i] == nil {
-				a.errs[i] = fmt.Errorf("%s: list changed while it was read: %w", a.requests[i].What, unix.EAGAIN)
-			}
 			a.bodies = append(a.bodies, slices.Clone(body))
 		}
 	}

@@ -159,7 +159,7 @@ func (c *Conn) Link(name string) (Link, error) {
 func (c *Conn) Ports(bridge int) ([]Link, error) {
 	b := putUint32(linkHeader(unix.AF_UNSPEC, 0, 0, 0), unix.IFLA_MASTER, uint32(bridge))
 	b = putUint32(b, unix.IFLA_EXT_MASK, rtextSkipStats)
-	bodies, err := c.Get(Request{What: "list bridge ports", Type: unix.RTM_GETLINK, Flags: unix.NLM_F_DUMP, Body: b})
+	bodies, err := c.dump(Request{What: "list bridge ports", Type: unix.RTM_GETLINK, Body: b})
 	if err != nil {
 		return nil, err
 	}
@@ -180,7 +180,7 @@ func (c *Conn) Ports(bridge int) ([]Link, error) {
 func (c *Conn) LinksOfKind(kind string) ([]Link, error) {
 	b := nest(linkHeader(unix.AF_UNSPEC, 0, 0, 0), unix.IFLA_LINKINFO, func(b []byte) []byte { return putString(b, iflaInfoKind, kind) })
 	b = putUint32(b, unix.IFLA_EXT_MASK, rtextSkipStats)
-	bodies, err := c.Get(Request{What: "list links of kind " + kind, Type: unix.RTM_GETLINK, Flags: unix.NLM_F_DUMP, Body: b})
+	bodies, err := c.dump(Request{What: "list links of kind " + kind, Type: unix.RTM_GETLINK, Body: b})
 	if err != nil {
 		return nil, err
 	}

@@ -2,10 +2,12 @@ package rtnl_test
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
 	"os"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -132,6 +134,69 @@ func bridge(name string) []byte {
 		b = append(b, 0)
 	}
 	return append(b, 16, 0, unix.IFLA_LINKINFO, 0, 11, 0, 1, 0, 'b', 'r', 'i', 'd', 'g', 'e', 0, 0)[:len(b)+16]
+}
+
+// TestListsThatChangeMeanwhile: a list that takes the kernel several datagrams is asked for again when links come and go between them, and lacks none
+// of those that were there all the time.
+func TestListsThatChangeMeanwhile(t *testing.T) {
+	cnitest.NeedRoot(t)
+	const ports, lists = 100, 200
+	c, other := dial(t), dial(t)
+	made := []rtnl.Request{}
+	for _, name := range []string{"rtb1", "rtb2"} {
+		made = append(made, rtnl.Request{What: "add bridge", Type: unix.RTM_NEWLINK, Flags: unix.NLM_F_CREATE, Body: bridge(name)})
+	}
+	if err := c.Do(made...); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := c.Do(rtnl.Del("rtb1"), rtnl.Del("rtb2")); err != nil {
+			t.Error(err)
+		}
+	}()
+	master, err := c.Link("rtb1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ns := cnitest.NewNetNS(t)
+	fd, err := os.Open(ns.Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer fd.Close()
+	defer c.Do(rtnl.DelGroup(78))
+	for i := range ports {
+		name := fmt.Sprintf("rtp%d", i)
+		pair := rtnl.AddVeth(rtnl.Veth{Name: name, Master: master.Index, Peer: name, PeerNS: int(fd.Fd())})
+		if err := c.Do(pair, rtnl.SetGroup(name, 78)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var stop atomic.Bool
+	churned := make(chan error, 1)
+	go func() {
+		for !stop.Load() {
+			if err := other.Do(rtnl.Del("rtb2"), made[1]); err != nil {
+				churned <- err
+				return
+			}
+		}
+		churned <- nil
+	}()
+	for range lists {
+		if found, err := c.Ports(master.Index); err != nil || len(found) != ports {
+			t.Errorf("Ports = %d links, %v; want %d", len(found), err, ports)
+			break
+		}
+		if found, err := c.LinksOfKind("veth"); err != nil || len(found) != ports {
+			t.Errorf("LinksOfKind = %d links, %v; want %d", len(found), err, ports)
+			break
+		}
+	}
+	stop.Store(true)
+	if err := <-churned; err != nil {
+		t.Error(err)
+	}
 }
 
 func TestDialInRefusesWhatIsNoNamespace(t *testing.T) {

@@ -283,9 +283,9 @@ func Bin(t testing.TB) string {
 	return bin
 }
 
-// Context ends with the test or after Timeout.
+// Context is for one call: it ends with the test, or after a time in which a machine that stands still for a while has come back.
 func (d *Daemon) Context() context.Context {
-	ctx, cancel := context.WithTimeout(d.T.Context(), Timeout)
+	ctx, cancel := context.WithTimeout(d.T.Context(), 4*Timeout)
 	context.AfterFunc(ctx, cancel)
 	return ctx
 }
@@ -324,7 +324,7 @@ func (d *Daemon) AsBefore() {
 // end makes the checks that every test ends with, and clears the host.
 func (d *Daemon) end() {
 	t := d.T
-	ctx, cancel := context.WithTimeout(context.Background(), 2*Timeout)
+	ctx, cancel := context.WithTimeout(context.Background(), 4*Timeout)
 	defer cancel()
 	if d.PID() != 0 {
 		if !t.Failed() {
@@ -390,12 +390,14 @@ const Patience = 20 * time.Second
 func (d *Daemon) Eventually(within time.Duration, what string, ok func() bool) {
 	d.T.Helper()
 	within = max(within, Patience)
-	end := time.Now().Add(within)
-	for !ok() {
-		if time.Now().After(end) {
+	for end := time.Now().Add(within); ; time.Sleep(10 * time.Millisecond) {
+		late := time.Now().After(end) // before it is looked: the machine may stand still meanwhile
+		if ok() {
+			return
+		}
+		if late {
 			d.T.Fatalf("not within %s: %s", within, what)
 		}
-		time.Sleep(10 * time.Millisecond)
 	}
 }
 

@@ -41,14 +41,14 @@ func AsBefore(t testing.TB, d Daemon, before Items) {
 	}
 }
 
-// Settle asks until nothing is found or Grace is over, and returns what is still found.
+// Settle asks until nothing is found, and once more after Grace is over; it returns what is found then.
 func Settle(ctx context.Context, look func(context.Context) ([]string, error)) (lines []string, err error) {
-	ctx, cancel := context.WithTimeout(ctx, Grace+10*time.Second)
-	defer cancel()
-	end := time.Now().Add(Grace)
-	for {
-		lines, err = look(ctx)
-		if err == nil && len(lines) == 0 || !time.Now().Before(end) {
+	for end := time.Now().Add(Grace); ; {
+		late := time.Now().After(end) // before it is looked: the machine may stand still meanwhile
+		one, cancel := context.WithTimeout(ctx, Grace)
+		lines, err = look(one)
+		cancel()
+		if err == nil && len(lines) == 0 || late {
 			return lines, err
 		}
 		select {

@@ -59,7 +59,7 @@ func (s *runtimeService) CreateContainer(ctx context.Context, r *runtimeapi.Crea
 	defer done()
 	containerID, err := s.containers.CreateContainer(ctx, sandbox.CreateRequest{
 		SandboxID: pod.ID, Config: config, SandboxConfig: r.GetSandboxConfig(),
-		ImageID: image.ID, ImageRef: image.ID, Image: hostile,
+		ImageID: image.ID, ImageRef: image.ID, ImageDigest: image.Manifest.Digest.String(), Image: hostile,
 	})
 	if err != nil {
 		return nil, err

@@ -38,7 +38,8 @@ func (m *Manager) CreateContainer(ctx context.Context, r CreateRequest) (string,
 	if err != nil {
 		return "", err
 	}
-	rec := store.Container{SandboxID: p.id, State: store.Creating, ConfigHash: hash, Config: packed, ImageID: r.ImageID, ImageRef: r.ImageRef}
+	rec := store.Container{SandboxID: p.id, State: store.Creating, ConfigHash: hash, Config: packed, ImageID: r.ImageID, ImageRef: r.ImageRef,
+		ImageDigest: r.ImageDigest}
 	for {
 		c, err := m.claimContainer(ctx, p, r, rec)
 		if errors.Is(err, errAbandoned) {
@@ -212,7 +213,8 @@ func (m *Manager) containerSpec(ctx context.Context, c *container, r CreateReque
 
 // adjustSpec has the adjusters change a spec, and does what they ask for of other containers.
 func (m *Manager) adjustSpec(ctx context.Context, c *container, made *specs.Spec, rec *store.Container) error {
-	in := &adjust.Container{ID: c.id, SandboxID: c.pod.id, Handler: m.record(c.pod).Handler, Pod: c.pod.config, Config: c.config, Spec: made}
+	in := &adjust.Container{ID: c.id, SandboxID: c.pod.id, Handler: m.record(c.pod).Handler, Pod: c.pod.config, Config: c.config, Image: showImage(c, rec),
+		Spec: made}
 	if err := m.introduceContainer(ctx, c, in); err != nil {
 		return fmt.Errorf("adjust container: %w", err)
 	}

@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"sync"
@@ -269,6 +270,7 @@ func (m *Manager) showContainer(c *container) *adjust.Container {
 	s := m.showPod(c.pod)
 	out := &adjust.Container{ID: c.id, SandboxID: c.pod.id, Handler: s.Handler, Pod: s.Config, Config: c.config, Sandbox: s}
 	rec := m.containerRecord(c)
+	out.Image = showImage(c, &rec)
 	out.Status = adjust.Status{State: rec.State, CreatedAt: rec.CreatedAt, StartedAt: rec.StartedAt, FinishedAt: rec.FinishedAt, ExitCode: rec.ExitCode,
 		Reason: rec.Reason, Message: rec.Message}
 	if rec.State == store.Running {
@@ -279,4 +281,10 @@ func (m *Manager) showContainer(c *container) *adjust.Container {
 		m.logger(m.ctx).Info("Could not read a container's spec for plugins", "containerID", c.id, "err", err)
 	}
 	return out
+}
+
+// showImage says of a container's image what its user called it, where that is known.
+func showImage(c *container, rec *store.Container) adjust.Image {
+	asked := c.config.GetImage()
+	return adjust.Image{Name: cmp.Or(asked.GetUserSpecifiedImage(), asked.GetImage()), Digest: rec.ImageDigest, ConfigDigest: rec.ImageID}
 }

@@ -94,6 +94,7 @@ type CreateRequest struct {
 	SandboxConfig *runtimeapi.PodSandboxConfig // not used: the sandbox's own counts
 	ImageID       string
 	ImageRef      string
+	ImageDigest   string // of the manifest
 	Image         spec.Image
 }
 

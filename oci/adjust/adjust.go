@@ -12,6 +12,7 @@ type Container struct {
 	Handler string
 	Pod     *runtimeapi.PodSandboxConfig
 	Config  *runtimeapi.ContainerConfig
+	Image   Image
 	// Spec is the specification, which adjusters change in place.
 	Spec *specs.Spec
 
@@ -22,4 +23,11 @@ type Container struct {
 	Resources *runtimeapi.LinuxContainerResources
 	// Updates are of other containers, to be done before this one is created.
 	Updates []Update
+}
+
+// Image is what a container is made of. Digests are "ALGORITHM:HEX", or "" where they are not known.
+type Image struct {
+	Name         string // as it was asked for
+	Digest       string // of the index or manifest that it was pulled by
+	ConfigDigest string
 }

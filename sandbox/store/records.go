@@ -76,6 +76,8 @@ type Container struct {
 	Config     []byte `json:"config"` // ContainerConfig of the CRI, as protobuf
 	ImageID    string `json:"imageID"`
 	ImageRef   string `json:"imageRef"`
+	// ImageDigest is that of the manifest that the image was pulled by; absent in records of older daemons.
+	ImageDigest string `json:"imageDigest,omitempty"`
 	Place
 	Limits
 	End

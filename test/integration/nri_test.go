@@ -102,6 +102,41 @@ func TestPluginAdjustsAContainer(t *testing.T) {
 	}
 }
 
+// TestPluginSeesTheImage: what its user calls it, what it was pulled by and what it is, also of a container that an earlier daemon created.
+func TestPluginSeesTheImage(t *testing.T) {
+	d := harness.Start(t)
+	seen := make(chan *api.Image, 2)
+	join(d, "10-before", func(p *nodePlugin) {
+		p.create = func(_ *api.PodSandbox, c *api.Container) (*api.ContainerAdjustment, []*api.ContainerUpdate, error) {
+			seen <- c.GetImage()
+			return nil, nil, nil
+		}
+	})
+	pod := d.RunPod(d.Pod("a"))
+	config := d.Sleeper("c")
+	r, err := d.Images.ImageStatus(d.Context(), &runtimeapi.ImageStatusRequest{Image: config.Image})
+	if err != nil {
+		t.Fatal(err)
+	}
+	user := config.Image.Image
+	config.Image = &runtimeapi.ImageSpec{Image: r.GetImage().GetId(), UserSpecifiedImage: user} // as the kubelet asks
+	pod.Run(config)
+	d.Restart()
+	join(d, "10-again", func(p *nodePlugin) {
+		p.synchronize = func(_ []*api.PodSandbox, all []*api.Container) []*api.ContainerUpdate {
+			seen <- all[0].GetImage()
+			return nil
+		}
+	})
+	for _, when := range []string{"is created", "is there"} {
+		i := <-seen
+		if i.GetName() != user || i.GetConfigDigest() != r.GetImage().GetId() || i.GetDigest() == "" ||
+			!slices.ContainsFunc(r.GetImage().GetRepoDigests(), func(known string) bool { return strings.HasSuffix(known, "@"+i.GetDigest()) }) {
+			t.Errorf("image of a container that %s: %v, want %s of %v", when, i, user, r.GetImage())
+		}
+	}
+}
+
 // TestPluginSchedulesAContainer: its processes have the policy and the priorities.
 func TestPluginSchedulesAContainer(t *testing.T) {
 	harness.Native(t, "runc 1.1 knows neither")

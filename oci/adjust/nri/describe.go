@@ -60,6 +60,9 @@ func containerOf(c *adjust.Container) *api.Container {
 		FinishedAt: c.Status.FinishedAt, ExitCode: c.Status.ExitCode, StatusReason: c.Status.Reason, StatusMessage: c.Status.Message,
 		Linux: &api.LinuxContainer{SeccompProfile: profileOf(c.Config.GetLinux().GetSecurityContext().GetSeccomp())},
 	}
+	if i := c.Image; i != (adjust.Image{}) {
+		out.Image = &api.Image{Name: i.Name, Digest: i.Digest, ConfigDigest: i.ConfigDigest}
+	}
 	for _, d := range c.Config.GetCDIDevices() {
 		out.CDIDevices = append(out.CDIDevices, &api.CDIDevice{Name: d.GetName()})
 	}

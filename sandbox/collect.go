@@ -33,25 +33,22 @@ func (m *Manager) CheckNetwork(ctx context.Context, sandboxID string) error {
 	return nil
 }
 
-// collectNetwork has the network free what no sandbox has, again and again: plugins lose addresses too, and other programs links. What could not be done,
-// as the sweep that ended with err, is soon tried again, and then less and less often.
-func (m *Manager) collectNetwork(err error) {
+// collect removes what belongs to nobody: all that an earlier daemon left, with sweep, and from then on, again and again, what the network has:
+// plugins lose addresses too, and other programs links. What fails is soon tried again, and then less and less often, with ten times as much
+// time between the attempts as one takes, because new pods may have to wait for it.
+func (m *Manager) collect(sweep func() error) {
 	interval := cmp.Or(m.cfg.CollectInterval, collectInterval)
-	again := collectRetry
-	for {
-		wait := interval
-		if err != nil {
-			wait = min(again, interval)
+	work, again := sweep, collectRetry
+	for m.ctx.Err() == nil {
+		wait, start := interval, time.Now()
+		if err := protect(work); err == nil {
+			work, again = m.collectOnce, collectRetry
+		} else if m.ctx.Err() == nil {
+			wait = min(max(again, 10*time.Since(start)), interval)
 			again = 2 * wait
-		} else {
-			again = collectRetry
+			m.logger(m.ctx).Error(err, "Could not remove what no record names", "again", wait)
 		}
-		if pause(m.ctx, wait); m.ctx.Err() != nil {
-			return
-		}
-		if err = protect(m.collectOnce); err != nil && m.ctx.Err() == nil {
-			m.logger(m.ctx).Error(err, "Could not collect the network's garbage")
-		}
+		pause(m.ctx, wait)
 	}
 }
 

@@ -36,19 +36,24 @@ func TestTheNetworkIsCollectedAgainAndAgain(t *testing.T) {
 	w.empty()
 }
 
-// TestTheNetworkIsSoonCollectedAfterAFailure: what a daemon left behind does not wait an hour because the first attempt of the next one failed.
-func TestTheNetworkIsSoonCollectedAfterAFailure(t *testing.T) {
+// TestSweepIsSoonRepeatedAfterAFailure: what a daemon left behind does not wait an hour, or for a restart, because the first attempt of the next one failed.
+func TestSweepIsSoonRepeatedAfterAFailure(t *testing.T) {
 	w := newWorld(t)
-	w.network.attached["stray"] = "/nowhere"
-	w.network.set("GC", errors.New("the list changed while it was read"))
+	failed := errors.New("the list changed while it was read")
+	w.network.attached["stray"], w.rootfs.keys["stray"], w.rootfs.unlisted = "/nowhere", true, failed
+	w.network.set("GC", failed)
 	w.open(nil)
 	waitFor(t, func() bool {
-		w.network.mu.Lock()
-		defer w.network.mu.Unlock()
-		return w.network.gcs == 2
+		w.rootfs.mu.Lock()
+		defer w.rootfs.mu.Unlock()
+		return w.rootfs.lists >= 2
 	})
 	w.network.set("GC", nil)
 	waitFor(t, func() bool { return len(w.network.all()) == 0 })
+	w.rootfs.mu.Lock()
+	w.rootfs.unlisted = nil
+	w.rootfs.mu.Unlock()
+	waitFor(t, func() bool { return len(w.left()) == 0 })
 	w.empty()
 }
 

@@ -272,7 +272,6 @@ type fakeNetwork struct {
 	block    chan struct{}     // Add waits for it, when set
 	adds     int
 	plans    int
-	gcs      int
 	notReady int // as many Plans fail
 }
 
@@ -335,7 +334,6 @@ func (n *fakeNetwork) Check(_ context.Context, a cni.Attachment) error {
 func (n *fakeNetwork) GC(_ context.Context, valid []cni.Attachment) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.gcs++
 	if err := n.fail["GC"]; err != nil {
 		return err
 	}
@@ -364,6 +362,9 @@ type fakeRootFS struct {
 	mu   sync.Mutex
 	keys map[string]bool
 	err  error
+
+	unlisted error // Keys fails
+	lists    int   // calls of Keys
 }
 
 func (r *fakeRootFS) Prepare(_ context.Context, key, _ string, volumes []string) (runtime.Trees, error) {
@@ -383,7 +384,8 @@ func (r *fakeRootFS) Release(_ context.Context, key string) error {
 func (r *fakeRootFS) Keys(context.Context) ([]string, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return slices.Collect(maps.Keys(r.keys)), nil
+	r.lists++
+	return slices.Collect(maps.Keys(r.keys)), r.unlisted
 }
 
 // fakeMonitor is a sleeping process in namespaces of its own, and the containers that it was told to start: shells in their cgroups.

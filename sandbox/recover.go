@@ -20,9 +20,9 @@ import (
 
 // Bounds of recovery.
 const (
-	recoveryTimeout = 5 * time.Second // of one sandbox
-	recoveryWidth   = 32              // sandboxes at once
-	sweepTimeout    = 30 * time.Second
+	recoveryTimeout = 5 * time.Second  // of one sandbox
+	recoveryWidth   = 32               // sandboxes at once
+	sweepTimeout    = 30 * time.Second // of each kind of things
 )
 
 // recover loads the records into memory, so that lists answer at once, and deals with each sandbox in the background; then with what no
@@ -59,7 +59,7 @@ func (m *Manager) recover() error {
 			})
 		}
 		group.Wait()
-		m.collectNetwork(m.sweep(strays, runtimes))
+		m.collect(func() error { return m.sweep(strays, runtimes) })
 	})
 	return nil
 }

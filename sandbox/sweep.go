@@ -16,10 +16,8 @@ import (
 )
 
 // sweep removes what carries the daemon's mark and no record names. IDs are never used twice and enter memory before anything of theirs exists, so what is
-// not in memory now belongs to nobody. An error, which is logged already, says that something may be left.
+// not in memory now belongs to nobody. After an error something may be left; it may be called again.
 func (m *Manager) sweep(monitors []store.Process, runtimes []string) error {
-	ctx, cancel := context.WithTimeout(m.ctx, sweepTimeout)
-	defer cancel()
 	var errs []error
 	for _, part := range []struct {
 		name  string
@@ -34,12 +32,17 @@ func (m *Manager) sweep(monitors []store.Process, runtimes []string) error {
 		{"runtime states", m.sweepRuntimeStates},
 		{"writable layers", m.sweepLayers},
 	} {
-		if err := errors.Join(m.effect("sweep "+part.name), ctx.Err()); err != nil {
+		if err := errors.Join(m.effect("sweep "+part.name), m.ctx.Err()); err != nil {
 			return err
 		}
-		if err := protect(func() error { return part.sweep(ctx) }); err != nil {
-			m.logger(m.ctx).Error(err, "Could not remove what no record names", "kind", part.name)
-			errs = append(errs, err)
+		// What hangs in one part does not keep the others from being done.
+		err := protect(func() error {
+			ctx, cancel := context.WithTimeout(m.ctx, sweepTimeout)
+			defer cancel()
+			return part.sweep(ctx)
+		})
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", part.name, err))
 		}
 	}
 	return errors.Join(errs...)
@@ -114,9 +117,10 @@ func (m *Manager) sweepMonitors(before []store.Process) error {
 // known were ended with their recovery.
 func (m *Manager) sweepRuntimes(ctx context.Context, before []string) error {
 	var errs []error
-	for _, name := range slices.DeleteFunc(before, m.knowsContainer) {
-		path := m.cfg.Cgroups.RuntimePath(name)
-		errs = append(errs, m.cfg.Cgroups.Kill(path), m.cfg.Cgroups.Remove(ctx, path))
+	for _, name := range before {
+		if path := m.cfg.Cgroups.RuntimePath(name); !m.knowsContainer(name) {
+			errs = append(errs, m.cfg.Cgroups.Kill(path), m.cfg.Cgroups.Remove(ctx, path))
+		}
 	}
 	return errors.Join(errs...)
 }

@@ -28,6 +28,6 @@ type Container struct {
 // Image is what a container is made of. Digests are "ALGORITHM:HEX", or "" where they are not known.
 type Image struct {
 	Name         string // as it was asked for
-	Digest       string // of the index or manifest that it was pulled by
+	Digest       string // of its manifest
 	ConfigDigest string
 }

@@ -124,12 +124,19 @@ func TestPluginSeesTheImage(t *testing.T) {
 	d.Restart()
 	join(d, "10-again", func(p *nodePlugin) {
 		p.synchronize = func(_ []*api.PodSandbox, all []*api.Container) []*api.ContainerUpdate {
-			seen <- all[0].GetImage()
+			for _, c := range all {
+				seen <- c.GetImage()
+			}
 			return nil
 		}
 	})
 	for _, when := range []string{"is created", "is there"} {
-		i := <-seen
+		var i *api.Image
+		select {
+		case i = <-seen:
+		case <-time.After(harness.Timeout):
+			t.Fatalf("the plugin was not told of a container that %s", when)
+		}
 		if i.GetName() != user || i.GetConfigDigest() != r.GetImage().GetId() || i.GetDigest() == "" ||
 			!slices.ContainsFunc(r.GetImage().GetRepoDigests(), func(known string) bool { return strings.HasSuffix(known, "@"+i.GetDigest()) }) {
 			t.Errorf("image of a container that %s: %v, want %s of %v", when, i, user, r.GetImage())

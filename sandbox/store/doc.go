@@ -19,6 +19,7 @@
 //
 // # Errors
 //
+// Shortage: the record was not looked at, for want of descriptors or memory; Load tries again for 5 s, and then fails as a whole.
 // ErrDamaged: the bytes are not a record as it was written. ErrVersion: a newer berth wrote it. Load reports both beside the object, and goes on
 // with the others. Removing what is not there is nil.
 //

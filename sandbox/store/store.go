@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -127,22 +128,41 @@ type ContainerFolder struct {
 	Err       error
 }
 
-// Load reads all records. What is wrong with one is in its Err; foreign names are left out. The error is only of the folder itself.
+// Load reads all records. What is wrong with one is in its Err; foreign names are left out. The error is of the folder itself, or a Shortage
+// that has lasted: it says nothing of any record.
 func (s *Store) Load() ([]PodFolder, error) {
+	for start := time.Now(); ; time.Sleep(loadPause) {
+		folders, err := s.load()
+		if err == nil {
+			return folders, nil
+		}
+		if !Shortage(err) || time.Since(start) > loadPatience {
+			return nil, fmt.Errorf("load records: %w", err)
+		}
+	}
+}
+
+func (s *Store) load() ([]PodFolder, error) {
 	entries, err := os.ReadDir(s.pods)
 	if err != nil {
-		return nil, fmt.Errorf("load records: %w", err)
+		return nil, err
 	}
 	var folders []PodFolder
 	for _, e := range entries {
-		if ValidID(e.Name()) {
-			folders = append(folders, s.loadPod(e.Name()))
+		if !ValidID(e.Name()) {
+			continue
 		}
+		folder, err := s.loadPod(e.Name())
+		if err != nil {
+			return nil, err
+		}
+		folders = append(folders, folder)
 	}
 	return folders, nil
 }
 
-func (s *Store) loadPod(sandboxID string) PodFolder {
+// loadPod reads the records of one sandbox. The error is a Shortage.
+func (s *Store) loadPod(sandboxID string) (PodFolder, error) {
 	folder := PodFolder{ID: sandboxID}
 	var p Pod
 	if folder.Err = get(filepath.Join(s.pods, sandboxID), "pod", &p); folder.Err == nil {
@@ -152,15 +172,23 @@ func (s *Store) loadPod(sandboxID string) PodFolder {
 		folder.Pod = &p
 	}
 	entries, err := os.ReadDir(s.RecordDir(sandboxID))
+	if both := errors.Join(folder.Err, err); Shortage(both) {
+		return PodFolder{}, both
+	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) && folder.Err == nil {
 		folder.Pod, folder.Err = nil, fmt.Errorf("load records of sandbox %s: %w", sandboxID, err)
 	}
 	for _, e := range entries {
-		if ValidID(e.Name()) {
-			folder.Containers = append(folder.Containers, s.loadContainer(sandboxID, e.Name()))
+		if !ValidID(e.Name()) {
+			continue
 		}
+		c := s.loadContainer(sandboxID, e.Name())
+		if Shortage(c.Err) {
+			return PodFolder{}, c.Err
+		}
+		folder.Containers = append(folder.Containers, c)
 	}
-	return folder
+	return folder, nil
 }
 
 func (s *Store) loadContainer(sandboxID, containerID string) ContainerFolder {
@@ -218,7 +246,7 @@ func removeFile(path string) error {
 // get reads folder/kind. It never blocks on what is not a regular file.
 func get(folder, kind string, record any) (err error) {
 	path := filepath.Join(folder, kind)
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	f, err := openFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return fmt.Errorf("read record: %w", err)
 	}

@@ -166,6 +166,56 @@ func TestDamageStaysWithItsObject(t *testing.T) {
 	}
 }
 
+// short makes the opening of files with this name fail, n times.
+func short(t *testing.T, name string, errno unix.Errno, n int) {
+	t.Helper()
+	old := openFile
+	t.Cleanup(func() { openFile = old })
+	openFile = func(path string, flag int, perm os.FileMode) (*os.File, error) {
+		if filepath.Base(path) == name && n > 0 {
+			n--
+			return nil, &fs.PathError{Op: "open", Path: path, Err: errno}
+		}
+		return old(path, flag, perm)
+	}
+}
+
+// A file that cannot be opened for want of descriptors or memory is not damaged: taken for that, its containers were killed.
+func TestLoadInAShortage(t *testing.T) {
+	patience := loadPatience
+	t.Cleanup(func() { loadPatience = patience })
+	for _, name := range []string{"pod", "container"} {
+		for _, errno := range []unix.Errno{unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.EINTR, unix.EAGAIN, unix.ENOBUFS, unix.EIO, unix.EACCES} {
+			t.Run(name+" "+unix.ErrnoName(errno), func(t *testing.T) {
+				s := open(t)
+				a := id("a")
+				if err := errors.Join(s.AddPod(pod(a)), s.AddContainer(container(a, id("1")), nil)); err != nil {
+					t.Fatal(err)
+				}
+				if errno == unix.EIO || errno == unix.EACCES { // these are of the file
+					short(t, name, errno, 1)
+					if got := load(t, s); !errors.Is(errors.Join(got[0].Err, got[0].Containers[0].Err), errno) {
+						t.Errorf("Load = %+v", got)
+					}
+					return
+				}
+				loadPatience = patience
+				short(t, name, errno, 2)
+				want := []PodFolder{{ID: a, Pod: pod(a), Containers: []ContainerFolder{{ID: id("1"), Container: container(a, id("1"))}}}}
+				if diff := cmp.Diff(want, load(t, s), addr); diff != "" {
+					t.Errorf("Load after a short while of it (-want +got):\n%s", diff)
+				}
+				loadPatience = 0
+				short(t, name, errno, 1000)
+				got, err := s.Load()
+				if !errors.Is(err, errno) || !strings.Contains(err.Error(), s.pods) || got != nil {
+					t.Errorf("Load while it lasts = %+v, %v", got, err)
+				}
+			})
+		}
+	}
+}
+
 func TestLoadPassesOverForeignNames(t *testing.T) {
 	s := open(t)
 	for _, name := range []string{"lost+found", id("A"), id("a") + "0"} {

@@ -17,7 +17,11 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/berthd/berth/imageservice/reference"
+	"github.com/berthd/berth/imageservice/snapshot"
 )
+
+// openFile opens a record. Tests make it fail.
+var openFile = os.Open
 
 // recordVersion is that of the format below. A daemon reads no record of a version that it does not know.
 const recordVersion = 1
@@ -230,7 +234,7 @@ func (rs records) sync() error {
 	return nil
 }
 
-// load reads all records. What cannot be read is put aside.
+// load reads all records. What cannot be read is put aside, but for a shortage.
 func (rs records) load() (good []*record, bad []error, err error) {
 	entries, err := os.ReadDir(rs.dir)
 	if err != nil {
@@ -245,6 +249,9 @@ func (rs records) load() (good []*record, bad []error, err error) {
 			continue
 		}
 		r, err := readRecord(file)
+		if snapshot.Shortage(err) {
+			return nil, nil, fmt.Errorf("read record of image: %w", err)
+		}
 		if err != nil {
 			bad = append(bad, rs.putAside(file, err))
 			continue
@@ -262,7 +269,7 @@ func readRecord(file string) (*record, error) {
 	if !st.Mode().IsRegular() || st.Size() > maxRecord {
 		return nil, errors.New("it is not a regular file of sensible size")
 	}
-	f, err := os.Open(file)
+	f, err := openFile(file)
 	if err != nil {
 		return nil, err
 	}

@@ -83,7 +83,8 @@ func (s *Service) Configure(config Config) {
 	s.Pin(config.Pinned)
 }
 
-// Open reads the records and removes what none of them names. A record that cannot be used is put aside: see Problems.
+// Open reads the records and removes what none of them names. A record that cannot be used is put aside: see Problems. For want of descriptors,
+// memory or room nothing is put aside: then Open fails.
 // Close ends it.
 func Open(ctx context.Context, config Config) (*Service, error) {
 	s := &Service{
@@ -163,6 +164,9 @@ func (s *Service) load(ctx context.Context) error {
 		}
 		if ctx.Err() != nil { // whoever opens it ends: that says nothing of the image
 			return context.Cause(ctx)
+		}
+		if snapshot.Shortage(err) { // nor does that
+			return fmt.Errorf("load image %s: %w", r.ImageID, err)
 		}
 		if err != nil {
 			bad = append(bad, s.records.putAside(s.records.file(r.ImageID), err))

@@ -2,6 +2,7 @@ package imageservice
 
 import (
 	"bytes"
+	stdcmp "cmp"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -881,6 +882,51 @@ func TestEndWhileImagesAreLoaded(t *testing.T) {
 	}
 	if err := s.Close(); err != nil {
 		t.Error(err)
+	}
+}
+
+// A shortage while images are loaded says nothing of them: none is put aside, no layer goes, and the service does not open.
+func TestShortageWhileImagesAreLoaded(t *testing.T) {
+	w := newWorld(t, registrytest.Options{})
+	p := w.push("a/b", "1", registrytest.Image{})
+	w.pull(p.Ref)
+	layers, _ := w.snap.layers()
+	t.Cleanup(func() { openFile = os.Open })
+	for _, tc := range []struct {
+		name          string
+		read, publish error
+	}{
+		{"no descriptors for its record", unix.EMFILE, nil},
+		{"no memory for its record", unix.ENOMEM, nil},
+		{"no descriptors to stack its layers", nil, unix.EMFILE},
+		{"no room to stack its layers", nil, unix.ENOSPC},
+		{"no quota to stack its layers", nil, unix.EDQUOT},
+	} {
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+		openFile = func(path string) (*os.File, error) {
+			if tc.read != nil {
+				return nil, &fs.PathError{Op: "open", Path: path, Err: tc.read}
+			}
+			return os.Open(path)
+		}
+		w.snap.fail["Publish"] = tc.publish
+		s, err := Open(t.Context(), Config{Root: w.root, Snapshot: w.snap, Registry: patient})
+		if want := stdcmp.Or(tc.read, tc.publish); !errors.Is(err, want) || !strings.Contains(err.Error(), p.ImageID[len("sha256:"):]) {
+			t.Errorf("%s: Open = %v, want %v of image %s", tc.name, err, want, p.ImageID)
+		}
+		if err == nil {
+			s.Close()
+		}
+		openFile, w.snap.fail["Publish"] = os.Open, nil
+		w.open()
+		if _, err := w.Image(p.Ref); err != nil || len(w.Problems()) > 0 {
+			t.Errorf("%s: afterwards: %v, %v", tc.name, err, w.Problems())
+		}
+		if n, _ := w.snap.layers(); n != layers {
+			t.Errorf("%s: %d layers, had %d", tc.name, n, layers)
+		}
 	}
 }
 

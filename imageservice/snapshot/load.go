@@ -46,6 +46,9 @@ func (s *Store) loadKeys() error {
 		if err == nil {
 			err = readRecord(filepath.Join(w.dir, "kept"), &w.kept)
 		}
+		if Shortage(err) {
+			return err
+		}
 		if err != nil && !errors.Is(err, fs.ErrNotExist) || w.diffIDs == nil {
 			// It can be removed, and nothing else: what it stands on is not known.
 			w.broken = true
@@ -66,6 +69,9 @@ func (s *Store) loadLayers() error {
 		err := readRecord(filepath.Join(l.dir, "layer"), &l.record)
 		if id := l.record.DiffID; err == nil && (checkDiffIDs(id) != nil || id.Encoded() != e.Name()) {
 			err = fmt.Errorf("%w %s: it is that of %q", errRecord, l.dir, id)
+		}
+		if Shortage(err) {
+			return err
 		}
 		if err != nil {
 			if err := s.setAside(l.dir, err); err != nil {
@@ -90,6 +96,9 @@ func (s *Store) loadChains() error {
 		err := readRecord(filepath.Join(c.dir, "chain"), &c.record)
 		if err == nil && (!c.record.valid() || c.record.ChainID.Encoded() != e.Name()) {
 			err = fmt.Errorf("%w %s: it is that of %q", errRecord, c.dir, c.record.ChainID)
+		}
+		if Shortage(err) {
+			return err
 		}
 		if err != nil {
 			if err := s.setAside(c.dir, err); err != nil {

@@ -8,10 +8,24 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
+	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // recordVersion is that of all records of this package.
 const recordVersion = 1
+
+// readFile reads a record. Tests make it fail.
+var readFile = os.ReadFile
+
+var shortages = []syscall.Errno{unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.EINTR, unix.EAGAIN, unix.ENOBUFS, unix.ENOSPC, unix.EDQUOT}
+
+// Shortage tells whether an error says only that the daemon or the host is short of something now, and so nothing of a layer or stack.
+func Shortage(err error) bool {
+	return slices.ContainsFunc(shortages, func(e syscall.Errno) bool { return errors.Is(err, e) })
+}
 
 var errRecord = errors.New("bad record")
 
@@ -31,7 +45,7 @@ func writeRecord(path string, v any) error {
 
 // readRecord reads what writeRecord wrote. A file that is there and is not that is errRecord.
 func readRecord(path string, v any) error {
-	raw, err := os.ReadFile(path)
+	raw, err := readFile(path)
 	if err != nil {
 		return fmt.Errorf("read record: %w", err)
 	}

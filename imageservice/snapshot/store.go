@@ -86,7 +86,7 @@ const (
 )
 
 // Open opens the store at root, which is made if it is missing. What was not published goes; a layer or chain whose
-// record is bad is put aside, see Problems.
+// record is bad is put aside, see Problems. A Shortage puts nothing aside: Open fails.
 func Open(root string) (*Store, error) {
 	root, err := filepath.Abs(root)
 	if err != nil {

@@ -198,6 +198,41 @@ func flip(file string) error {
 	return os.WriteFile(file, content, 0o600)
 }
 
+// A record that cannot be opened for want of descriptors or memory is not damaged: nothing is put aside, and the store does not open.
+func TestOpenInAShortage(t *testing.T) {
+	needRoot(t)
+	root, layers := t.TempDir(), crashLayers()
+	store := open(t, root)
+	if err := snapshottest.Publish(t.Context(), store, layers...); err != nil {
+		t.Fatal(err)
+	}
+	ids := snapshottest.DiffIDs(layers...)
+	if _, err := store.Prepare(t.Context(), "k", ids, ids[:1]); err != nil {
+		t.Fatal(err)
+	}
+	store.Close()
+	for _, name := range []string{"layer", "chain", "stack", "kept"} {
+		for _, errno := range []unix.Errno{unix.EMFILE, unix.ENFILE, unix.ENOMEM} {
+			end := snapshot.FailReads(t, name, errno)
+			if store, err := snapshot.Open(root); !errors.Is(err, errno) || !strings.Contains(err.Error(), root) {
+				t.Errorf("Open without %s, by %v = %v, %v", name, errno, store, err)
+				if err == nil {
+					store.Close()
+				}
+			}
+			end()
+		}
+	}
+	store = open(t, root)
+	if p := store.Problems(); len(p) > 0 {
+		t.Errorf("problems afterwards: %v", p)
+	}
+	if _, err := store.Mounts("k"); err != nil {
+		t.Error(err)
+	}
+	snapshottest.Check(t, store, layers...)
+}
+
 func TestVerifyFindsDamage(t *testing.T) {
 	needRoot(t)
 	root := t.TempDir()

@@ -36,9 +36,9 @@ type bridge struct {
 	conns    chan *rtnl.Conn
 	pods     keyLock
 
-	mu     sync.Mutex
-	facts  *bridgeFacts // nil: not set up yet, or lost
-	probed *probe       // what conditions found out
+	mu    sync.Mutex
+	facts *bridgeFacts // nil: not set up yet, or lost
+	probe probe
 }
 
 // bridgeFacts is what setUp found out. It is not changed afterwards.

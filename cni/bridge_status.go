@@ -17,15 +17,16 @@ import (
 	"github.com/berthd/berth/cni/rtnl"
 )
 
-// forwardTTL is how long the answer to the question who drops forwarded packets is believed: other programs set that up at any
-// time.
-const forwardTTL = time.Minute
+// conditionTTL is how long conditions believes who drops forwarded packets, which other programs set up at any time, and that the
+// kernel does not answer, which takes seconds to find out.
+const conditionTTL = time.Minute
 
-// probe is what conditions found out.
+// probe is what natProbe and conditions found out.
 type probe struct {
-	nat     error // asked once
-	asked   time.Time
-	blocked []string // chains that drop forwarded packets
+	answered bool  // nat is what the kernel can do: not asked again
+	nat      error // why there is no NAT
+	asked    time.Time
+	blocked  []string // chains that drop forwarded packets
 }
 
 // ready is Network.Status. It sets the bridge and the table up again when somebody has removed them; a bridge that no pod has needed
@@ -66,23 +67,30 @@ func (b *bridge) ready() error {
 func (b *bridge) natProblem() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.natProbe().nat
+	b.natProbe()
+	return b.probe.nat
 }
 
-// natProbe asks the kernel once. Preconditions: b.mu held.
-func (b *bridge) natProbe() *probe {
-	if b.probed == nil {
-		b.probed = &probe{nat: b.ports.Probe()}
+// natProbe asks the kernel until it has answered: other errors, as a lack of descriptors, say nothing about what it can do.
+// Preconditions: b.mu held.
+func (b *bridge) natProbe() {
+	p := &b.probe
+	if !p.answered {
+		p.nat = b.ports.Probe()
+		p.answered = p.nat == nil || errors.Is(p.nat, ErrNotSupported)
 	}
-	return b.probed
 }
 
 // conditions is Dispatcher.Conditions.
 func (b *bridge) conditions() []Condition {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	p := b.natProbe()
-	if time.Since(p.asked) > forwardTTL {
+	p := &b.probe
+	again := time.Since(p.asked) > conditionTTL
+	if again || !errors.Is(p.nat, os.ErrDeadlineExceeded) {
+		b.natProbe()
+	}
+	if again {
 		p.asked = time.Now()
 		p.blocked = append(droppingChains(b.ports), legacyDrops()...)
 	}

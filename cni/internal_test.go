@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -113,7 +114,7 @@ func TestKernelWithoutNAT(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	b.probed = &probe{nat: fmt.Errorf("write table: %w", ErrNotSupported)}
+	b.probe = probe{answered: true, nat: fmt.Errorf("write table: %w", ErrNotSupported)}
 	if _, err := b.plan(Request{SandboxID: "a", PortMappings: []PortMapping{{HostPort: 80, ContainerPort: 80, Protocol: "tcp"}}}); !errors.Is(err, ErrNotSupported) {
 		t.Errorf("plan with a host port = %v, want ErrNotSupported", err)
 	}
@@ -125,6 +126,85 @@ func TestKernelWithoutNAT(t *testing.T) {
 	}
 	if err := b.ready(); err != nil {
 		t.Errorf("ready = %v, want nil", err)
+	}
+}
+
+// noDescriptors makes the process unable to open anything until the returned function is called.
+func noDescriptors(t *testing.T) (restore func()) {
+	t.Helper()
+	var old unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &old); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 0, Max: old.Max}); err != nil {
+		t.Fatal(err)
+	}
+	return sync.OnceFunc(func() {
+		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &old); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// A probe that the kernel did not answer says nothing about NAT: it is made again.
+func TestProbeThatFailedIsMadeAgain(t *testing.T) {
+	needNetNS(t)
+	cfg, err := BridgeConfig{Name: "again0"}.withDefaults("000001")
+	if err != nil {
+		t.Fatal(err)
+	}
+	open := func() *bridge {
+		b, err := newBridge(cfg, Config{CacheDir: t.TempDir()}, home(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := b.close(); err != nil {
+				t.Error(err)
+			}
+		})
+		return b
+	}
+	plan := func(b *bridge) error {
+		_, err := b.plan(Request{SandboxID: "a", PortMappings: []PortMapping{{HostPort: 80, ContainerPort: 80, Protocol: "tcp"}}})
+		return err
+	}
+	noNAT := func(b *bridge) bool {
+		return slices.ContainsFunc(b.conditions(), func(c Condition) bool { return c.Type == "NoAddressTranslation" })
+	}
+	b := open()
+	if err := b.ports.Probe(); errors.Is(err, ErrNotSupported) {
+		t.Skipf("the kernel lacks NAT in nftables: %v", err)
+	}
+	b.ports.Close()
+
+	restore := noDescriptors(t)
+	defer restore()
+	err, condition := plan(b), noNAT(b)
+	restore()
+	if !errors.Is(err, unix.EMFILE) || errors.Is(err, ErrNotSupported) || !condition {
+		t.Errorf("without descriptors: plan = %v, NoAddressTranslation %v; want EMFILE, true", err, condition)
+	}
+	if noNAT(b) {
+		t.Error("NoAddressTranslation stays")
+	}
+	if err := plan(b); err != nil {
+		t.Errorf("plan after that = %v", err)
+	}
+
+	b = open()
+	late := fmt.Errorf("write table: %w", os.ErrDeadlineExceeded)
+	b.probe = probe{nat: late, asked: time.Now()}
+	if !noNAT(b) {
+		t.Error("conditions waits for an answer again at once")
+	}
+	b.probe.asked = time.Now().Add(-2 * conditionTTL)
+	if noNAT(b) {
+		t.Error("NoAddressTranslation stays after an answer that was late")
+	}
+	b.probe = probe{nat: late, asked: time.Now()}
+	if err := plan(b); err != nil || noNAT(b) {
+		t.Errorf("plan after an answer that was late = %v; want nil, and no condition", err)
 	}
 }
 

@@ -3,9 +3,11 @@ package hostport
 import (
 	"errors"
 	"net/netip"
+	"os"
 	"os/exec"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -88,6 +90,25 @@ func TestTableReadsAsDocumented(t *testing.T) {
 	}
 	if t.Failed() {
 		t.Log(got)
+	}
+}
+
+// An answer that is late does not say that the kernel has no nftables, and the next one is not taken for it.
+func TestLateAnswer(t *testing.T) {
+	table := newTable(t)
+	table.mu.Lock()
+	c, err := table.connect(-time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	table.write(c)
+	err = table.flushTable()
+	table.mu.Unlock()
+	if !errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, ErrNotSupported) {
+		t.Errorf("flushTable = %v, want os.ErrDeadlineExceeded", err)
+	}
+	if err := table.Probe(); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -11,7 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Probe asks the kernel whether it could hold the table, and leaves nothing behind. ErrNotSupported when it could not.
+// Probe asks the kernel whether it could hold the table, and leaves nothing behind. ErrNotSupported when it could not; any other error
+// leaves that open, os.ErrDeadlineExceeded after 2 s.
 func (t *Table) Probe() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -79,7 +80,7 @@ func (t *Table) connect(timeout time.Duration) (*nftables.Conn, error) {
 		}
 		t.conn, t.socket = conn, socket
 	}
-	// An answer that does not come is how an old kernel says that it has no nftables.
+	// A kernel without nftables answers the first message of a transaction only; the wait for the others ends here.
 	if err := t.socket.SetDeadline(time.Now().Add(timeout)); err != nil {
 		t.disconnect()
 		return nil, fmt.Errorf("set deadline of nftables socket: %w", err)

@@ -318,6 +318,9 @@ func (b *bridge) withConn(f func(*rtnl.Conn) error) error {
 		}
 	}
 	err := f(c)
+	if c.Closed() {
+		return err
+	}
 	select {
 	case b.conns <- c:
 	default:

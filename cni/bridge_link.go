@@ -104,7 +104,7 @@ func (a *Attachment) dropIPv6() {
 	a.IPs, a.Gateways = left.IPs, left.Gateways
 }
 
-// deleteLinks ends veth pairs in one step. It is the reaper's.
+// deleteLinks ends veth pairs together. It is the reaper's.
 func (b *bridge) deleteLinks(names []string) error {
 	return b.withConn(func(c *rtnl.Conn) error {
 		if len(names) == 1 {

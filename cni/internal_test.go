@@ -20,6 +20,8 @@ import (
 	"github.com/containernetworking/cni/pkg/types/create"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/berthd/berth/cni/rtnl"
 )
 
 func needNetNS(t *testing.T) {
@@ -206,6 +208,35 @@ func TestProbeThatFailedIsMadeAgain(t *testing.T) {
 	if err := plan(b); err != nil || noNAT(b) {
 		t.Errorf("plan after an answer that was late = %v; want nil, and no condition", err)
 	}
+}
+
+// A socket whose exchange was cut off may still get the rest of its answers: the next user gets another one.
+func TestBrokenConnIsNotUsedAgain(t *testing.T) {
+	needNetNS(t)
+	b := &bridge{conns: make(chan *rtnl.Conn, idleConns)}
+	var broken *rtnl.Conn
+	err := b.withConn(func(c *rtnl.Conn) error {
+		broken = c
+		return errors.Join(c.Close(), c.Do(rtnl.Up(rtnl.Loopback)))
+	})
+	if err == nil {
+		t.Error("Do of a closed Conn = nil")
+	}
+	for range 2 {
+		err = b.withConn(func(c *rtnl.Conn) error {
+			if c == broken {
+				t.Error("a broken Conn is used again")
+			}
+			return c.Do(rtnl.Up(rtnl.Loopback))
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	if len(b.conns) != 1 {
+		t.Errorf("%d Conns are kept, want the good one", len(b.conns))
+	}
+	(<-b.conns).Close()
 }
 
 // An administrator's host that got its IPv6 default route by announcement keeps it when it becomes a router.

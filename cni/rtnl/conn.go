@@ -15,6 +15,7 @@ import (
 
 // Limits of one netlink exchange.
 const (
+	maxBatch       = 128 // requests of one datagram: the answers to twice as many fit into the receive buffer that sockets have
 	receiveBuffer  = 64 << 10
 	receiveTimeout = 20 // seconds: an answer is queued before the send returns, so only a lost one takes that long
 	dumpTries      = 100
@@ -40,7 +41,7 @@ type Request struct {
 // Conn is a rtnetlink socket. Close it when done.
 type Conn struct {
 	mu  sync.Mutex
-	fd  int
+	fd  int // negative: closed
 	seq uint32
 	in  []byte
 	out []byte
@@ -105,8 +106,16 @@ func (c *Conn) Close() error {
 	return unix.Close(fd)
 }
 
-// Do sends the requests in one datagram and waits for all answers. The error joins those of the requests that failed, in order;
-// the others are done all the same.
+// Closed reports whether the Conn can be used no more: Close was called, or an exchange was cut off. What the kernel still had to
+// say then would hold up the next one.
+func (c *Conn) Closed() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.fd < 0
+}
+
+// Do sends the requests, up to 128 in one datagram, and waits for all answers. The error joins those of the requests that failed, in
+// order; the others are done all the same. After an error of the socket itself, requests may be left undone, and the Conn is closed.
 func (c *Conn) Do(requests ...Request) error {
 	_, err := c.exchange(requests)
 	return err
@@ -131,11 +140,26 @@ func (c *Conn) dump(r Request) (bodies [][]byte, err error) {
 }
 
 func (c *Conn) exchange(requests []Request) ([][]byte, error) {
-	if len(requests) == 0 {
-		return nil, nil
-	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	var bodies [][]byte
+	var errs []error
+	for batch := range slices.Chunk(requests, maxBatch) {
+		if c.fd < 0 {
+			return nil, errors.Join(append(errs, fmt.Errorf("%s: %w", batch[0].What, os.ErrClosed))...)
+		}
+		a, err := c.send(batch)
+		if err != nil {
+			_ = c.Close() // answers may still come, or the rest of a list
+			return nil, errors.Join(append(errs, err)...)
+		}
+		bodies, errs = append(bodies, a.bodies...), append(errs, a.errs...)
+	}
+	return bodies, errors.Join(errs...)
+}
+
+// send sends requests in one datagram. An error is the socket's: the conversation was cut off. Preconditions: c.mu held.
+func (c *Conn) send(requests []Request) (*answers, error) {
 	first := c.seq + 1
 	c.out = c.out[:0]
 	for _, r := range requests {
@@ -145,7 +169,7 @@ func (c *Conn) exchange(requests []Request) ([][]byte, error) {
 	if err := unix.Sendto(c.fd, c.out, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return nil, fmt.Errorf("%s: %w", requests[0].What, os.NewSyscallError("sendto", err))
 	}
-	a := answers{requests: requests, first: first, errs: make([]error, len(requests))}
+	a := &answers{requests: requests, first: first, errs: make([]error, len(requests))}
 	if c.in == nil {
 		c.in = make([]byte, receiveBuffer)
 	}
@@ -155,10 +179,10 @@ func (c *Conn) exchange(requests []Request) ([][]byte, error) {
 			return nil, fmt.Errorf("%s: %w", requests[0].What, os.NewSyscallError("recvfrom", err))
 		}
 		if err := a.take(c.in[:n]); err != nil {
-			return nil, err
+			return nil, fmt.Errorf("%s: %w", requests[0].What, err)
 		}
 	}
-	return a.bodies, errors.Join(a.errs...)
+	return a, nil
 }
 
 func receive(fd int, buf []byte) (int, error) {

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -52,6 +53,46 @@ func TestBatchGoesOnBehindAnError(t *testing.T) {
 	again.Ignore = []unix.Errno{unix.EEXIST}
 	if err := c.Do(again); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestManyRequests: the kernel's answers to one datagram of a thousand requests would not fit into the socket's buffer.
+func TestManyRequests(t *testing.T) {
+	cnitest.NeedRoot(t)
+	c := dial(t)
+	var requests []rtnl.Request
+	for i := range 1000 {
+		requests = append(requests, rtnl.SetGroup(fmt.Sprintf("nowhere%d", i), 79))
+	}
+	if err := c.Do(requests...); err != nil {
+		t.Errorf("Do = %v", err)
+	}
+	for _, i := range []int{0, 127, 128, 500, 999} {
+		requests[i] = rtnl.Up(10000 + i)
+	}
+	var said []string
+	if err := c.Do(requests...); err != nil {
+		for line := range strings.Lines(err.Error()) {
+			said = append(said, strings.Fields(line)[2])
+		}
+	}
+	if want := []string{"10000", "10127", "10128", "10500", "10999"}; !slices.Equal(said, want) {
+		t.Errorf("errors name the links %q, want %q", said, want)
+	}
+	bodies, err := c.Get(append(requests[1:127:127], requests[129:300]...)...)
+	if err != nil || len(bodies) != 0 {
+		t.Errorf("Get = %d bodies, %v", len(bodies), err)
+	}
+	bodies, err = c.Get(append(requests[1:127:127], rtnl.GetLink("lo"), requests[1], rtnl.GetLink("lo"), requests[2])...)
+	if err != nil || len(bodies) != 2 {
+		t.Errorf("Get = %d bodies, %v; want one of each datagram", len(bodies), err)
+	}
+	started := time.Now()
+	if l, err := c.Link("lo"); err != nil || l.Index != rtnl.Loopback {
+		t.Errorf("Link = %+v, %v", l, err)
+	}
+	if took := time.Since(started); took > 10*time.Second {
+		t.Errorf("the next request took %v", took)
 	}
 }
 

@@ -18,6 +18,7 @@ import (
 
 	"github.com/berthd/berth/cni"
 	"github.com/berthd/berth/cni/cnitest"
+	"github.com/berthd/berth/test/wait"
 )
 
 // host is one host with a bridge; newDaemon starts another daemon on it, as after a crash of the former.
@@ -82,19 +83,17 @@ func TestAddressIsHeldUntilTheLinkIsGone(t *testing.T) {
 	if d := time.Since(start); d > 5*time.Millisecond {
 		t.Logf("Del took %s", d)
 	}
-	for {
-		held := reserved(t, h.cfg)
+	var held []string
+	if !wait.Until(30*time.Second, 0, func() bool {
+		held = reserved(t, h.cfg)
 		_, err := net.InterfaceByName(a.HostIf)
 		if err == nil && len(held) != 2 {
 			// The list was made before the link was seen, so this is no race.
 			t.Fatalf("link %s is there, reserved is %v", a.HostIf, held)
 		}
-		if len(held) == 0 {
-			break
-		}
-		if time.Since(start) > 30*time.Second {
-			t.Fatalf("after 30 s reserved is %v", held)
-		}
+		return len(held) == 0
+	}) {
+		t.Fatalf("after 30 s reserved is %v", held)
 	}
 	b := attach(t, d, podRequest(t))
 	if slices.Equal(a.IPs, b.IPs) {
@@ -480,10 +479,9 @@ func TestNothingLeaks(t *testing.T) {
 	cycle()
 	before := descriptors()
 	cycle()
-	for end := time.Now().Add(patience); descriptors() > before || len(elsewhere()) > 0; time.Sleep(10 * time.Millisecond) { // threads and sockets end behind the calls
-		if time.Now().After(end) {
-			t.Fatalf("descriptors: %d, then %d; threads that are not in %s: %q", before, descriptors(), home, elsewhere())
-		}
+	// Threads and sockets end behind the calls.
+	if !wait.Until(patience, 10*time.Millisecond, func() bool { return descriptors() <= before && len(elsewhere()) == 0 }) {
+		t.Fatalf("descriptors: %d, then %d; threads that are not in %s: %q", before, descriptors(), home, elsewhere())
 	}
 }
 

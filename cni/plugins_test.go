@@ -17,6 +17,7 @@ import (
 
 	"github.com/berthd/berth/cni"
 	"github.com/berthd/berth/cni/cnitest"
+	"github.com/berthd/berth/test/wait"
 )
 
 // newPluginHost is a host with a CNI configuration, and a daemon on it.
@@ -260,13 +261,12 @@ func TestStatusOfPlugins(t *testing.T) {
 		t.Errorf("Status = %v, want ErrNotReady with the plugin's words", err)
 	}
 	script(t, state, nil)
-	deadline, good := time.Now().Add(30*time.Second), time.Now()
-	for d.Status(t.Context()) != nil {
-		if time.Now().After(deadline) {
-			t.Fatal("Status does not recover")
-		}
-		time.Sleep(100 * time.Millisecond)
+	var good time.Time
+	if !wait.Until(30*time.Second, 100*time.Millisecond, func() bool {
 		good = time.Now()
+		return d.Status(t.Context()) == nil
+	}) {
+		t.Fatal("Status does not recover")
 	}
 	script(t, state, map[string]string{"STATUS": "fail"})
 	const grace = 5 * time.Second
@@ -276,11 +276,8 @@ func TestStatusOfPlugins(t *testing.T) {
 		}
 		time.Sleep(200 * time.Millisecond)
 	}
-	for d.Status(t.Context()) == nil {
-		if time.Now().After(deadline.Add(30 * time.Second)) {
-			t.Fatal("Status stays good")
-		}
-		time.Sleep(100 * time.Millisecond)
+	if !wait.Until(30*time.Second, 100*time.Millisecond, func() bool { return d.Status(t.Context()) != nil }) {
+		t.Fatal("Status stays good")
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berthd/berth/sandbox"
+	"github.com/berthd/berth/test/wait"
 )
 
 // onDisk is an output of which all but head is in a file.
@@ -34,13 +35,11 @@ func onDisk(t *testing.T, head, tail string) sandbox.Output {
 // closes waits until an output's file is closed.
 func closes(t *testing.T, name string, o sandbox.Output) {
 	t.Helper()
-	for end := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
-		if _, err := o.Tail.Stat(); errors.Is(err, os.ErrClosed) {
-			return
-		}
-		if time.Now().After(end) {
-			t.Fatalf("%s: the file is open a minute after the answer", name)
-		}
+	if !wait.Until(time.Minute, time.Millisecond, func() bool {
+		_, err := o.Tail.Stat()
+		return errors.Is(err, os.ErrClosed)
+	}) {
+		t.Fatalf("%s: the file is open a minute after the answer", name)
 	}
 }
 

@@ -264,7 +264,7 @@ func newWorld(t *testing.T, change ...func(*Config)) *world {
 	served := make(chan error, 1)
 	go func() { served <- w.server.Serve(l) }()
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
 		w.conn.Close()
 		w.server.Shutdown(ctx)

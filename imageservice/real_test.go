@@ -19,6 +19,7 @@ import (
 	"github.com/berthd/berth/imageservice/registry"
 	"github.com/berthd/berth/imageservice/registry/registrytest"
 	"github.com/berthd/berth/imageservice/snapshot"
+	"github.com/berthd/berth/test/wait"
 )
 
 // needRoot skips a test that unpacks, owns and mounts.
@@ -233,12 +234,10 @@ func TestLayersAreUnpackedAtOnce(t *testing.T) {
 			pulled <- err
 		}()
 		var seen []Progress
-		ok := false
-		for end := time.Now().Add(time.Minute); !ok && time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		if !wait.Until(time.Minute, 10*time.Millisecond, func() bool {
 			seen = s.Pulls("")
-			ok = len(seen) == 1 && len(seen[0].Layers) == 2 && seen[0].Layers[slow].Bytes > 0 && seen[0].Layers[1-slow].State == StateDone
-		}
-		if !ok {
+			return len(seen) == 1 && len(seen[0].Layers) == 2 && seen[0].Layers[slow].Bytes > 0 && seen[0].Layers[1-slow].State == StateDone
+		}) {
 			t.Errorf("while layer %d stalls: %+v", slow, seen)
 		}
 		cancel()

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/berthd/berth/sandbox/store"
+	"github.com/berthd/berth/test/wait"
 )
 
 // crash is a fault that kills a Manager, as far as a Manager can be killed inside its process: at the n-th effect, and from then on, every
@@ -115,7 +116,7 @@ func killAtEveryStep(t *testing.T, newWorld func(t testing.TB) *world) {
 			select {
 			case <-c.died:
 			case <-finished: // the order of what runs at once differs: this time there was one step less
-			case <-time.After(30 * time.Second):
+			case <-time.After(time.Minute):
 				t.Fatal("neither dead nor finished")
 			}
 			time.Sleep(100 * time.Millisecond) // let what was between two effects come to its next one
@@ -209,15 +210,13 @@ func checkTruth(t *testing.T, w *world, m *Manager) {
 	t.Helper()
 	for _, c := range m.Containers() {
 		var pids []int
-		for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) { // what was killed takes a moment to be gone
+		wait.Until(20*time.Second, 5*time.Millisecond, func() bool { // what was killed takes a moment to be gone
 			var err error
 			if pids, err = w.cgroups.PIDs(w.cgroups.Tree() + "/" + c.SandboxID + "/" + c.ID); err != nil {
 				t.Error(err)
 			}
-			if len(pids) == 0 || c.State == ContainerRunning || time.Now().After(deadline) {
-				break
-			}
-		}
+			return len(pids) == 0 || c.State == ContainerRunning
+		})
 		if running := len(pids) > 0; running != (c.State == ContainerRunning) {
 			t.Errorf("container %s is %s, and has processes %v", c.ID, c.State, pids)
 		}

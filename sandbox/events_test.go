@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/berthd/berth/test/wait"
 )
 
 // listener collects events.
@@ -57,14 +59,8 @@ func (l *listener) of(id string) []string {
 // await waits until an object has had exactly these events.
 func (l *listener) await(t *testing.T, id string, want ...string) {
 	t.Helper()
-	for end := time.Now().Add(30 * time.Second); ; time.Sleep(time.Millisecond) {
-		got := l.of(id)
-		if slices.Equal(got, want) {
-			return
-		}
-		if time.Now().After(end) {
-			t.Fatalf("events of %.8s: %v, want %v", id, got, want)
-		}
+	if !wait.Until(30*time.Second, time.Millisecond, func() bool { return slices.Equal(l.of(id), want) }) {
+		t.Fatalf("events of %.8s: %v, want %v", id, l.of(id), want)
 	}
 }
 
@@ -223,7 +219,7 @@ func TestEventsOfExitsAtARestart(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), "ending") {
 			t.Errorf("the subscriber of the first daemon: %v", err)
 		}
-	case <-time.After(30 * time.Second):
+	case <-time.After(time.Minute):
 		t.Error("the subscriber of the first daemon waits on")
 	}
 	killProcess(t, pid)

@@ -168,7 +168,7 @@ func TestRuncDaemonDiesDuringStart(t *testing.T) {
 			close(end)
 			<-started
 			for _, manager := range []*Manager{m, dying} {
-				ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+				ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 				manager.Close(ctx)
 				cancel()
 			}
@@ -234,7 +234,7 @@ func TestRuncExecWithATerminal(t *testing.T) {
 	}()
 	await := func(want string) {
 		t.Helper()
-		deadline := time.After(20 * time.Second)
+		deadline := time.After(time.Minute)
 		for !strings.Contains(all.String(), want) {
 			select {
 			case s := <-seen:

@@ -28,6 +28,7 @@ import (
 	"github.com/berthd/berth/oci/spec"
 	"github.com/berthd/berth/sandbox/cgroup"
 	"github.com/berthd/berth/sandbox/monitor"
+	"github.com/berthd/berth/test/wait"
 )
 
 // world is a host as a Manager sees it: real cgroups, mounts, namespaces and processes, with a network, an image store and monitors that
@@ -208,7 +209,7 @@ func (w *world) recovered(m *Manager) {
 	for _, p := range m.loaded() {
 		select {
 		case <-p.recovered:
-		case <-time.After(30 * time.Second):
+		case <-time.After(time.Minute):
 			w.t.Fatalf("sandbox %s was not recovered", p.id)
 		}
 	}
@@ -218,12 +219,10 @@ func (w *world) recovered(m *Manager) {
 func (w *world) empty() {
 	w.t.Helper()
 	var left []string
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+	wait.Until(20*time.Second, 5*time.Millisecond, func() bool {
 		left = w.left()
-		if len(left) == 0 || time.Now().After(deadline) {
-			break
-		}
-	}
+		return len(left) == 0
+	})
 	for _, item := range left {
 		w.t.Errorf("left: %s", item)
 	}

@@ -6,6 +6,8 @@ import (
 	"testing"
 	"time"
 	"weak"
+
+	"github.com/berthd/berth/test/wait"
 )
 
 // TestWhatDeadContainersKeep: there may be ten thousand of them. They keep neither their specification, also when it is looked at once more
@@ -41,19 +43,14 @@ func TestWhatDeadContainersKeep(t *testing.T) {
 		defer c.exec.Unlock()
 		return c.exec.spec != nil
 	}
-	for end := time.Now().Add(time.Minute); kept() && time.Now().Before(end); {
-		time.Sleep(time.Millisecond)
-	}
+	wait.Until(time.Minute, time.Millisecond, func() bool { return !kept() })
 	if s, err := m.specOf(c); err != nil || s.Process == nil || kept() {
 		t.Errorf("specOf = %v, %v, kept: %v", s, err, kept())
 	}
 	for i, what := range []string{"RunPod", "CreateContainer", "StartContainer"} {
 		gone := func() bool { runtime.GC(); return calls[i].Value() == nil }
-		for end := time.Now().Add(20 * time.Second); !gone(); time.Sleep(time.Millisecond) {
-			if time.Now().After(end) {
-				t.Errorf("the call of %s is kept", what)
-				break
-			}
+		if !wait.Until(20*time.Second, time.Millisecond, gone) {
+			t.Errorf("the call of %s is kept", what)
 		}
 	}
 	remove(t, m, p)

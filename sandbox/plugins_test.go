@@ -7,6 +7,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berthd/berth/oci/adjust"
+	"github.com/berthd/berth/test/wait"
 )
 
 // What a plugin evicts is killed, behind its call; what is gone needs nothing more.
@@ -54,9 +55,7 @@ func TestChangeOfAContainerThatIsBeingCreated(t *testing.T) {
 	if err := <-created; err != nil {
 		t.Fatal(err)
 	}
-	for end := time.Now().Add(20 * time.Second); c.asked().GetCpuShares() != 300; time.Sleep(time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("it has %v", c.asked())
-		}
+	if !wait.Until(20*time.Second, time.Millisecond, func() bool { return c.asked().GetCpuShares() == 300 }) {
+		t.Fatalf("it has %v", c.asked())
 	}
 }

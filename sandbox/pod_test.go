@@ -14,6 +14,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berthd/berth/oci/spec"
+	"github.com/berthd/berth/test/wait"
 )
 
 func run(t *testing.T, m *Manager, config *runtimeapi.PodSandboxConfig) string {
@@ -347,9 +348,7 @@ func TestForeignCgroupParentIsMadeAndGivenBack(t *testing.T) {
 
 func waitFor(t *testing.T, condition func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(time.Minute); !condition(); time.Sleep(2 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal("it did not come about")
-		}
+	if !wait.Until(time.Minute, 2*time.Millisecond, condition) {
+		t.Fatal("it did not come about")
 	}
 }

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berthd/berth/test/wait"
 )
 
 // holding is what a process has, for a comparison.
@@ -133,18 +135,16 @@ func TestRealStreamsThatComeAndGo(t *testing.T) {
 	time.Sleep(300 * time.Millisecond) // what is let go of behind a call
 	monitor, own, routines := settled()
 	crowd(80)
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-		nowMonitor, nowOwn, nowRoutines := settled()
+	var nowMonitor holding
+	var nowOwn, nowRoutines int
+	if !wait.Until(20*time.Second, 20*time.Millisecond, func() bool {
+		nowMonitor, nowOwn, nowRoutines = settled()
 		// A thread of a Go program never ends: there are as many as calls have ever been in the kernel at once, and more only if some stay there.
-		if nowMonitor.descriptors <= monitor.descriptors+2 && nowMonitor.threads <= monitor.threads+3*atOnce && nowMonitor.kib <= monitor.kib+1<<10 &&
-			nowOwn <= own+2 && nowRoutines <= routines+2 {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Errorf("the monitor has %+v, had %+v; the daemon has %d descriptors and %d goroutines, had %d and %d",
-				nowMonitor, monitor, nowOwn, nowRoutines, own, routines)
-			break
-		}
+		return nowMonitor.descriptors <= monitor.descriptors+2 && nowMonitor.threads <= monitor.threads+3*atOnce && nowMonitor.kib <= monitor.kib+1<<10 &&
+			nowOwn <= own+2 && nowRoutines <= routines+2
+	}) {
+		t.Errorf("the monitor has %+v, had %+v; the daemon has %d descriptors and %d goroutines, had %d and %d",
+			nowMonitor, monitor, nowOwn, nowRoutines, own, routines)
 	}
 	for _, c := range []string{pipesOf, terminalOf, silent} {
 		if got, _ := m.Container(c); got.State != ContainerRunning {

@@ -11,6 +11,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berthd/berth/sandbox/netns"
+	"github.com/berthd/berth/test/wait"
 )
 
 func TestRate(t *testing.T) {
@@ -80,10 +81,8 @@ func awaitClosed(t *testing.T, m *Manager, meters int64, parts ...string) {
 		}
 		return all
 	}
-	for end := time.Now().Add(20 * time.Second); len(open()) != 0 || m.meters.open.Load() != meters; time.Sleep(time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("open: %q, %d meters, want %d", open(), m.meters.open.Load(), meters)
-		}
+	if !wait.Until(20*time.Second, time.Millisecond, func() bool { return len(open()) == 0 && m.meters.open.Load() == meters }) {
+		t.Fatalf("open: %q, %d meters, want %d", open(), m.meters.open.Load(), meters)
 	}
 }
 

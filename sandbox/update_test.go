@@ -195,7 +195,7 @@ func TestUpdateIsOldOrNew(t *testing.T) {
 			})
 			select {
 			case <-fault.died:
-			case <-time.After(30 * time.Second):
+			case <-time.After(time.Minute):
 				t.Fatal("it does not die")
 			}
 			cancel()

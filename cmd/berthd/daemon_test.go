@@ -17,6 +17,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berthd/berth/test/wait"
 )
 
 // TestMain lets the test binary be the daemon.
@@ -281,13 +283,11 @@ func TestASignalToEndWhileItStarts(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := f.start(t)
-	for end := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) { // the program is looked at behind this
-		if _, err := os.Stat(filepath.Join(f.state, socketName)); err == nil {
-			break
-		}
-		if time.Now().After(end) {
-			t.Fatal("there is no socket after 20 s")
-		}
+	if !wait.Until(20*time.Second, time.Millisecond, func() bool { // the program is looked at behind this
+		_, err := os.Stat(filepath.Join(f.state, socketName))
+		return err == nil
+	}) {
+		t.Fatal("there is no socket after 20 s")
 	}
 	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)

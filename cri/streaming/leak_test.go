@@ -15,6 +15,7 @@ import (
 	"github.com/berthd/berth/cri/streaming"
 	"github.com/berthd/berth/cri/streaming/streamingtest"
 	"github.com/berthd/berth/test/streamclient"
+	"github.com/berthd/berth/test/wait"
 )
 
 func descriptors(t testing.TB) int {
@@ -71,13 +72,11 @@ func TestDisconnectsLeaveNothing(t *testing.T) {
 	t.Logf("%d clients in %v", clients, time.Since(begin))
 	var text string
 	var g, f int
-	for end := time.Now().Add(2 * streamingtest.Limit); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+	if !wait.Until(2*streamingtest.Limit, 50*time.Millisecond, func() bool {
 		text, g = serving()
-		if f = descriptors(t); g <= goroutines && f <= files+2 && fake.Attached() == 0 {
-			break
-		}
-	}
-	if g > goroutines || f > files+2 || fake.Attached() != 0 {
+		f = descriptors(t)
+		return g <= goroutines && f <= files+2 && fake.Attached() == 0
+	}) {
 		t.Errorf("%d goroutines, %d descriptors and %d attached after %d clients; %d and %d before\n%s", g, f, fake.Attached(), clients, goroutines, files, text)
 	}
 }

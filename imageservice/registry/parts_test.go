@@ -14,6 +14,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/berthd/berth/imageservice/registry/registrytest"
+	"github.com/berthd/berth/test/wait"
 )
 
 // chunked has chunks of half a MiB, and the patience of a machine that is busy.
@@ -195,10 +196,8 @@ func TestOthersAreFetchedWhileTheFirstChunkStalls(t *testing.T) {
 
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("%s: not in 20 s", what)
-		}
+	if !wait.Until(20*time.Second, 5*time.Millisecond, ok) {
+		t.Fatalf("%s: not in 20 s", what)
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/berthd/berth/imageservice/snapshot/snapshottest"
+	"github.com/berthd/berth/test/wait"
 )
 
 // Without overlayfs in the new mount interface the same tree is seen, the thread's namespace goes, and the host sees nothing.
@@ -44,10 +45,11 @@ func TestMountsOfOlderKernels(t *testing.T) {
 		}
 		f.Close()
 	}
-	after := namespaces(t)
-	for end := time.Now().Add(20 * time.Second); len(after) != 1 && time.Now().Before(end); time.Sleep(time.Millisecond) { // a thread ends behind the call
+	var after map[string]int
+	wait.Until(20*time.Second, time.Millisecond, func() bool { // a thread ends behind the call
 		after = namespaces(t)
-	}
+		return len(after) == 1
+	})
 	if len(after) != 1 || after[home] == 0 {
 		t.Errorf("threads are in the mount namespaces %v, home is %s", after, home)
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/berthd/berth/imageservice/layer"
 	"github.com/berthd/berth/imageservice/snapshot"
 	"github.com/berthd/berth/imageservice/snapshot/snapshottest"
+	"github.com/berthd/berth/test/wait"
 )
 
 func needRoot(t testing.TB) {
@@ -410,10 +411,8 @@ func TestHostileWritableLayer(t *testing.T) {
 	if left, _ := os.ReadDir(filepath.Join(root, "trash")); len(left) > 0 {
 		t.Errorf("left: %v", left)
 	}
-	for end := time.Now().Add(20 * time.Second); openFiles(t) > before; time.Sleep(time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("%d open files, before %d", openFiles(t), before)
-		}
+	if !wait.Until(20*time.Second, time.Millisecond, func() bool { return openFiles(t) <= before }) {
+		t.Fatalf("%d open files, before %d", openFiles(t), before)
 	}
 }
 

@@ -17,6 +17,8 @@ import (
 	"github.com/containerd/cgroups/v3/cgroup1"
 	"github.com/google/go-cmp/cmp"
 	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/berthd/berth/test/wait"
 )
 
 // open gives a driver with a tree of this test's own, and checks at the end that nothing of it is left.
@@ -319,7 +321,7 @@ func TestChildOfVersion1(t *testing.T) {
 	}
 	defer child.Close()
 	exec := run(t, child, "setsid sleep 100 & sleep 100")
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	if err := errors.Join(old.Kill(child.Path), old.Wait(ctx, child.Path)); err != nil {
 		t.Error(err)
@@ -361,7 +363,7 @@ func TestKillThawsWhatIsFrozenBelow(t *testing.T) {
 		state, _ := h.read(below, "freezer.state")
 		return strings.TrimSpace(state) == "FROZEN"
 	})
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	err = errors.Join(d.Kill(p), d.Wait(ctx, p), d.Remove(ctx, p))
 	if err != nil {
@@ -372,10 +374,8 @@ func TestKillThawsWhatIsFrozenBelow(t *testing.T) {
 
 func waitUntil(t *testing.T, what string, is func() bool) {
 	t.Helper()
-	for end := time.Now().Add(20 * time.Second); !is(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatal("not in time: " + what)
-		}
+	if !wait.Until(20*time.Second, 5*time.Millisecond, is) {
+		t.Fatal("not in time: " + what)
 	}
 }
 
@@ -452,7 +452,7 @@ func TestRemoveKillsAroundThreadedCgroups(t *testing.T) {
 	if err := d.unified.write(relative(p)+"/threaded", "cgroup.type", "threaded"); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	if err := errors.Join(d.killEach(relative(p)), d.Remove(ctx, p)); err != nil {
 		t.Error(err)
@@ -470,11 +470,10 @@ func TestRemoveKillsWhatLeftTheUnifiedLeaf(t *testing.T) {
 	cmd := run(t, g, "echo 0 >"+d.unified.mount+"/cgroup.procs; sleep 100")
 	done := make(chan struct{})
 	go func() { cmd.Wait(); close(done) }()
-	for end := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
-		if pids, err := d.unified.pids(relative(p)); err != nil || len(pids) == 0 || time.Now().After(end) {
-			break
-		}
-	}
+	wait.Until(20*time.Second, time.Millisecond, func() bool {
+		pids, err := d.unified.pids(relative(p))
+		return err != nil || len(pids) == 0
+	})
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	if err := errors.Join(d.Kill(p), d.Remove(ctx, p)); err != nil {

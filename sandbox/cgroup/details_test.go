@@ -9,6 +9,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/berthd/berth/test/wait"
 )
 
 func TestDetailsOfEveryKindOfHost(t *testing.T) {
@@ -81,17 +83,14 @@ func TestDetailsOfARealCgroup(t *testing.T) {
 	cmd := run(t, g, "while :; do :; done")
 	defer func() { cmd.Process.Kill(); cmd.Wait() }()
 	var got Details
-	for end := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	if !wait.Until(30*time.Second, 10*time.Millisecond, func() bool {
 		var err error
 		if got, err = d.Details(p); err != nil {
 			t.Fatal(err)
 		}
-		if got.ThrottledPeriods > 2 && got.Throttled > 50*time.Millisecond && got.User > 20*time.Millisecond {
-			break
-		}
-		if time.Now().After(end) {
-			t.Fatalf("after 30 s: %+v", got)
-		}
+		return got.ThrottledPeriods > 2 && got.Throttled > 50*time.Millisecond && got.User > 20*time.Millisecond
+	}) {
+		t.Fatalf("after 30 s: %+v", got)
 	}
 	if got.Periods < got.ThrottledPeriods || got.MemoryPeak == 0 || got.Processes != 1 || got.Threads != 1 || got.MaxThreads != 50 || got.OOMKills != 0 {
 		t.Errorf("%+v", got)

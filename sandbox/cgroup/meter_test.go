@@ -17,6 +17,8 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/berthd/berth/test/wait"
 )
 
 // fakeHost is a driver over plain files: FOLDER/HIERARCHY/leaf/FILE.
@@ -178,24 +180,20 @@ func TestMeterAgainstKnownLoads(t *testing.T) {
 		}
 		return v1
 	}
-	deadline := time.Now().Add(time.Minute)
 	var s Stats
-	for {
+	var pids []int
+	if !wait.Until(time.Minute, 20*time.Millisecond, func() bool {
 		if s, err = m.Read(); err != nil {
 			t.Fatal(err)
 		}
-		pids, err := d.PIDs(p)
+		pids, err = d.PIDs(p)
 		idle := err == nil && len(pids) == 2 && slices.ContainsFunc(pids, func(pid int) bool {
 			comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
 			return err == nil && string(comm) == "sleep\n"
 		})
-		if idle && s.CPU > 500*time.Millisecond && s.Memory.RSS > 20<<20 {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("after a minute: %+v, processes %v", s, pids)
-		}
-		time.Sleep(20 * time.Millisecond)
+		return idle && s.CPU > 500*time.Millisecond && s.Memory.RSS > 20<<20
+	}) {
+		t.Fatalf("after a minute: %+v, processes %v", s, pids)
 	}
 	if s.CPU > 20*time.Second || s.Memory.RSS > 60<<20 || s.Memory.Usage < s.Memory.RSS || s.Memory.Faults == 0 {
 		t.Errorf("%+v", s)
@@ -275,15 +273,10 @@ func TestProcessesCountsWhatIsBelow(t *testing.T) {
 	}
 	count := func(path string, want uint64) {
 		t.Helper()
-		for end := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		waitUntil(t, fmt.Sprintf("%d processes in %s", want, path), func() bool {
 			n, err := d.Processes(path)
-			if n == want && err == nil {
-				return
-			}
-			if time.Now().After(end) {
-				t.Fatalf("%d processes in %s, %v, want %d", n, path, err, want)
-			}
-		}
+			return n == want && err == nil
+		})
 	}
 	count(p, 4)
 	pids, err := h.pids(relative(p))

@@ -7,7 +7,6 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -82,20 +81,15 @@ func TestUpdateBelowWhatIsInUse(t *testing.T) {
 	g := create(t, d, p, &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: ptr(int64(128 << 20)), Swap: ptr(int64(128 << 20))}, CPU: &specs.LinuxCPU{Shares: ptr(uint64(500))}})
 	cmd := run(t, g, `x=$(head -c 31457280 /dev/zero | tr '\0' x); echo; sleep 1000; echo "$x" >/dev/null`)
 	defer func() { cmd.Process.Kill(); cmd.Wait() }()
-	for end := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	waitUntil(t, "30 MiB are taken", func() bool {
 		m, err := d.Meter(p)
 		if err != nil {
 			t.Fatal(err)
 		}
+		defer m.Close()
 		s, err := m.Read()
-		m.Close()
-		if err == nil && s.Memory.RSS > 30<<20 {
-			break
-		}
-		if time.Now().After(end) {
-			t.Fatalf("after 30 s: %+v, %v", s.Memory, err)
-		}
-	}
+		return err == nil && s.Memory.RSS > 30<<20
+	})
 	before := values(t, d, p)
 	res := &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: ptr(int64(10 << 20)), Swap: ptr(int64(10 << 20))}, CPU: &specs.LinuxCPU{Shares: ptr(uint64(700))}}
 	if err := d.Update(p, res); !errors.Is(err, ErrInUse) {

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berthd/berth/oci/runtime/engine"
+	"github.com/berthd/berth/test/wait"
 )
 
 // command makes a Command of a shell script, which is executed in a folder of its own and has to leave a process behind.
@@ -112,9 +113,10 @@ func TestCallerOfACommandGivesUp(t *testing.T) {
 		failed <- err
 	}()
 	var self []byte
-	for deadline := time.Now().Add(20 * time.Second); len(self) == 0 && time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+	p.eventually("it runs", func() bool {
 		self, _ = os.ReadFile(filepath.Join(c.Folder, "self"))
-	}
+		return len(self) > 0
+	})
 	cancel()
 	if err := <-failed; !errors.Is(err, context.Canceled) {
 		t.Errorf("Start = %v", err)
@@ -133,10 +135,7 @@ func TestCallerOfACommandGivesUp(t *testing.T) {
 // waitGone waits until a process has ended and was reaped.
 func waitGone(t *testing.T, pid string) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
-		if _, err := os.Stat("/proc/" + pid); err != nil {
-			return
-		}
+	if !wait.Until(20*time.Second, 5*time.Millisecond, func() bool { _, err := os.Stat("/proc/" + pid); return err != nil }) {
+		t.Errorf("process %s is still there", pid)
 	}
-	t.Errorf("process %s is still there", pid)
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/berthd/berth/oci/runtime/engine"
 	"github.com/berthd/berth/sandbox/monitor/wire"
+	"github.com/berthd/berth/test/wait"
 )
 
 // binary is the monitor that the tests run.
@@ -410,10 +411,8 @@ func (p *pod) children() (list string) {
 // eventually waits for what comes about by itself.
 func (p *pod) eventually(what string, ok func() bool) {
 	p.t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			p.t.Fatal(what, ": it does not come about")
-		}
+	if !wait.Until(20*time.Second, 5*time.Millisecond, ok) {
+		p.t.Fatal(what, ": it does not come about")
 	}
 }
 
@@ -439,15 +438,11 @@ func TestMemoryStaysFlat(t *testing.T) {
 		}
 	}
 	logged := func(size int64) {
-		for deadline := time.Now().Add(time.Minute); ; {
+		if !wait.Until(time.Minute, 10*time.Millisecond, func() bool {
 			st, err := os.Stat(p.log())
-			if err == nil && st.Size() >= size {
-				return
-			}
-			if time.Now().After(deadline) {
-				t.Fatalf("the log is %v, want %d bytes; %v", st, size, err)
-			}
-			time.Sleep(10 * time.Millisecond)
+			return err == nil && st.Size() >= size
+		}) {
+			t.Fatalf("the log does not come to %d bytes", size)
 		}
 	}
 	execs(200)
@@ -609,10 +604,7 @@ func TestPodWithUserNamespace(t *testing.T) {
 	if _, err := p.Start(p.context(), StartRequest{ContainerID: "c1", Plan: plan, LogPath: p.log()}); err != nil {
 		t.Fatal(err)
 	}
-	deadline := time.Now().Add(30 * time.Second)
-	for len(entries(t, p.log())) < 4 && time.Now().Before(deadline) {
-		time.Sleep(5 * time.Millisecond)
-	}
+	wait.Until(30*time.Second, 5*time.Millisecond, func() bool { return len(entries(t, p.log())) >= 4 })
 	if got := strings.Join(entries(t, p.log()), "|"); got != "stdout F harbour|stdout F 1|stdout F 81|stdout F sea" {
 		t.Errorf("log: %s", got)
 	}

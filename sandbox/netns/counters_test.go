@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/berthd/berth/test/wait"
 )
 
 func TestParseCounters(t *testing.T) {
@@ -72,14 +74,11 @@ func TestCountersAreOfTheNamespace(t *testing.T) {
 		t.Fatalf("%v: %s", err, out)
 	}
 	// The datagram, and the answer that nobody listens. What was sent is received a moment later.
-	for end := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
+	if !wait.Until(20*time.Second, time.Millisecond, func() bool {
 		got := traffic()
-		if got.Tx.Bytes >= 1000 && got.Tx.Packets > 0 && got.Rx == got.Tx {
-			break
-		}
-		if time.Now().After(end) {
-			t.Fatalf("lo = %+v", got)
-		}
+		return got.Tx.Bytes >= 1000 && got.Tx.Packets > 0 && got.Rx == got.Tx
+	}) {
+		t.Fatalf("lo = %+v", traffic())
 	}
 	// More interfaces than fit into one piece.
 	few, err := c.Read() // some kernels have more than lo in each namespace

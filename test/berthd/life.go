@@ -75,7 +75,7 @@ func (c *Client) Up(ctx context.Context, spec LifeSpec) (*Life, time.Duration, e
 // Exec runs a command in the container and says how long that took.
 func (l *Life) Exec(ctx context.Context, command ...string) (time.Duration, error) {
 	start := time.Now()
-	r, err := l.client.Runtime.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: l.Container, Cmd: command, Timeout: 20})
+	r, err := l.client.Runtime.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: l.Container, Cmd: command, Timeout: 60})
 	if err == nil && r.ExitCode != 0 {
 		err = fmt.Errorf("exit code %d: %s", r.ExitCode, r.Stderr)
 	}

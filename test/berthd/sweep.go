@@ -16,16 +16,17 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berthd/berth/test/invariants"
+	"github.com/berthd/berth/test/wait"
 )
 
 // Sweep takes everything of a daemon that does not run off the host, except its two folders: what pods left, the bridge, its
 // firewall and the cgroup tree. It is for the end of a test, also of one that failed.
-func Sweep(d invariants.Daemon) error {
-	for end := time.Now().Add(invariants.Grace); ; time.Sleep(50 * time.Millisecond) { // what is killed may take a moment to leave its cgroup
-		if err := sweepOnce(d); err == nil || !time.Now().Before(end) {
-			return err
-		}
-	}
+func Sweep(d invariants.Daemon) (err error) {
+	wait.Until(invariants.Grace, 50*time.Millisecond, func() bool { // what is killed may take a moment to leave its cgroup
+		err = sweepOnce(d)
+		return err == nil
+	})
+	return err
 }
 
 func sweepOnce(d invariants.Daemon) error {

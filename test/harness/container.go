@@ -165,7 +165,7 @@ type Result struct {
 // Exec runs a command in the container, or fails the test. A command that ends with an error is no failure.
 func (c *Container) Exec(command ...string) Result {
 	c.T.Helper()
-	r, err := c.TryExec(20*time.Second, command...)
+	r, err := c.TryExec(time.Minute, command...)
 	if err != nil {
 		c.T.Fatalf("ExecSync(%q): %v", command, err)
 	}

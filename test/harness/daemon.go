@@ -20,6 +20,7 @@ import (
 
 	"github.com/berthd/berth/test/berthd"
 	"github.com/berthd/berth/test/invariants"
+	"github.com/berthd/berth/test/wait"
 )
 
 // Timeout bounds every call that a test makes.
@@ -390,14 +391,8 @@ const Patience = 20 * time.Second
 func (d *Daemon) Eventually(within time.Duration, what string, ok func() bool) {
 	d.T.Helper()
 	within = max(within, Patience)
-	for end := time.Now().Add(within); ; time.Sleep(10 * time.Millisecond) {
-		late := time.Now().After(end) // before it is looked: the machine may stand still meanwhile
-		if ok() {
-			return
-		}
-		if late {
-			d.T.Fatalf("not within %s: %s", within, what)
-		}
+	if !wait.Until(within, 10*time.Millisecond, ok) {
+		d.T.Fatalf("not within %s: %s", within, what)
 	}
 }
 

@@ -2,12 +2,15 @@ package harness
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/berthd/berth/test/wait"
 )
 
 // Line is one line of a container's log.
@@ -45,21 +48,19 @@ func (c *Container) LogFile() string {
 }
 
 // Lines reads the container's log. A line that is just being written is waited for: a reader may see the part of a write that is on one page.
-func (c *Container) Lines() []Line {
+func (c *Container) Lines() (lines []Line) {
 	c.T.Helper()
-	for end := time.Now().Add(Patience); ; time.Sleep(time.Millisecond) {
-		text, err := os.ReadFile(c.LogFile())
-		if err != nil {
-			c.T.Fatal(err)
-		}
-		lines, err := ParseLog(string(text))
-		if err == nil {
-			return lines
-		}
-		if strings.HasSuffix(string(text), "\n") || !time.Now().Before(end) {
-			c.T.Fatal(err)
-		}
+	var err error
+	wait.Until(Patience, time.Millisecond, func() bool {
+		text, readErr := os.ReadFile(c.LogFile())
+		lines, err = ParseLog(string(text))
+		err = errors.Join(readErr, err)
+		return err == nil || readErr != nil || strings.HasSuffix(string(text), "\n")
+	})
+	if err != nil {
+		c.T.Fatal(err)
 	}
+	return lines
 }
 
 // Output joins what the log says of both streams, with newlines where lines end.

@@ -23,6 +23,7 @@ import (
 	"github.com/berthd/berth/test/harness"
 	"github.com/berthd/berth/test/images"
 	"github.com/berthd/berth/test/streamclient"
+	"github.com/berthd/berth/test/wait"
 )
 
 func methodsOf(d *grpc.ServiceDesc) (names []string) {
@@ -140,17 +141,15 @@ var command = []string{"sh", "-c", remains + " & sleep 0.01; kill $!; wait; echo
 
 // alone waits until nothing of a command is left in a container.
 func alone(c *harness.Container) error {
-	var left string
-	for end := time.Now().Add(harness.Timeout); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
-		r, err := c.TryExec(10*time.Second, "ps", "-o", "args")
-		if err != nil {
-			return err
-		}
-		if left = r.Stdout; !strings.Contains(left, remains) {
-			return nil
-		}
+	var left harness.Result
+	var err error
+	if wait.Until(harness.Timeout, 10*time.Millisecond, func() bool {
+		left, err = c.TryExec(time.Minute, "ps", "-o", "args")
+		return err != nil || !strings.Contains(left.Stdout, remains)
+	}) {
+		return err
 	}
-	return fmt.Errorf("commands that were given up run on:\n%s", left)
+	return fmt.Errorf("commands that were given up run on:\n%s", left.Stdout)
 }
 
 func runs(d *harness.Daemon) func(string) (subject, error) {
@@ -400,7 +399,7 @@ func reopens(c *harness.Container, round int) (request, error) {
 func execSyncs(c *harness.Container, _ int) (request, error) {
 	return request{
 		call: func(ctx context.Context, via *berthd.Client) (string, error) {
-			r, err := via.Runtime.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: c.ID, Cmd: command, Timeout: 20})
+			r, err := via.Runtime.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: c.ID, Cmd: command, Timeout: 60})
 			return string(r.GetStdout()), err
 		},
 		check: saysDone,
@@ -492,12 +491,14 @@ func echoServer(d *harness.Daemon) containerConfig {
 
 func forwards(c *harness.Container, round int) (request, error) {
 	call := forward1(c, bothTransports[round%2])
-	for end := time.Now().Add(harness.Timeout); round == 0; time.Sleep(10 * time.Millisecond) { // until it listens
-		if _, err := call(c.Context(), c.Client); err == nil || time.Now().After(end) {
-			return request{call: call}, err
+	var err error
+	wait.Until(harness.Timeout, 10*time.Millisecond, func() bool {
+		if round == 0 { // until it listens
+			_, err = call(c.Context(), c.Client)
 		}
-	}
-	return request{call: call}, nil
+		return err == nil
+	})
+	return request{call: call}, err
 }
 
 // forward1 talks to the forwarded port.

@@ -23,6 +23,7 @@ import (
 	"github.com/berthd/berth/test/berthd"
 	"github.com/berthd/berth/test/harness"
 	"github.com/berthd/berth/test/invariants"
+	"github.com/berthd/berth/test/wait"
 )
 
 // request is one request with what it needs. It is made again, the same.
@@ -170,12 +171,10 @@ func TestPluginCallsGivenUp(t *testing.T) {
 		return told
 	}
 	var told map[string]int
-	for end := time.Now().Add(harness.Timeout); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
-		if told = count(); told["RunPodSandbox"] == told["RemovePodSandbox"] && told["CreateContainer"] == told["RemoveContainer"] {
-			break
-		}
-	}
-	if told["RunPodSandbox"] != told["RemovePodSandbox"] || told["CreateContainer"] != told["RemoveContainer"] {
+	if !wait.Until(harness.Timeout, 20*time.Millisecond, func() bool {
+		told = count()
+		return told["RunPodSandbox"] == told["RemovePodSandbox"] && told["CreateContainer"] == told["RemoveContainer"]
+	}) {
 		t.Errorf("the plugin was told of %v", told)
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/berthd/berth/test/berthd"
 	"github.com/berthd/berth/test/harness"
 	"github.com/berthd/berth/test/streamclient"
+	"github.com/berthd/berth/test/wait"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -119,17 +120,15 @@ func TestDisconnects(t *testing.T) {
 	daemonMost := usage{files: daemonBefore.files + 4, threads: daemonBefore.threads + 40, pss: daemonBefore.pss + 9<<10}
 	monitorMost := usage{files: monitorBefore.files + 2, threads: monitorBefore.threads + 40, pss: monitorBefore.pss + 2<<10}
 	var daemonAfter, monitorAfter usage
-	for end := time.Now().Add(3 * harness.Timeout); time.Now().Before(end); time.Sleep(3 * time.Second) {
+	fits := wait.Until(3*harness.Timeout, 3*time.Second, func() bool {
 		daemonAfter, monitorAfter = usageOf(t, d.PID()), usageOf(t, monitor)
-		if daemonAfter.within(daemonMost) && monitorAfter.within(monitorMost) {
-			break
-		}
 		if !monitorAfter.within(monitorMost) { // else the daemon is left in peace: while it has something to do it keeps its memory
 			calm()
 		}
-	}
+		return daemonAfter.within(daemonMost) && monitorAfter.within(monitorMost)
+	})
 	t.Logf("%d clients in %v; daemon %+v, then %+v; monitor %+v, then %+v (memory in KiB)", clients, took, daemonBefore, daemonAfter, monitorBefore, monitorAfter)
-	if !daemonAfter.within(daemonMost) || !monitorAfter.within(monitorMost) {
+	if !fits {
 		t.Errorf("at most %+v and %+v may stay", daemonMost, monitorMost)
 	}
 	for _, c := range containers {

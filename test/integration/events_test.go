@@ -15,6 +15,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berthd/berth/test/harness"
+	"github.com/berthd/berth/test/wait"
 )
 
 // eventLog collects a daemon's events.
@@ -69,10 +70,8 @@ func (l *eventLog) of(id string) string {
 
 func (l *eventLog) await(id, want string) {
 	l.t.Helper()
-	for end := time.Now().Add(20 * time.Second); l.of(id) != want; time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(end) {
-			l.t.Fatalf("events of %.8s: %q, want %q", id, l.of(id), want)
-		}
+	if !wait.Until(20*time.Second, 5*time.Millisecond, func() bool { return l.of(id) == want }) {
+		l.t.Fatalf("events of %.8s: %q, want %q", id, l.of(id), want)
 	}
 }
 

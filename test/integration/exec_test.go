@@ -40,19 +40,19 @@ func TestExecSync(t *testing.T) {
 		}
 	}
 	for name, command := range map[string][]string{"missing": {"/no/such/program"}, "not executable": {"/etc/passwd"}, "a folder": {"/tmp"}} {
-		r, err := c.TryExec(5*time.Second, command...)
+		r, err := c.TryExec(time.Minute, command...)
 		if err == nil && r.Code != 126 && r.Code != 127 {
 			t.Errorf("%s: %+v, want an error or code 126 or 127", name, r)
 		}
 	}
-	_, err := c.TryExec(5 * time.Second)
+	_, err := c.TryExec(time.Minute)
 	wantCode(t, "no command", err, codes.InvalidArgument)
 	d.Check()
 	c.Stop(time.Second)
-	_, err = c.TryExec(5*time.Second, "true")
+	_, err = c.TryExec(time.Minute, "true")
 	wantCode(t, "exec in an exited container", err, codes.FailedPrecondition)
 	created := pod.Create(d.Sleeper("created"))
-	_, err = created.TryExec(5*time.Second, "true")
+	_, err = created.TryExec(time.Minute, "true")
 	wantCode(t, "exec in a created container", err, codes.FailedPrecondition)
 }
 
@@ -202,7 +202,7 @@ func TestManyExecsAtOnce(t *testing.T) {
 	for i := range 40 {
 		wg.Go(func() {
 			n := strconv.Itoa(i)
-			r, err := c.TryExec(20*time.Second, "sh", "-c", "echo "+n+"; exit "+n)
+			r, err := c.TryExec(time.Minute, "sh", "-c", "echo "+n+"; exit "+n)
 			if err != nil || r.Stdout != n+"\n" || r.Code != int32(i) {
 				t.Errorf("exec %d = %+v, %v", i, r, err)
 			}
@@ -238,7 +238,7 @@ func TestMonitorWithoutDescriptors(t *testing.T) {
 		if err := unix.Prlimit(monitor, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: uint64(n), Max: usual.Max}, nil); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := c.TryExec(20*time.Second, "true"); err != nil {
+		if _, err := c.TryExec(time.Minute, "true"); err != nil {
 			failed++
 		}
 		other := pod.Create(d.Container(fmt.Sprint("c", n), []string{"true"}))

@@ -14,6 +14,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berthd/berth/test/harness"
+	"github.com/berthd/berth/test/wait"
 )
 
 // fetch gets a page, or an error within a second.
@@ -33,12 +34,12 @@ func wantPage(d *harness.Daemon, address, want string) {
 	d.T.Helper()
 	var got string
 	var err error
-	for end := time.Now().Add(harness.Patience); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
-		if got, err = fetch(address); err == nil && strings.HasPrefix(got, want) {
-			return
-		}
+	if !wait.Until(harness.Patience, 10*time.Millisecond, func() bool {
+		got, err = fetch(address)
+		return err == nil && strings.HasPrefix(got, want)
+	}) {
+		d.T.Errorf("page of %s = %q, %v, want %q", address, got, err, want)
 	}
-	d.T.Errorf("page of %s = %q, %v, want %q", address, got, err, want)
 }
 
 func server(d *harness.Daemon, name string) *runtimeapi.ContainerConfig {

@@ -245,7 +245,7 @@ func TestEverybodyAtOneContainer(t *testing.T) {
 		ctx := d.Context()
 		calls := []func() error{
 			func() error { return c.TryStart() },
-			func() error { _, err := c.TryExec(5*time.Second, "true"); return err },
+			func() error { _, err := c.TryExec(time.Minute, "true"); return err },
 			func() error {
 				_, err := d.Runtime.StopContainer(ctx, &runtimeapi.StopContainerRequest{ContainerId: c.ID, Timeout: 1})
 				return err

@@ -84,7 +84,7 @@ func tryJoin(d *harness.Daemon, name string, change func(*nodePlugin), validate 
 		return p, nil
 	case <-p.closed:
 		return nil, errors.New("the connection was closed before it was synchronized")
-	case <-time.After(harness.Timeout):
+	case <-time.After(2 * harness.Timeout):
 		return nil, errors.New("it was not synchronized")
 	}
 }

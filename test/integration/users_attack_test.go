@@ -138,7 +138,7 @@ func TestExecOutOfReach(t *testing.T) {
 	set("FROZEN")
 	done := make(chan string, 1)
 	go func() {
-		r, err := target.TryExec(20*time.Second, "echo", "done")
+		r, err := target.TryExec(time.Minute, "echo", "done")
 		done <- fmt.Sprint(r.Stdout, err)
 	}()
 	status := thief.Wait(15 * time.Second)

@@ -90,7 +90,7 @@ func TestProcessInUserNamespace(t *testing.T) {
 	if got := root.Sh("ulimit -Hn"); got != strings.TrimSpace(d.RunPod(d.Pod("plain")).Run(d.Sleeper("c")).Sh("ulimit -Hn")) {
 		t.Errorf("limit of open files = %s", got)
 	}
-	if _, err := root.TryExec(10*time.Second, "/no/such"); !contains(err, "executable file not found") {
+	if _, err := root.TryExec(time.Minute, "/no/such"); !contains(err, "executable file not found") {
 		t.Errorf("exec of nothing: %v", err)
 	}
 }

@@ -9,6 +9,8 @@ import (
 
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berthd/berth/test/wait"
 )
 
 // Grace is how long things may take to settle.
@@ -43,20 +45,13 @@ func AsBefore(t testing.TB, d Daemon, before Items) {
 
 // Settle asks until nothing is found, and once more after Grace is over; it returns what is found then.
 func Settle(ctx context.Context, look func(context.Context) ([]string, error)) (lines []string, err error) {
-	for end := time.Now().Add(Grace); ; {
-		late := time.Now().After(end) // before it is looked: the machine may stand still meanwhile
+	wait.Until(Grace, 20*time.Millisecond, func() bool {
 		one, cancel := context.WithTimeout(ctx, Grace)
+		defer cancel()
 		lines, err = look(one)
-		cancel()
-		if err == nil && len(lines) == 0 || late {
-			return lines, err
-		}
-		select {
-		case <-ctx.Done():
-			return lines, ctx.Err()
-		case <-time.After(20 * time.Millisecond):
-		}
-	}
+		return err == nil && len(lines) == 0 || ctx.Err() != nil
+	})
+	return lines, err
 }
 
 // Steady collects things once they are the same twice in a row: what is just about to go is nothing that was there before.

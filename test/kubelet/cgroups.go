@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/berthd/berth/test/wait"
 )
 
 const cgroupDir = "/sys/fs/cgroup"
@@ -91,9 +93,9 @@ func removeCgroups(root string) error {
 	if err != nil {
 		return err
 	}
-	for end := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
-		dirs, err := Cgroups(root)
-		errs := []error{err}
+	wait.Until(time.Minute, 50*time.Millisecond, func() bool {
+		dirs, listErr := Cgroups(root)
+		errs := []error{listErr}
 		for _, tree := range trees {
 			dirs = slices.Insert(dirs, 0, filepath.Join(tree, root))
 		}
@@ -102,8 +104,8 @@ func removeCgroups(root string) error {
 				errs = append(errs, fmt.Errorf("remove cgroup: %w", err))
 			}
 		}
-		if err := errors.Join(errs...); err == nil || time.Now().After(end) {
-			return err
-		}
-	}
+		err = errors.Join(errs...)
+		return err == nil
+	})
+	return err
 }

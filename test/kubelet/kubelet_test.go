@@ -19,6 +19,7 @@ import (
 
 	"github.com/berthd/berth/test/harness"
 	"github.com/berthd/berth/test/kubelet"
+	"github.com/berthd/berth/test/wait"
 )
 
 // patience is how long something may take that takes a second on an idle machine.
@@ -200,30 +201,29 @@ func (w *world) watch(t *testing.T, name string) *watch {
 }
 
 // pods lists all of them.
-func (w *world) pods(t *testing.T) map[string]kubelet.Pod {
+func (w *world) pods(t *testing.T) (pods map[string]kubelet.Pod) {
 	t.Helper()
-	for end := time.Now().Add(patience); ; time.Sleep(time.Second) {
-		pods, err := w.k.List(t.Context())
-		if err == nil {
-			return pods
+	if !wait.Until(patience, time.Second, func() bool { // a kubelet that has much to do answers late
+		var err error
+		if pods, err = w.k.List(t.Context()); err != nil {
+			t.Log(err)
 		}
-		if t.Log(err); time.Now().After(end) { // a kubelet that has much to do answers late
-			t.FailNow()
-		}
+		return err == nil
+	}) {
+		t.FailNow()
 	}
+	return pods
 }
 
 // until polls, and fails the test when it takes too long. What it waited for is shown with what there is instead.
 func until(t *testing.T, what string, ok func() (there any, is bool)) {
 	t.Helper()
-	for end := time.Now().Add(patience); ; time.Sleep(100 * time.Millisecond) {
-		there, is := ok()
-		if is {
-			return
-		}
-		if time.Now().After(end) {
-			t.Fatalf("not within %s: %s; there is\n%v", patience, what, there)
-		}
+	var there any
+	if !wait.Until(patience, 100*time.Millisecond, func() (is bool) {
+		there, is = ok()
+		return is
+	}) {
+		t.Fatalf("not within %s: %s; there is\n%v", patience, what, there)
 	}
 }
 

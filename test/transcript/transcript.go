@@ -7,6 +7,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/berthd/berth/test/wait"
 )
 
 // limit is how long a text is waited for.
@@ -35,9 +37,7 @@ func (s *Transcript) String() string {
 // Wait waits until it holds a text, and ends the test when that does not come about.
 func (s *Transcript) Wait(t testing.TB, text string) {
 	t.Helper()
-	for end := time.Now().Add(limit); !strings.Contains(s.String(), text); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("after %v it is %q, and does not hold %q", limit, s, text)
-		}
+	if !wait.Until(limit, 5*time.Millisecond, func() bool { return strings.Contains(s.String(), text) }) {
+		t.Fatalf("after %v it is %q, and does not hold %q", limit, s, text)
 	}
 }

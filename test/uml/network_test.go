@@ -26,7 +26,7 @@ func TestNetworkWithoutNAT(t *testing.T) {
 		if got := c.Sh("probe get " + address); !strings.HasPrefix(got, "a page\n") {
 			t.Errorf("another pod gets %q from %s", got, address)
 		}
-		client := http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+		client := http.Client{Timeout: time.Minute, Transport: &http.Transport{DisableKeepAlives: true}}
 		r, err := client.Get(address)
 		if err != nil {
 			t.Errorf("the host gets nothing from %s: %v", address, err)

@@ -16,6 +16,7 @@ import (
 	"github.com/berthd/berth/cri/streaming"
 	"github.com/berthd/berth/sandbox"
 	"github.com/berthd/berth/test/transcript"
+	"github.com/berthd/berth/test/wait"
 )
 
 // Target is what the suite is run against.
@@ -35,10 +36,8 @@ const Limit = 30 * time.Second
 // Eventually waits until ok.
 func Eventually(t testing.TB, ok func() bool, format string, args ...any) {
 	t.Helper()
-	for end := time.Now().Add(Limit); !ok(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("not within %v: "+format, append([]any{Limit}, args...)...)
-		}
+	if !wait.Until(Limit, 5*time.Millisecond, ok) {
+		t.Fatalf("not within %v: "+format, append([]any{Limit}, args...)...)
 	}
 }
 

@@ -17,6 +17,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berthd/berth/oci/adjust"
+	"github.com/berthd/berth/test/wait"
 )
 
 // plain is a container before plugins.
@@ -255,10 +256,8 @@ func started(t testing.TB) *Plugins {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { p.Close(context.Background()) })
-	for deadline := time.Now().Add(30 * time.Second); p.Active(); time.Sleep(time.Millisecond) { // those of the folder are synchronized
-		if time.Now().After(deadline) {
-			t.Fatal("plugins are still joining")
-		}
+	if !wait.Until(30*time.Second, time.Millisecond, func() bool { return !p.Active() }) { // those of the folder are synchronized
+		t.Fatal("plugins are still joining")
 	}
 	return p
 }

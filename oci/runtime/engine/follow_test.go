@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/berthd/berth/test/wait"
 )
 
 // TestBoundVolumesMissNoMount mounts below volumes at any moment of a container's start. A clone of a volume that is kept detached until it
@@ -62,14 +64,11 @@ func TestBoundVolumesMissNoMount(t *testing.T) {
 					t.Fatalf("a mount on the host while the container starts: %q, status %d", out, ws.ExitStatus())
 				}
 				// Whoever looks at all mounts of the host holds this one for a moment.
-				for end := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
-					err := unix.Unmount(filepath.Join(dir, "m"), 0)
-					if err == nil {
-						break
-					}
-					if err != unix.EBUSY || time.Now().After(end) {
-						t.Fatalf("the mount is held: %v", err)
-					}
+				if wait.Until(20*time.Second, time.Millisecond, func() bool {
+					err = unix.Unmount(filepath.Join(dir, "m"), 0)
+					return err != unix.EBUSY
+				}); err != nil {
+					t.Fatalf("the mount is held: %v", err)
 				}
 				if err := os.Remove(filepath.Join(dir, "go")); err != nil {
 					t.Fatal(err)

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/berthd/berth/test/wait"
 )
 
 // pausing is a plan that waits at both points, with its root on the host.
@@ -139,15 +141,12 @@ func TestPausedChildEndsWithItsParent(t *testing.T) {
 	}
 	for _, f := range found {
 		pid, _ := strconv.Atoi(string(f[1]))
-		for end := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		if !wait.Until(30*time.Second, 10*time.Millisecond, func() bool {
 			state, err := os.ReadFile("/proc/" + string(f[1]) + "/stat")
-			if err != nil || strings.Contains(string(state), ") Z ") {
-				break
-			}
-			if time.Now().After(end) {
-				unix.Kill(pid, unix.SIGKILL)
-				t.Fatalf("child %d outlives its parent", pid)
-			}
+			return err != nil || strings.Contains(string(state), ") Z ")
+		}) {
+			unix.Kill(pid, unix.SIGKILL)
+			t.Fatalf("child %d outlives its parent", pid)
 		}
 	}
 }

@@ -477,6 +477,114 @@ func TestEndOfTheDaemonWhileItStarts(t *testing.T) {
 	w.empty()
 }
 
+// What the daemon is short of while it asks a monitor says nothing of the monitor, also when the daemon ends meanwhile.
+func TestShortageWhileTheDaemonStarts(t *testing.T) {
+	w := newWorld(t)
+	m := w.open(nil)
+	p := run(t, m, podConfig("a"))
+	c := start(t, m, createRequest(p, "c", "sleep 1000"))
+	if err := m.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	f := w.monitorOf(p)
+	short := func(err error) (m *Manager) {
+		t.Helper()
+		f.mu.Lock()
+		f.helloErr, f.hellos = err, 0
+		f.mu.Unlock()
+		m = w.open(nil)
+		waitFor(t, func() bool { f.mu.Lock(); defer f.mu.Unlock(); return f.hellos > 0 })
+		return m
+	}
+	if err := short(os.NewSyscallError("socket", syscall.EMFILE)).Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	m = short(os.NewSyscallError("socket", syscall.ENOMEM))
+	f.mu.Lock()
+	f.helloErr = nil
+	f.mu.Unlock()
+	w.recovered(m)
+	if got, _ := m.Pod(p); got.State != PodReady || got.Message != "" {
+		t.Errorf("sandbox = %+v", got)
+	}
+	if got, _ := m.Container(c); got.State != ContainerRunning {
+		t.Errorf("container = %+v", got)
+	}
+	remove(t, m, p)
+	w.empty()
+}
+
+// noDescriptors makes each call that needs a descriptor fail, until the returned function is called.
+func noDescriptors(t *testing.T) (end func()) {
+	t.Helper()
+	var limit syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	none := limit
+	none.Cur = 3 // those are open
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &none); err != nil {
+		t.Fatal(err)
+	}
+	var once sync.Once
+	end = func() {
+		once.Do(func() {
+			if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	t.Cleanup(end)
+	return end
+}
+
+// A monitor that no descriptor can be opened of is tried again, and given up like one that does not answer: nobody would follow its exits.
+func TestNoDescriptorForAMonitor(t *testing.T) {
+	w := newWorld(t)
+	m := w.open(nil)
+	id := run(t, m, podConfig("a"))
+	start(t, m, createRequest(id, "c", "sleep 1000"))
+	reattach := func(m *Manager, timeout time.Duration) (*pod, error) {
+		p := m.pods[id]
+		rec := m.record(p)
+		m.setLink(p, nil)
+		ctx, cancel := context.WithTimeout(m.ctx, timeout)
+		defer cancel()
+		return p, m.reattach(ctx, p, &rec)
+	}
+
+	end := noDescriptors(t)
+	if err := m.sweepMonitors([]store.Process{m.record(m.pods[id]).Monitor}); !errors.Is(err, syscall.EMFILE) {
+		t.Errorf("sweep = %v, want %v", err, syscall.EMFILE)
+	}
+	time.AfterFunc(200*time.Millisecond, end)
+	if p, err := reattach(m, 20*time.Second); err != nil || m.linkOf(p) == nil || m.podState(p) != PodReady {
+		t.Errorf("a short while of it: %v, link %v, %s", err, m.linkOf(p), m.podState(p))
+	}
+
+	end = noDescriptors(t)
+	m.background.cancel()
+	p, err := reattach(m, 20*time.Second)
+	end()
+	if !errors.Is(err, context.Canceled) || m.podState(p) != PodReady {
+		t.Errorf("the daemon ends meanwhile: %v, %s", err, m.podState(p))
+	}
+	if err := m.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+
+	m = w.open(nil)
+	w.recovered(m)
+	end = noDescriptors(t)
+	p, err = reattach(m, 100*time.Millisecond)
+	end()
+	if !errors.Is(err, syscall.EMFILE) || m.podState(p) != PodNotReady {
+		t.Errorf("it lasts: %v, %s", err, m.podState(p))
+	}
+	remove(t, m, id)
+	w.empty()
+}
+
 // A process that cannot be looked at, for want of descriptors, has not ended: its sandbox would be given up.
 func TestProcessThatCannotBeLookedAt(t *testing.T) {
 	started, _, err := processStat(os.Getpid())

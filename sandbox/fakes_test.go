@@ -400,6 +400,7 @@ type fakeMonitor struct {
 	containers map[string]*fakeContainer
 	watchers   map[chan monitor.Exit]bool
 	helloErr   error
+	hellos     int
 	startErr   error
 	reopened   int
 }
@@ -529,6 +530,7 @@ func (c *fakeClient) Hello(ctx context.Context) (monitor.Hello, error) {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.hellos++
 	h := monitor.Hello{PID: f.pid}
 	for id, k := range f.containers {
 		state := monitor.ContainerState{ID: id, PID: k.pid, Running: true}

@@ -88,10 +88,15 @@ func openProcess(process store.Process) (int, error) {
 		return fd, nil
 	}
 	unix.Close(fd)
-	if err == nil || errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) || errors.Is(err, os.ErrProcessDone) {
+	if err == nil || isGone(err) {
 		return -1, os.ErrProcessDone
 	}
 	return -1, err
+}
+
+// isGone tells whether processStat found that the process has ended.
+func isGone(err error) bool {
+	return errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) || errors.Is(err, os.ErrProcessDone)
 }
 
 // processStat reads start time (clock ticks since boot) and parent of a process (proc_pid_stat(5), fields 22 and 4).

@@ -225,22 +225,24 @@ func (m *Manager) recoverState(ctx context.Context, p *pod) error {
 }
 
 // reattach connects to the monitor of a sandbox that is ready, and takes what happened meanwhile. Without a monitor the sandbox is not ready
-// any more; with one that does not answer neither, but it is left to StopPod to end.
+// any more; with one that does not answer, or cannot be connected to, neither, but it is left to StopPod to end.
 func (m *Manager) reattach(ctx context.Context, p *pod, rec *store.Pod) error {
-	l, err := m.connect(p, rec.Monitor, nil)
+	var l *link
+	err := outlast(ctx, func() (err error) { l, err = m.connect(p, rec.Monitor, nil); return err })
 	if errors.Is(err, os.ErrProcessDone) {
 		m.abandon(ctx, p, ReasonMonitorLost)
 		return nil
 	}
-	if err != nil {
-		return err
+	var hello monitor.Hello
+	if err == nil {
+		m.setLink(p, l)
+		err = outlast(ctx, func() (err error) { hello, err = l.client.Hello(ctx); return err })
 	}
-	m.setLink(p, l)
-	hello, err := l.client.Hello(ctx)
-	if m.ctx.Err() != nil { // the daemon ends: that says nothing of the monitor
+	ended := err != nil && l != nil && l.endsWithin(endTimeout) // one that is killed loses its sockets before it is gone
+	if m.ctx.Err() != nil {                                     // the daemon ends: that says nothing of the monitor
 		return m.ctx.Err()
 	}
-	if err != nil && !l.endsWithin(endTimeout) { // one that is killed loses its sockets before it is gone
+	if err != nil && !ended {
 		return errors.Join(fmt.Errorf("its monitor does not answer: %w", err), m.updatePod(p, func(rec *store.Pod) { rec.State = store.NotReady }))
 	}
 	if err != nil {
@@ -264,6 +266,19 @@ func (m *Manager) reattach(ctx context.Context, p *pod, rec *store.Pod) error {
 	m.follow(p)
 	m.watchScope(p)
 	return err
+}
+
+// outlast does something again as long as it fails for a shortage, until ctx ends.
+func outlast(ctx context.Context, do func() error) error {
+	for {
+		err := do()
+		if !store.Shortage(err) {
+			return err
+		}
+		if pause(ctx, watchPause); ctx.Err() != nil {
+			return err
+		}
+	}
 }
 
 // adopt takes a container's state from its monitor.

@@ -98,10 +98,17 @@ func (m *Manager) sweepMonitors(before []store.Process) error {
 	var errs []error
 	for _, process := range before {
 		fd, err := openProcess(process)
+		if errors.Is(err, os.ErrProcessDone) {
+			continue
+		}
 		if err != nil {
-			continue // ended
+			errs = append(errs, fmt.Errorf("open monitor %d: %w", process.PID, err))
+			continue
 		}
 		_, parent, err := processStat(process.PID)
+		if err != nil && !isGone(err) {
+			errs = append(errs, fmt.Errorf("look at monitor %d: %w", process.PID, err))
+		}
 		if err == nil && !owned[process.PID] && !owned[parent] {
 			if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
 				errs = append(errs, fmt.Errorf("kill monitor %d: %w", process.PID, err))

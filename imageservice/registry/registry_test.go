@@ -516,7 +516,7 @@ func TestLoopbackSpeaksHTTPAndFallsBackToTLS(t *testing.T) {
 func TestEndpointsAreToldAtAnyTime(t *testing.T) {
 	reg := start(t, registrytest.Options{})
 	reg.AddFault(registrytest.Fault{Wait: time.Hour})
-	s := open(t, Config{}, reg.Host()+"/a/b:1", Credentials{})
+	s := open(t, Config{StallTimeout: time.Hour}, reg.Host()+"/a/b:1", Credentials{})
 	ctx, cancel := context.WithCancel(t.Context())
 	asked, told := make(chan struct{}), make(chan []Endpoint, 1)
 	go func() {
@@ -532,7 +532,7 @@ func TestEndpointsAreToldAtAnyTime(t *testing.T) {
 		if len(all) != 1 {
 			t.Errorf("endpoints = %+v", all)
 		}
-	case <-time.After(20 * time.Second): // before the registry counts as stalled
+	case <-time.After(time.Minute):
 		t.Error("Endpoints waits for the registry")
 	}
 	cancel()

@@ -40,7 +40,7 @@ type Process struct {
 }
 
 // answerWait is how long a started daemon may take to answer.
-const answerWait = 30 * time.Second
+const answerWait = time.Minute
 
 // New prepares a daemon and clients of its socket, and starts nothing. Close ends the clients.
 func New(opts Options) (*Process, error) {

@@ -83,8 +83,8 @@ func (s *Service) Configure(config Config) {
 	s.Pin(config.Pinned)
 }
 
-// Open reads the records and removes what none of them names. A record that cannot be used is put aside: see Problems. For want of descriptors,
-// memory or room nothing is put aside: then Open fails.
+// Open reads the records and removes what none of them names. A record that cannot be used is put aside: see Problems. For want of descriptors
+// or memory nothing is put aside: then Open fails.
 // Close ends it.
 func Open(ctx context.Context, config Config) (*Service, error) {
 	s := &Service{

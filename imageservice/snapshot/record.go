@@ -20,9 +20,10 @@ const recordVersion = 1
 // readFile reads a record. Tests make it fail.
 var readFile = os.ReadFile
 
-var shortages = []syscall.Errno{unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.EINTR, unix.EAGAIN, unix.ENOBUFS, unix.ENOSPC, unix.EDQUOT}
+var shortages = []syscall.Errno{unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.EINTR, unix.EAGAIN, unix.ENOBUFS}
 
-// Shortage tells whether an error says only that the daemon or the host is short of something now, and so nothing of a layer or stack.
+// Shortage tells whether an error says only that the daemon or the host is short of descriptors or memory now, and so nothing of a layer or stack.
+// A full disk is none: a daemon that does not start could not be told to remove images.
 func Shortage(err error) bool {
 	return slices.ContainsFunc(shortages, func(e syscall.Errno) bool { return errors.Is(err, e) })
 }
